@@ -1,0 +1,162 @@
+"""Records that pass between the stages, and the protocol of an environment. Imports no torch.
+
+A *task* is one initial state of an environment. A *group* is G rollouts of one task. A *trajectory* is one
+episode. A *transition* is what the policy saw (`prompt_ids`), the tokens it sampled (`action_ids`) and the
+observation the environment answered with (`observation_ids`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the command line prints it as one line and exits with 2.
+
+    The message says what is wrong, where, and how to mend it.
+    """
+
+
+@dataclass(frozen=True)
+class Task:
+    """One initial state of an environment. Produced by `Env.tasks`, consumed by `Env.reset`.
+
+    >>> Task(task_id="pick_and_place_simple-Mug-None-Desk-308/trial_1", env="alfworld", split="unseen",
+    ...      task_type="pick_and_place_simple", path=Path("game.tw-pddl"))  # doctest: +ELLIPSIS
+    Task(task_id='pick_and_place_simple-Mug-None-Desk-308/trial_1', env='alfworld', ...)
+    """
+
+    task_id: str
+    env: str = "alfworld"
+    split: str = ""
+    task_type: str = ""
+    path: Path | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_file(cls, path: str | Path, env: str = "alfworld", split: str = "") -> Task:
+        """The task of one game file (ALFWorld: `.../<task>-<Object>-...-<scene>/trial_*/game.tw-pddl`).
+
+        The task type is the part of the grandparent folder's name before the first `-`. Raises `UserError`
+        when there is no such file; what is wrong inside a file is reported by `Env.reset`.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"no game file at {path}: give the path of a game.tw-pddl file")
+        path = path.resolve()
+        kind, trial = path.parent.parent.name, path.parent.name
+        return cls(task_id=f"{kind}/{trial}", env=env, split=split, task_type=kind.split("-")[0], path=path)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an environment shows. Produced by `Env.reset` and `Env.step`, consumed by the agent loop.
+
+    `text` is the environment's own text; `admissible` the commands that it would accept now, in its order.
+    `info` holds `won` (bool), `task_type` (str), `state_text` (str: equal exactly where the environment's
+    state looks equal; GiGPO's anchor observation) and, after a reset, `task` (the instruction's text).
+
+    >>> Observation("You arrive at cabinet 1. The cabinet 1 is closed.", ("open cabinet 1",), {"won": False}).text
+    'You arrive at cabinet 1. The cabinet 1 is closed.'
+    """
+
+    text: str
+    admissible: tuple[str, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The answer to one command. Produced by `Env.step`, consumed by the agent loop.
+
+    `reward` is the environment's own (ALFWorld: 1.0 at the step that wins, else 0.0).
+
+    >>> Step(Observation("Nothing happens."), 0.0, False).done
+    False
+    """
+
+    observation: Observation
+    reward: float
+    done: bool
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Env(Protocol):
+    """One episode at a time. Not thread-safe; `spawn` gives another episode slot over the same data."""
+
+    name: str
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split in a fixed order. Raises `UserError` for a split that does not exist."""
+        ...
+
+    def reset(self, task: Task) -> Observation:
+        """Starts an episode. Raises `UserError` naming file and place when the task cannot be loaded."""
+        ...
+
+    def step(self, command: str) -> Step:
+        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        ...
+
+    def spawn(self) -> Env:
+        """An independent environment that shares this one's read-only data."""
+        ...
+
+    def close(self) -> None:
+        """Gives back processes and files. Safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One turn of an episode, as token ids. Produced by the agent loop, consumed by every training stage.
+
+    prompt_ids       [P]  all that the policy saw before it acted. In the `trajectory` layout it is the whole
+                          episode so far, and the next transition's prompt continues it exactly.
+    action_ids       [A]  the tokens that were sampled, the end token included when one was sampled
+    rollout_logprobs [A]  their log-probabilities, as the generating engine reported them
+    observation_ids  [O]  the tokens that follow the action: chat glue and the next observation's text
+    observation_mask [O]  True on the tokens of the observation's text itself (glue is not predicted)
+
+    >>> t = Transition((1, 2), (3,), (-0.1,), (4, 5), (False, True), command="look", observation_text="a room",
+    ...                anchor_obs="s0", reward=0.0, valid=True)
+    >>> t.action_ids
+    (3,)
+    """
+
+    prompt_ids: tuple[int, ...]
+    action_ids: tuple[int, ...]
+    rollout_logprobs: tuple[float, ...]
+    observation_ids: tuple[int, ...]
+    observation_mask: tuple[bool, ...]
+    command: str
+    observation_text: str
+    anchor_obs: str
+    reward: float
+    valid: bool
+    policy_version: int = 0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode. Produced by the agent loop, consumed by advantages, selection, packing and the metrics.
+
+    `episode_return` is the sum of rewards with penalties; `success_return` leaves the penalties out and is
+    what the world-model weight compares with `R_max`.
+
+    >>> Trajectory(Task("t"), group=0, transitions=(), episode_return=10.0, success_return=10.0, won=True).won
+    True
+    """
+
+    task: Task
+    group: int
+    transitions: tuple[Transition, ...]
+    episode_return: float
+    success_return: float
+    won: bool
+    intro_text: str = ""
+    truncated: bool = False

@@ -1,0 +1,23 @@
+"""Shared fixtures: where the real test data lies, and the same random seed in every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def find_test_data() -> Path | None:
+    """`PAW_FAST_TEST_DATA`, or `../shared/data` beside the checkout; None where neither exists."""
+    named = os.environ.get("PAW_FAST_TEST_DATA")
+    path = Path(named) if named else ROOT.parent / "shared" / "data"
+    return path if path.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    path = find_test_data()
+    if path is None:
+        pytest.skip("no test data: set PAW_FAST_TEST_DATA or put it at ../shared/data")
+    return path
