@@ -1,0 +1,337 @@
+"""What a run measures: the names, the files they go to, the time of every stage, and a confidence interval.
+
+    RUN/metrics.jsonl          one JSON object a line: {"step": 12, "reward/mean": 1.25, ...}
+    RUN/tensorboard/           the same as TensorBoard events
+
+Imports no torch (the report reads these files without it).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paw_fast.files import user_errors, write_text
+from paw_fast.types import UserError
+
+METRICS: dict[str, str] = {
+    "reward/mean": "mean return of the step's episodes, penalties included",
+    "reward/return_mean": "mean return without penalties",
+    "success/rate": "share of training episodes that won",
+    "success/<task_type>": "share of training episodes of one task type that won",
+    "success/eval_rate": "share of evaluation tasks won",
+    "success/eval_<task_type>": "share of evaluation tasks of one task type won",
+    "success/eval_total": "evaluation tasks played",
+    "episode/length_mean": "actions in an episode",
+    "episode/invalid_action_rate": "share of actions that broke the format or were not admissible",
+    "episode/truncated_rate": "share of episodes that ended because a limit was reached",
+    "wm/lambda_mean": "mean weight of the world-model loss over the groups",
+    "wm/selected_share": "share of transitions selected for the world-model loss",
+    "wm/clipped_token_ratio": "share of selected observation tokens with p >= tau",
+    "wm/next_observation_error": "mean 1 - p over selected observation tokens",
+    "wm/loss": "world-model loss",
+    "policy/loss": "policy loss, KL included",
+    "policy/kl": "k3 estimate of the KL to the reference policy, nats a token",
+    "policy/clip_fraction": "share of action tokens with a clipped ratio",
+    "policy/entropy": "mean entropy of action tokens, nats",
+    "policy/advantage_abs_mean": "mean size of the advantages",
+    "optim/grad_norm": "global gradient norm before clipping",
+    "optim/learning_rate": "learning rate",
+    "rollout/logprob_gap_mean": "mean |log-prob in the trainer - in the generator|, nats",
+    "rollout/logprob_gap_max": "largest such gap, nats",
+    "time/<stage>_s": "seconds spent in a stage of the step",
+    "time/step_s": "seconds of the whole step",
+    "throughput/tokens_per_s": "tokens that the step processed, a second",
+    "throughput/episodes_per_s": "episodes a second",
+    "memory/peak_bytes": "peak memory of the process (CPU) or of the device (CUDA)",
+}
+"""Every metric with its meaning; `<...>` stands for letters, digits, `_` and `-`. Add a new one here first."""
+
+_PATTERN = re.compile("|".join(re.sub(r"<\w+>", r"[A-Za-z0-9_\\-]+", name) for name in METRICS))
+_NON_FINITE = "non_finite"
+
+
+def check_name(name: str) -> None:
+    """Raises `ValueError` with the nearest known name when this is not one of `METRICS`."""
+    if not _PATTERN.fullmatch(name):
+        near = difflib.get_close_matches(name, METRICS, 1)
+        raise ValueError(f"unknown metric {name!r}{f', do you mean {near[0]!r}?' if near else ''}: see metrics.METRICS")
+
+
+# ----------------------------------------------------------------------------------------------------- files
+
+
+class MetricsWriter:
+    """Appends the metrics of each step to a run's files. Use it as a context manager or call `close`.
+
+    `resume_step` is the step of the checkpoint that the run goes on from: later lines are removed, and
+    TensorBoard hides later events. Without it the run must have no metrics yet. `wandb` holds keyword arguments
+    of `wandb.init` (say, `{"project": "paw"}`); it needs the `wandb` extra. Raises `UserError` on a full disk, a
+    missing permission or a missing extra.
+
+    >>> with MetricsWriter(Path("runs/a")) as writer:                                        # doctest: +SKIP
+    ...     writer.log(1, {"reward/mean": 1.25})
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        tensorboard: bool = True,
+        wandb: Mapping[str, Any] | None = None,
+        *,
+        resume_step: int | None = None,
+    ) -> None:
+        self.path = Path(run_dir) / "metrics.jsonl"
+        with user_errors("write metrics", self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if resume_step is not None:
+            rows = [row for row in _read_rows(self.path) if row["step"] <= resume_step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        elif self.path.exists() and self.path.stat().st_size:
+            raise UserError(f"{run_dir} already holds the metrics of a run: resume it or choose another folder")
+        self._wandb = _start_wandb(run_dir, wandb) if wandb is not None else None
+        with user_errors("write metrics", self.path):
+            self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+            folder = self.path.parent / "tensorboard"
+            self._events = _EventFile(folder, resume_step) if tensorboard else None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line, at once. NaN and infinities become null and are listed under `non_finite`.
+
+        Raises `ValueError` for an unknown name, `UserError` when the line cannot be written: none of it then is.
+        """
+        row: dict[str, Any] = {"step": int(step)}
+        for name, value in values.items():
+            check_name(name)
+            row[name] = float(value) if math.isfinite(value) else None
+        bad = [name for name in values if row[name] is None]
+        if bad:
+            row[_NON_FINITE] = bad
+        finite = {name: row[name] for name in values if row[name] is not None}
+        with user_errors("write metrics", self.path):
+            _append(self._handle, (json.dumps(row) + "\n").encode())
+            if self._events is not None:
+                self._events.log(step, finite)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
+
+    def close(self) -> None:
+        """Closes the files. Safe to call twice."""
+        self._handle.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _append(handle: Any, line: bytes) -> None:
+    """Writes the line whole, or leaves the file as it was."""
+    end = os.fstat(handle.fileno()).st_size
+    try:
+        done = 0
+        while done < len(line):
+            done += handle.write(line[done:])
+    except OSError:
+        os.ftruncate(handle.fileno(), end)
+        raise
+
+
+class _EventFile:
+    """TensorBoard events, written synchronously: tensorboardX's own writer has a thread that dies on a full disk
+    and then blocks the caller, and a queue that a kill empties."""
+
+    def __init__(self, folder: Path, resume_step: int | None) -> None:
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9}.paw-fast.{now % 10**9:09d}"
+        self._records = RecordWriter(str(folder / name))
+        self._write(self._event(file_version="brain.Event:2"))
+        if resume_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(self._event(step=resume_step + 1, session_log=start))
+        self._records.flush()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        rows = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(self._event(step=int(step), summary=self._summary(value=rows)))
+        self._records.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk kept in the buffer; `log` has reported it
+            self._records.close()
+
+
+def _start_wandb(run_dir: Path, settings: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb is not installed: pip install 'paw-fast[wandb]'") from None
+    return wandb.init(dir=str(run_dir), **settings)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The file's rows as written; a last line that a kill cut short is left out. Raises `UserError`."""
+    if not path.exists():
+        return []
+    with user_errors("read metrics", path):
+        lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise UserError(f"{path}:{number}: not a line of metrics: remove the line") from None
+        rows.append(row)
+    return rows
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The logged rows in the order written, `step` (an int) in each; null reads as NaN. Empty without a file.
+
+    Raises `UserError` naming the line when one in the middle is damaged; a torn last line is left out.
+    """
+    return [
+        {name: math.nan if value is None else value for name, value in row.items() if name != _NON_FINITE}
+        for row in _read_rows(Path(run_dir) / "metrics.jsonl")
+    ]
+
+
+# ------------------------------------------------------------------------------------------- time and memory
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stretch of a stage, in seconds since the timer was made. Produced by `StageTimer`."""
+
+    name: str
+    start_s: float
+    end_s: float
+    thread: int
+
+
+class StageTimer:
+    """Seconds of each stage. A stage inside another counts for itself alone, so the times add up to the step.
+
+    Threads may use one timer together: each has its own nesting, and the times of all are summed.
+
+    >>> timer = StageTimer()
+    >>> with timer("rollout"):
+    ...     pass
+    >>> sorted(timer.take())
+    ['time/other_s', 'time/rollout_s', 'time/step_s']
+    """
+
+    def __init__(self, max_spans: int = 100_000) -> None:
+        self.spans: deque[Span] = deque(maxlen=max_spans)
+        self._origin = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        stack: list[float] = self._local.__dict__.setdefault("stack", [])
+        stack.append(0.0)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            end = time.perf_counter()
+            inside = stack.pop()
+            if stack:
+                stack[-1] += end - start
+            with self._lock:
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + (end - start) - inside
+                thread = threading.get_ident()
+                self.spans.append(Span(stage, start - self._origin, end - self._origin, thread))
+
+    def take(self) -> dict[str, float]:
+        """The stages that ended since the last `take`, as metrics, and starts anew.
+
+        `time/step_s` is the wall time since then, `time/other_s` what of it lay in no stage (0 where threads
+        overlap by more).
+        """
+        with self._lock:
+            now = time.perf_counter()
+            seconds, self._seconds = self._seconds, {}
+            step, self._last = now - self._last, now
+        times = {f"time/{stage}_s": value for stage, value in seconds.items()}
+        times["time/other_s"] = max(step - sum(seconds.values()), 0.0)
+        times["time/step_s"] = step
+        return times
+
+    def chrome_trace(self) -> list[dict[str, Any]]:
+        """The kept spans as events for `chrome://tracing` or Perfetto (times in microseconds)."""
+        return [
+            {
+                "name": span.name,
+                "ph": "X",
+                "ts": span.start_s * 1e6,
+                "dur": (span.end_s - span.start_s) * 1e6,
+                "pid": os.getpid(),
+                "tid": span.thread,
+            }
+            for span in self.spans
+        ]
+
+
+def peak_memory_bytes() -> int:
+    """The device's peak of allocated bytes where torch runs on CUDA, else the process's peak resident size."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (95 % by default): (low, high), both in [0, 1]; (0, 1) of nothing.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson, JASA 22 (1927).
+    Raises `ValueError` unless 0 <= successes <= total.
+    """
+    if not 0 <= successes <= total:
+        raise ValueError(f"got {successes} successes of {total}, expected 0 <= successes <= total")
+    if total == 0:
+        return 0.0, 1.0
+    share, z2n = successes / total, z * z / total
+    middle = share + z2n / 2
+    half = z * math.sqrt(share * (1 - share) / total + z2n / (4 * total))
+    low = 0.0 if successes == 0 else (middle - half) / (1 + z2n)
+    high = 1.0 if successes == total else (middle + half) / (1 + z2n)
+    return low, high
