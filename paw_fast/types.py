@@ -160,3 +160,36 @@ class Trajectory:
     won: bool
     intro_text: str = ""
     truncated: bool = False
+    seed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Span:
+    """One transition's place in a sequence. Positions are those of the tokens themselves.
+
+    transition        index over all transitions of the batch, trajectory by trajectory
+    action            positions [start, end) of the sampled tokens
+    observation       positions of the next observation's own tokens
+    rollout_logprobs  one for each action token
+
+    >>> Span(0, (3, 5), (6, 7, 8), (-0.1, -0.2)).action
+    (3, 5)
+    """
+
+    transition: int
+    action: tuple[int, int]
+    observation: tuple[int, ...]
+    rollout_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids and the transitions in them. Produced here, consumed by packing.
+
+    >>> TokenSequence(0, (1, 2, 3), ()).ids
+    (1, 2, 3)
+    """
+
+    trajectory: int
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]

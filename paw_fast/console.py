@@ -1,0 +1,73 @@
+"""What a person sees while work goes on: a bar where there is a terminal, a line a step where there is none.
+
+Everything goes to stderr, so that stdout stays free for results (`--json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line to the user."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _bar(*extra) -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), *extra, console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar over `total` items; call what it gives once for each (or with a number of them)."""
+    if not console.is_terminal:
+        say(f"{label} ...")
+    with _bar() as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count=1: bar.advance(task, count)
+
+
+class StepProgress:
+    """The bar of a training run: steps done, and the episodes of the step that is being played."""
+
+    def __init__(self, bar: Progress, total: int, done: int, success: float):
+        self._bar, self._total, self._success = bar, total, success
+        self._steps = bar.add_task("training", total=total, completed=done)
+        self._episodes = bar.add_task("  episodes", total=1)
+
+    def episode(self, count: int) -> Callable[[], None]:
+        """Begins a step of `count` episodes; call what it gives for each."""
+        self._bar.reset(self._episodes, total=count)
+        return lambda: self._bar.advance(self._episodes)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows a finished step."""
+        evaluated = metrics.get("success/eval_rate")
+        parts = [f"step {step}/{self._total}", f"success {metrics['success/rate']:.0%}"]
+        if evaluated is not None:
+            parts.append(f"on unseen tasks {evaluated:.0%}")
+        parts.append(f"return {metrics['reward/mean']:.2f}")
+        if "wm/next_observation_error" in metrics:
+            parts.append(f"next-observation error {metrics['wm/next_observation_error']:.2f}")
+        seconds = metrics["time/step_s"]
+        left = seconds * (self._total - step)
+        parts.append(f"{seconds:.1f} s a step, {int(left // 60)}:{int(left % 60):02d} left")
+        say("  ".join(parts))
+        self._bar.update(self._steps, completed=step, description=f"training, success {metrics['success/rate']:.0%}")
+
+
+@contextmanager
+def step_progress(total: int, done: int, success: float) -> Iterator[StepProgress]:
+    """The progress of a run of `total` steps, of which `done` are done."""
+    with _bar() as bar:
+        yield StepProgress(bar, total, done, success)

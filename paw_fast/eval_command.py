@@ -1,0 +1,82 @@
+"""`paw-fast eval`: plays tasks with a checkpoint and prints how many it solves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from paw_fast import console, runs
+from paw_fast.checkpoint import find_checkpoint, verify_checkpoint
+from paw_fast.config import TrainConfig, load_preset
+from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.policy import load_policy
+from paw_fast.pretrained import resolve_model
+from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
+from paw_fast.types import UserError
+
+
+def find_model(path: Path, preset: str | None) -> tuple[Path | str, TrainConfig]:
+    """The model folder that `path` means, and the settings it was trained with.
+
+    `path` is a run directory, one of its checkpoints (or its warm_start folder), or any model folder; the last
+    takes the settings of `preset`, by default those of `tiny` for a folder and `verl`'s prompts otherwise.
+    """
+    if not path.exists():
+        resolved = resolve_model(str(path))
+        if resolved == str(path):
+            raise UserError(f"no checkpoint at {path}: give a run directory, a checkpoint or a model folder")
+        return resolved, load_preset(preset or "smollm2")
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None:
+        verify_checkpoint(checkpoint)
+        path = checkpoint
+    elif (path / "config.toml").is_file():
+        raise UserError(f"no checkpoint in {path} yet: let the run save one, or evaluate {path}/warm_start")
+    try:
+        config = runs.config_of(runs.run_of(path))
+    except UserError:
+        if checkpoint is not None and preset is None:
+            raise
+        config = load_preset(preset or "tiny")
+    return path, load_preset(preset) if preset else config
+
+
+def run_eval(options) -> int:
+    """Runs the command with `cli.EvalOptions`; returns the exit status."""
+    path, config = find_model(options.checkpoint, options.preset)
+    if options.env != config.env.name:
+        raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
+    if options.tasks < 1:
+        raise UserError(f"--tasks is {options.tasks}, expected 1 or more")
+    env = make_env(config.env)
+    try:
+        tasks = eval_tasks(env.tasks(options.split), options.tasks)
+        policy = load_policy(path, config.model, trainable=False)
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks))))
+        loop = make_loop(policy, make_engine(policy, config), env, config)
+        temperature = options.temperature or config.rollout.eval_temperature
+        with console.progress("evaluating", len(tasks)) as advance:
+            result = evaluate(at_temperature(loop, temperature), tasks, options.seed, lambda t: advance())
+    finally:
+        env.close()
+    about = {"checkpoint": str(path), "env": options.env, "split": options.split, "seed": options.seed, "temperature": temperature}
+    if options.json:
+        print(json.dumps(about | result.as_json()))
+    else:
+        _show(result, about)
+    return 0
+
+
+def _show(result: EvalResult, about: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = result.as_json()
+    table = Table(title=f"{about['checkpoint']} on {about['env']}, split {about['split']}, seed {about['seed']}")
+    for name in ("task type", "success", "95 % interval", "solved"):
+        table.add_column(name, justify="left" if name == "task type" else "right")
+    for name, row in [*shown["by_task_type"].items(), ("all", shown)]:
+        interval = f"{row['low']:.0%} to {row['high']:.0%}"
+        table.add_row(name, f"{row['success']:.1%}", interval, f"{row['successes']} of {row['num_tasks']}")
+    Console().print(table)

@@ -1,0 +1,69 @@
+"""Plays tasks once each and counts successes, over all and for each task type."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from paw_fast.metrics import wilson_interval
+from paw_fast.rollout.agent import AgentLoop
+from paw_fast.types import Task, Trajectory, UserError
+
+EVAL_SEED = 20_000
+"""Evaluations draw from seeds of their own, so that they never change what training samples."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Success over tasks that were played once each.
+
+    >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
+    0.5
+    """
+
+    successes: int
+    num_tasks: int
+    by_type: dict[str, tuple[int, int]]
+    mean_length: float
+
+    @property
+    def success(self) -> float:
+        """Share of tasks that were won."""
+        return self.successes / self.num_tasks
+
+    def as_json(self) -> dict:
+        """With 95 % Wilson intervals, overall and for each task type."""
+        low, high = wilson_interval(self.successes, self.num_tasks)
+        types = {}
+        for name, (won, total) in sorted(self.by_type.items()):
+            a, b = wilson_interval(won, total)
+            types[name] = {"success": won / total, "low": a, "high": b, "successes": won, "num_tasks": total}
+        return {
+            "success": self.success, "low": low, "high": high, "successes": self.successes,
+            "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "by_task_type": types,
+        }  # fmt: skip
+
+
+def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
+    """`count` tasks spread evenly over a split. Raises `UserError` when the split is empty."""
+    if not tasks:
+        raise UserError("there are no tasks to evaluate on: check --split and the data")
+    count = min(count, len(tasks))
+    return [tasks[i * len(tasks) // count] for i in range(count)]
+
+
+def evaluate(
+    loop: AgentLoop, tasks: Sequence[Task], seed: int = 0, done: Callable[[Trajectory], None] = lambda t: None
+) -> EvalResult:
+    """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    steps = 0
+    for trajectory in loop.play([(task, i, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]):
+        count = counts[trajectory.task.task_type]
+        count[0] += trajectory.won
+        count[1] += 1
+        steps += len(trajectory.transitions)
+        done(trajectory)
+    by_type = {name: (won, total) for name, (won, total) in counts.items()}
+    return EvalResult(sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks))

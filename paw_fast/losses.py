@@ -1,0 +1,68 @@
+"""Scoring and the update of one micro-batch: hidden states, the LM head on the rows that matter, the fused loss.
+
+T packed tokens, N rows, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from paw_fast import kernels
+from paw_fast.kernels import LossRows, LossSettings
+from paw_fast.packing import PackedBatch
+from paw_fast.policy import Policy
+
+
+@dataclass(frozen=True)
+class RowResults:
+    """Per-row results of a micro-batch, each [N] on the CPU; `flags` as in `kernels.LossOutput`."""
+
+    losses: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    kl: torch.Tensor
+    flags: torch.Tensor
+
+
+def rows_per_chunk(policy: Policy, logits_budget_bytes: int) -> int:
+    """How many rows of logits fit into the budget, at least one."""
+    return max(1, logits_budget_bytes // (policy.lm_head.weight.shape[0] * policy.lm_head.weight.element_size()))
+
+
+@torch.no_grad()
+def score(policy: Policy, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the rows' targets and full-vocabulary entropies, [N] each, on the CPU. No gradient."""
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    logprobs, entropies = [], []
+    for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
+        out = kernels.token_logprobs(policy.lm_head(part), targets, temperature)
+        logprobs.append(out.logprobs)
+        entropies.append(out.entropies)
+    return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
+
+
+def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: int) -> RowResults:
+    """Adds the gradient of the micro-batch's summed row losses to the parameters.
+
+    The LM head runs on `chunk` rows at a time, so at most that many rows of logits exist; the gradient replaces
+    the logits in place.
+    """
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    # The head's chunks go backward one by one into this leaf, and the backbone once.
+    leaf = hidden.detach().requires_grad_()
+    outputs = []
+    for start in range(0, len(leaf), chunk):
+        rows = _slice(batch.rows, start, start + chunk)
+        out = kernels.paw_loss(policy.lm_head(leaf[start : start + chunk]), rows, settings)
+        out.loss.backward()
+        outputs.append((out.losses, out.logprobs, out.entropies, out.kl, out.flags))
+    hidden.backward(leaf.grad)
+    return RowResults(*(torch.cat(column).detach().cpu() for column in zip(*outputs, strict=True)))
+
+
+def _slice(rows: LossRows, start: int, end: int) -> LossRows:
+    values = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
+    return LossRows(**{k: None if v is None else v[start:end] for k, v in values.items()})

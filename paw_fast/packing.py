@@ -1,0 +1,135 @@
+"""Packs sequences of different lengths into micro-batches without padding, and lists the rows that have a loss.
+
+T packed tokens, N rows. A row predicts the token at one position from the hidden state one position earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from paw_fast.kernels import IGNORED, POLICY, WORLD_MODEL, LossRows
+from paw_fast.types import TokenSequence
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The rows of one sequence, in order of position. Produced here, consumed by `pack`.
+
+    positions [n] of the predicted tokens; kinds [n] (IGNORED, POLICY, WORLD_MODEL); weights [n] fold in the
+    denominators and lambda; old_logprobs, ref_logprobs, advantages, importance [n] count on policy rows only.
+
+    >>> RowTable.empty(2).weights.tolist()
+    [0.0, 0.0]
+    """
+
+    positions: np.ndarray
+    kinds: np.ndarray
+    weights: np.ndarray
+    old_logprobs: np.ndarray
+    ref_logprobs: np.ndarray
+    advantages: np.ndarray
+
+    @classmethod
+    def empty(cls, n: int) -> RowTable:
+        zeros = lambda: np.zeros(n, dtype=np.float32)  # noqa: E731
+        return cls(np.zeros(n, np.int64), np.full(n, IGNORED, np.uint8), zeros(), zeros(), zeros(), zeros())
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch. `members` are indices of the sequences in it, in packing order.
+
+    input_ids, position_ids [T]; lengths sum to T; row_tokens [N] index the hidden state a row reads.
+
+    Produced by `pack`, consumed by losses.
+    """
+
+    members: tuple[int, ...]
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    lengths: tuple[int, ...]
+    row_tokens: torch.Tensor
+    row_counts: tuple[int, ...]
+    rows: LossRows
+
+
+def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of sequences that share a micro-batch: first-fit on decreasing lengths, deterministic.
+
+    A sequence longer than the budget gets a micro-batch of its own.
+
+    >>> plan_micro_batches([5, 9, 4, 1], 10)
+    [[1, 3], [0, 2]]
+    """
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fit = next((b for b, r in enumerate(room) if r >= lengths[index]), None)
+        if fit is None:
+            batches.append([index])
+            room.append(token_budget - lengths[index])
+        else:
+            batches[fit].append(index)
+            room[fit] -= lengths[index]
+    return batches
+
+
+def input_length(table: RowTable) -> int:
+    """Tokens of a sequence that must be computed: those before the last predicted one (which is only a target)."""
+    return int(table.positions.max()) if len(table.positions) else 0
+
+
+def action_rows(sequence: TokenSequence) -> RowTable:
+    """The policy rows of a sequence, without weights: for scoring."""
+    positions = [np.arange(*span.action) for span in sequence.spans]
+    table = RowTable.empty(sum(map(len, positions)))
+    table.positions[:] = np.concatenate(positions) if positions else 0
+    table.kinds[:] = POLICY
+    return table
+
+
+def observation_rows(sequence: TokenSequence, weights: Sequence[float]) -> RowTable:
+    """World-model rows of the spans whose weight (one a span) is not zero."""
+    chosen = [(span.observation, w) for span, w in zip(sequence.spans, weights, strict=True) if w != 0]
+    table = RowTable.empty(sum(len(p) for p, _ in chosen))
+    if chosen:
+        table.positions[:] = np.concatenate([np.asarray(p, np.int64) for p, _ in chosen])
+        table.weights[:] = np.concatenate([np.full(len(p), w, np.float32) for p, w in chosen])
+    table.kinds[:] = WORLD_MODEL
+    return table
+
+
+def join_rows(*tables: RowTable) -> RowTable:
+    """Tables of one sequence as one."""
+    return RowTable(*(np.concatenate([getattr(t, f) for t in tables]) for f in RowTable.__dataclass_fields__))
+
+
+def pack(
+    sequences: Sequence[TokenSequence], tables: Sequence[RowTable], members: Sequence[int], device: torch.device
+) -> PackedBatch:
+    """Packs the sequences `members` and their rows onto `device`. Each of them has at least one row."""
+    picked = [(np.asarray(sequences[i].ids, dtype=np.int64), tables[i]) for i in members]
+    lengths = [input_length(t) for _, t in picked]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    ids = np.concatenate([s[:n] for (s, _), n in zip(picked, lengths, strict=True)])
+    targets = np.concatenate([s[t.positions] for s, t in picked])
+    readers = np.concatenate([start + t.positions - 1 for start, (_, t) in zip(starts, picked, strict=True)])
+    column = lambda name: np.concatenate([getattr(t, name) for _, t in picked])  # noqa: E731
+    move = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)  # noqa: E731
+    return PackedBatch(
+        members=tuple(members),
+        input_ids=move(ids),
+        position_ids=move(np.concatenate([np.arange(n) for n in lengths])),
+        lengths=tuple(lengths),
+        row_tokens=move(readers),
+        row_counts=tuple(len(t.positions) for _, t in picked),
+        rows=LossRows(
+            targets=move(targets), kinds=move(column("kinds")), weights=move(column("weights")),
+            old_logprobs=move(column("old_logprobs")), ref_logprobs=move(column("ref_logprobs")),
+            advantages=move(column("advantages")), importance=None,
+        ),
+    )  # fmt: skip

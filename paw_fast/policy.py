@@ -1,0 +1,99 @@
+"""The policy: a Hugging Face causal LM whose layers see packed tokens.
+
+T packed tokens, N rows with a loss, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from paw_fast import attention
+from paw_fast.config import ModelConfig
+from paw_fast.types import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU. Raises `UserError` for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise UserError(f"--model.device {name}: not a device; say cpu, cuda or cuda:1") from e
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--model.device {name}: no CUDA device is visible to torch {torch.__version__}; say cpu")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+@dataclass
+class Policy:
+    """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def lm_head(self) -> torch.nn.Module:
+        return self.model.get_output_embeddings()
+
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+        """Last hidden states [T, H] of packed sequences. input_ids, position_ids [T]; lengths sum to T."""
+        plan = attention.PackedPlan(lengths)
+        out = self.model.base_model(
+            input_ids=input_ids[None], position_ids=position_ids[None], paw_plan=plan, use_cache=False
+        )
+        return out.last_hidden_state[0]
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -> Policy:
+    """Loads a causal LM and its tokenizer from a folder or hub name, on the device and dtype of `config`.
+
+    Raises `UserError` with one line when there is no such model, it is damaged, or it cannot be used here.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    name = str(path)
+    looks_local = os.sep in name.rstrip(os.sep) and name.count("/") != 1 or name.startswith((".", "~", "/"))
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise UserError(f"--model {name}: no such folder; give a Hugging Face model folder or a hub name")
+    name = str(Path(name).expanduser()) if looks_local else name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME
+        )
+    except Exception as e:
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
+    model.to(device)
+    model.train(trainable)
+    model.requires_grad_(trainable)
+    if trainable and config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(model, tokenizer)
+
+
+def state_items(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Named weights of a model, as another engine loads them."""
+    yield from model.state_dict().items()

@@ -1,0 +1,147 @@
+"""The agent loop: many episodes at once, each asking for its next action the moment its environment answers.
+
+    task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.step -> observation -> prompt -> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import count
+
+from paw_fast.rollout.chat import ChatFormat
+from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
+from paw_fast.rollout.prompts import PromptTemplate, parse_action
+from paw_fast.types import Env, Observation, Task, Trajectory, Transition
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """How an episode is played. Lengths in tokens, `max_steps` in actions."""
+
+    layout: str = "trajectory"
+    history: int = 2
+    max_steps: int = 50
+    max_action_tokens: int = 512
+    max_sequence_tokens: int = 8192
+    temperature: float = 1.0
+    success_reward: float = 10.0
+    invalid_penalty: float = 0.1
+
+
+@dataclass
+class _Episode:
+    number: int
+    task: Task
+    group: int
+    seed: tuple[int, ...]
+    env: Env
+    observation: Observation
+    instruction: str
+    intro: str
+    prompt: list[int]
+    transitions: list[Transition] = field(default_factory=list)
+    history: list[dict[str, str]] = field(default_factory=list)
+
+
+class AgentLoop:
+    """Plays episodes with an engine. `envs` are the slots that run at the same time."""
+
+    def __init__(
+        self, engine: RolloutEngine, envs: Sequence[Env], chat: ChatFormat, template: PromptTemplate, settings: AgentSettings
+    ):
+        self.engine, self.envs, self.chat, self.template, self.settings = engine, list(envs), chat, template, settings
+        self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
+        self.numbers = count()  # shared by loops on one engine, so that no two episodes have the same
+
+    def play(self, tasks: Sequence[tuple[Task, int, tuple[int, ...]]]) -> Iterator[Trajectory]:
+        """Plays every (task, group, seed) once; yields each trajectory when it ends, in the order they end."""
+        queue = list(tasks)[::-1]
+        free = list(self.envs)
+        live: dict[int, _Episode] = {}
+        try:
+            while queue or live:
+                while queue and free:
+                    episode = self._start(*queue.pop(), free.pop())
+                    live[episode.number] = episode
+                    self._ask(episode)
+                with self.stage("generate"):
+                    completions = self.engine.step()
+                for completion in completions:
+                    episode = live[completion.episode]
+                    with self.stage("environment"):
+                        trajectory = self._act(episode, completion)
+                    if trajectory is None:
+                        self._ask(episode)
+                        continue
+                    self.engine.release(episode.number)
+                    free.append(episode.env)
+                    del live[episode.number]
+                    yield trajectory
+        finally:
+            for number in live:
+                self.engine.release(number)
+
+    def _start(self, task: Task, group: int, seed: tuple[int, ...], env: Env) -> _Episode:
+        with self.stage("environment"):
+            observation = env.reset(task)
+        instruction = str(observation.info.get("task", ""))
+        if self.settings.layout == "trajectory":
+            message = self.template.first(observation)
+        else:
+            message = self.template.window(observation, instruction, [], 0)
+        return _Episode(
+            next(self.numbers), task, group, seed, env, observation, instruction, observation.text, self.chat.first(message)
+        )
+
+    def _ask(self, episode: _Episode) -> None:
+        s = self.settings
+        seed = (*episode.seed, len(episode.transitions))
+        self.engine.submit(
+            ActionRequest(episode.number, episode.prompt, seed, s.max_action_tokens, s.temperature, self.template.stop)
+        )
+
+    def _act(self, episode: _Episode, completion: Completion) -> Trajectory | None:
+        """Plays a sampled action; returns the trajectory when the episode is over."""
+        s, before = self.settings, episode.observation
+        parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
+        valid = parsed.well_formed
+        if self.template.invalid == "admissible":
+            valid = valid and parsed.command in before.admissible
+        step = episode.env.step(parsed.command)
+        after = step.observation
+        won = bool(step.info.get("won"))
+        head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
+        ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
+        reward = s.success_reward * step.reward - (0.0 if valid else s.invalid_penalty)
+        episode.transitions.append(
+            Transition(
+                prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids, rollout_logprobs=completion.logprobs,
+                observation_ids=tuple(ids), observation_mask=tuple(mask), command=parsed.command,
+                observation_text=after.text, anchor_obs=str(before.info.get("state_text", before.text)), reward=reward,
+                valid=valid, policy_version=completion.policy_version,
+            )
+        )  # fmt: skip
+        episode.history.append({"observation": before.text, "command": parsed.command})
+        episode.observation = after
+        over = step.done or won or len(episode.transitions) >= s.max_steps
+        if not over:
+            if s.layout == "trajectory":
+                episode.prompt = episode.prompt + list(completion.action_ids) + ids
+            else:
+                recent = episode.history[-s.history :] if s.history else []
+                message = self.template.window(after, episode.instruction, recent, len(episode.transitions))
+                episode.prompt = self.chat.first(message)
+            truncated = len(episode.prompt) + s.max_action_tokens > s.max_sequence_tokens
+            if not truncated:
+                return None
+        else:
+            truncated = not (step.done or won)
+        total = sum(t.reward for t in episode.transitions)
+        penalties = s.invalid_penalty * sum(not t.valid for t in episode.transitions)
+        return Trajectory(
+            episode.task, episode.group, tuple(episode.transitions), episode_return=total,
+            success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated, seed=episode.seed,
+        )  # fmt: skip
+

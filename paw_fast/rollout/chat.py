@@ -1,0 +1,80 @@
+"""Chat format as token ids: what is put before, between and after the parts that the policy writes.
+
+An episode in the `trajectory` layout is one growing list of ids, never re-encoded:
+
+    first(message)  action ids (sampled)  between+next message+after  action ids  ...
+
+The glue is read off the tokenizer's own chat template by rendering marked messages, so any model with a chat
+template works. Text pieces are encoded one by one, and so every prompt is an exact prefix of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paw_fast.types import UserError
+
+_ACTION, _MESSAGE = "\u2402paw-action\u2403", "\u2402paw-message\u2403"
+
+
+class ChatFormat:
+    """Token ids around the policy's actions, for one tokenizer.
+
+    >>> chat = ChatFormat(tokenizer)                       # doctest: +SKIP
+    >>> chat.first("Your task is to: ...")                 # doctest: +SKIP
+    [1, 220, 17, 3]
+    """
+
+    def __init__(self, tokenizer: Any):
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template: "
+                "take an instruct model, or set `chat_template` in its tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        turns = [
+            {"role": "user", "content": "start"},
+            {"role": "assistant", "content": _ACTION},
+            {"role": "user", "content": _MESSAGE},
+        ]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        if text.count(_ACTION) != 1 or text.count(_MESSAGE) != 1:
+            raise UserError(f"the chat template of {tokenizer.name_or_path} changes messages: cannot build prompts on it")
+        between, after = text.split(_ACTION)[1].split(_MESSAGE)
+        self.between = self.encode(between)
+        self.after = self.encode(after)
+        stops = {tokenizer.eos_token_id, *(self.between[:1] if self.between and self._is_special(self.between[0]) else [])}
+        self.stop_ids = frozenset(i for i in stops if i is not None)
+        if not self.stop_ids:
+            raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token: set `eos_token`")
+
+    def _is_special(self, token: int) -> bool:
+        return token in set(self.tokenizer.all_special_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a piece of text, without the tokenizer's own start or end tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of sampled ids, without end tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def first(self, message: str) -> list[int]:
+        """Ids of a conversation of one user message, up to where the policy writes."""
+        turns = [{"role": "user", "content": message}]
+        return self.encode(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def follow(self, action_ids: Sequence[int], before: str, text: str, after: str) -> tuple[list[int], list[bool]]:
+        """Ids that come after an action: glue, then the next user message `before + text + after`.
+
+        Returns the ids and a mask that is True on `text`'s own tokens. An end token that the policy sampled is
+        not repeated. The ids end where the policy writes its next action.
+        """
+        glue = self.between
+        if action_ids and action_ids[-1] in self.stop_ids and glue and glue[0] in self.stop_ids:
+            glue = glue[1:]
+        head = list(glue) + (self.encode(before) if before else [])
+        body = self.encode(text)
+        tail = (self.encode(after) if after else []) + list(self.after)
+        return head + body + tail, [False] * len(head) + [True] * len(body) + [False] * len(tail)

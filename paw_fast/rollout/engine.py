@@ -1,0 +1,65 @@
+"""What every generator offers to the agent loop: token ids in, token ids out, episodes at their own pace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ActionRequest:
+    """One action to be sampled. Produced by the agent loop, consumed by an engine.
+
+    `episode` names the episode whose keys and values may be reused; `seed` decides the sampling, whatever else
+    is in the batch.
+
+    >>> ActionRequest(episode=3, prompt_ids=[1, 2, 3], seed=(0, 7, 3, 0), max_tokens=16, temperature=1.0).episode
+    3
+    """
+
+    episode: int
+    prompt_ids: list[int]
+    seed: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sampled action. Produced by an engine, consumed by the agent loop.
+
+    `logprobs` are those of the distribution that was sampled (temperature applied); `stopped` is False when the
+    action was cut at `max_tokens`.
+
+    >>> Completion(3, (5, 2), (-0.1, -0.01), True, 0).action_ids
+    (5, 2)
+    """
+
+    episode: int
+    action_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stopped: bool
+    policy_version: int
+
+
+class RolloutEngine(Protocol):
+    """A generator. An episode holds resources from its first request until `release`."""
+
+    policy_version: int
+
+    def submit(self, request: ActionRequest) -> None:
+        """Queues an action; an episode has at most one in flight."""
+        ...
+
+    def step(self) -> list[Completion]:
+        """Advances what is in flight and returns the actions that ended; empty when nothing did."""
+        ...
+
+    def release(self, episode: int) -> None:
+        """The episode is over: what was kept for it goes."""
+        ...
+
+    def weights_changed(self, policy_version: int) -> None:
+        """The policy was updated: nothing computed with older weights may be used again."""
+        ...

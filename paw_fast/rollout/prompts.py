@@ -1,0 +1,128 @@
+"""Prompt templates and the parsing of actions. A template is a TOML file of Jinja texts that a user can replace.
+
+Rules after verl-agent: the action is the text between the first `<action>` and `</action>`, lower-cased; without
+them the last 20 characters, marked invalid; invalid too without `<think>...</think>` or with Chinese, Japanese
+or Korean characters.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from paw_fast.types import Observation, UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FALLBACK_CHARS = 20
+_OBSERVATION = "\u2402paw-observation\u2403"
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+_TEXTS = ("first", "next", "window", "window_first")
+
+
+@dataclass(frozen=True)
+class ParsedAction:
+    """What the environment is told, and whether the answer kept the template's form.
+
+    >>> parse_action("<think>hm</think><action> Look </action>", "think_action")
+    ParsedAction(command='look', well_formed=True)
+    >>> parse_action("I would rather go to bed now", "think_action")
+    ParsedAction(command='ther go to bed now', well_formed=False)
+    """
+
+    command: str
+    well_formed: bool
+
+
+def parse_action(text: str, style: str) -> ParsedAction:
+    """The command in a policy's answer; `style` is `action` (all of it) or `think_action` (tags)."""
+    if style == "action":
+        command = text.strip().lower()
+        return ParsedAction(command, bool(command) and not _CJK.search(text))
+    lower = text.lower()
+    start = lower.find("<action>")
+    end = lower.find("</action>", start + len("<action>")) if start >= 0 else -1
+    if end < 0:
+        return ParsedAction(lower[-FALLBACK_CHARS:].strip(), False)
+    thought = 0 <= lower.find("<think>") < lower.find("</think>")
+    return ParsedAction(lower[start + len("<action>") : end].strip(), thought and not _CJK.search(text))
+
+
+class PromptTemplate:
+    """One template file: what the policy reads at the start, in between, and in the `window` layout."""
+
+    def __init__(self, values: Mapping[str, Any], name: str):
+        self.name = name
+        known = {*_TEXTS, "style", "invalid", "stop", "max_chars"}
+        for key in values:
+            if key not in known:
+                raise UserError(f"template {name}: unknown key '{key}', expected some of {', '.join(sorted(known))}")
+        for key in _TEXTS:
+            if not isinstance(values.get(key), str):
+                raise UserError(f"template {name}: '{key}' is missing or not a text")
+        self.style = str(values.get("style", "think_action"))
+        self.invalid = str(values.get("invalid", "format"))
+        self.stop = tuple(values.get("stop", ()))
+        self.max_chars = int(values.get("max_chars", 13000))
+        if self.style not in ("action", "think_action"):
+            raise UserError(f"template {name}: style is '{self.style}', expected 'action' or 'think_action'")
+        if self.invalid not in ("format", "admissible"):
+            raise UserError(f"template {name}: invalid is '{self.invalid}', expected 'format' or 'admissible'")
+        engine = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+        try:
+            self._texts = {key: engine.from_string(values[key].lstrip("\n")) for key in _TEXTS}
+            probe = {"task": "t", "observation": "o", "admissible": ["look"], "step": 1,
+                     "history": [{"observation": "o", "command": "look"}]}  # fmt: skip
+            for text in self._texts.values():
+                text.render(probe)
+            if self._texts["next"].render({**probe, "observation": _OBSERVATION}).count(_OBSERVATION) != 1:
+                raise UserError(f"template {name}: 'next' must show {{{{ observation }}}} exactly once")
+        except jinja2.TemplateError as e:
+            raise UserError(f"template {name}: {e}") from e
+
+    @classmethod
+    def load(cls, name: str) -> PromptTemplate:
+        """A template of the package by name, or a TOML file by path. Raises `UserError`."""
+        path = Path(name) if name.endswith(".toml") else Path(str(resources.files("paw_fast") / "templates" / f"{name}.toml"))
+        try:
+            return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
+        except OSError as e:
+            shipped = sorted(p.stem for p in Path(str(resources.files("paw_fast") / "templates")).glob("*.toml"))
+            raise UserError(
+                f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, or give a .toml file"
+            ) from e
+        except tomllib.TOMLDecodeError as e:
+            raise UserError(f"template {path} is not valid TOML: {e}") from e
+
+    def first(self, observation: Observation) -> str:
+        """The opening message in the `trajectory` layout."""
+        return self._render("first", observation, observation.info["task"], [], 0)
+
+    def split_next(self, observation: Observation) -> tuple[str, str]:
+        """What stands before and after the observation's text in a later message of the `trajectory` layout."""
+        shown = Observation(_OBSERVATION, observation.admissible, observation.info)
+        before, after = self._render("next", shown, "", [], 0).split(_OBSERVATION)
+        return before, after
+
+    def window(self, observation: Observation, task: str, history: Sequence[Mapping[str, str]], step: int) -> str:
+        """The whole prompt of one turn in the `window` layout; too long a history is left out."""
+        if history:
+            text = self._render("window", observation, task, history, step)
+            if len(text) <= self.max_chars:
+                return text
+        return self._render("window_first", observation, task, [], step)
+
+    def _render(self, key: str, observation: Observation, task: str, history: Sequence, step: int) -> str:
+        return self._texts[key].render(
+            task=task, observation=observation.text, admissible=observation.admissible, history=history, step=step
+        )

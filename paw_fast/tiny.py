@@ -1,0 +1,56 @@
+"""The `tiny` model: a small Llama with a tokenizer trained on the environment's own text.
+
+Small enough to learn on two cores, and in Hugging Face format, so that everything else treats it as any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from paw_fast import attention
+
+SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with digits kept apart and a chat template of one token a role."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def build_model(
+    vocab_size: int, *, hidden: int = 192, layers: int = 4, heads: int = 6, kv_heads: int = 2, ffn: int = 640,
+    max_positions: int = 4096, seed: int = 0,
+) -> transformers.LlamaForCausalLM:  # fmt: skip
+    """A randomly initialised Llama with tied embeddings; about 2 million parameters by default."""
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=max_positions,
+        tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.LlamaForCausalLM(config)
+    model.set_attn_implementation(attention.ATTENTION_NAME)
+    return model

@@ -1,0 +1,287 @@
+"""The training loop.
+
+    tasks ──> rollout: agent loop x engine x environments ──> trajectories
+      ^                                                           |
+      |                       score: old and reference log-probs, action entropies
+      |                                                           |
+      |               advantages ── selected transitions ── lambda of each group
+      |                                                           |
+      └── weights ── optimizer <── fused loss <── packed micro-batches
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from paw_fast import console, runs
+from paw_fast.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint
+from paw_fast.config import TrainConfig
+from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
+from paw_fast.policy import Policy, load_policy
+from paw_fast.pretrained import resolve_model
+from paw_fast.report import write_report
+from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
+from paw_fast.tasks.sampler import TaskSampler
+from paw_fast.trajectories import build_sequences
+from paw_fast.types import Trajectory, UserError
+from paw_fast.update import Learner, Scores
+from paw_fast.warm_start import warm_start
+
+
+class Interrupted(Exception):
+    """Ctrl-C at a place where the step can be left: nothing of it has changed the policy yet."""
+
+
+class Trainer:
+    """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, resume: bool):
+        self.config, self.run_dir = config, run_dir
+        self.start_time = time.monotonic()
+        self.earlier_s = 0.0
+        self.step = 0
+        self.summary: dict[str, Any] = {}
+        self.stopping = False
+        self.timer = StageTimer()
+        torch.manual_seed(config.seed)
+        np.random.seed(config.seed % 2**32)
+        self.env = make_env(config.env)
+        self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
+        self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
+        checkpoint = load_checkpoint(run_dir) if resume and find_checkpoint(run_dir) else None
+        first_model = self._first_model()
+        self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
+        # The reference of the KL term is the policy that training began with.
+        self.reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
+        self.learner = Learner(self.policy, self.reference, config)
+        self.engine = make_engine(self.policy, config)
+        self.loop = make_loop(self.policy, self.engine, self.env, config)
+        self.loop.stage = self._stage
+        self.eval_loop = at_temperature(self.loop, config.rollout.eval_temperature)
+        if checkpoint:
+            checkpoint.restore(optimizer=self.learner.optimizer, scheduler=self.learner.scheduler)
+            self.step = checkpoint.step
+            self.sampler.restore(checkpoint.extra["sampler"])
+            self.summary = dict(checkpoint.extra["summary"])
+            self.earlier_s = float(checkpoint.extra["elapsed_s"])
+            self.engine.weights_changed(self.step)
+        resumed = self.step if checkpoint else 0 if resume else None
+        settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
+        self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
+
+    def _first_model(self) -> str | Path:
+        """What training begins with: the warm-started tiny model, or the one that was named."""
+        if self.config.model.path != "tiny":
+            return resolve_model(self.config.model.path)
+        folder = self.run_dir / "warm_start"
+        if not (folder / "done").exists():
+            with self.timer("warm_start"):
+                warm_start(self.env, self.config, folder, self._check_interrupt)
+        return folder
+
+    def _stage(self, name: str):
+        self._check_interrupt()
+        return self.timer(name)
+
+    def _check_interrupt(self) -> None:
+        if self.stopping and not self._updating:
+            raise Interrupted
+
+    _updating = False
+
+    def elapsed_s(self) -> float:
+        """Wall time of the run in seconds, over all its resumptions."""
+        return self.earlier_s + time.monotonic() - self.start_time
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the state after `self.step` steps."""
+        extra = {
+            "sampler": self.sampler.state(), "summary": self.summary, "elapsed_s": self.elapsed_s(),
+            "policy_version": self.step,
+        }  # fmt: skip
+        path = save_checkpoint(
+            self.run_dir, self.step, model=self.policy.model, tokenizer=self.policy.tokenizer,
+            optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, extra=extra,
+        )  # fmt: skip
+        prune(self.run_dir, self.config.keep_checkpoints)
+        return path
+
+    def evaluate(self, label: str) -> EvalResult:
+        """Success on the evaluation tasks, at the evaluation temperature, with the run's fixed seeds."""
+        with self.timer("evaluate"), console.progress(label, len(self.eval_tasks)) as advance:
+            return evaluate(self.eval_loop, self.eval_tasks, self.config.seed, lambda t: advance())
+
+    def rollout(self, advance: Callable[[], None]) -> list[Trajectory]:
+        """Plays a step's groups and returns their trajectories, group by group."""
+        r = self.config.rollout
+        plan = [
+            (task, group, (self.config.seed, self.step, group, i))
+            for group, task in enumerate(self.sampler.draw(r.groups))
+            for i in range(r.group_size)
+        ]
+        order = {seed: n for n, (_, _, seed) in enumerate(plan)}
+        played = []
+        for trajectory in self.loop.play(plan):
+            played.append(trajectory)
+            advance()
+        return sorted(played, key=lambda t: order[t.seed])
+
+    def train_step(self, advance: Callable[[], None]) -> dict[str, float]:
+        """One step: rollout, score, update. Returns its metrics."""
+        sampler_state = self.sampler.state()
+        try:
+            with self.timer("rollout"):
+                trajectories = self.rollout(advance)
+            sequences = build_sequences(trajectories, self.config.layout)
+            with self.timer("score"):
+                scores = self.learner.score(sequences)
+            self._check_interrupt()
+        except Interrupted:
+            self.sampler.restore(sampler_state)
+            raise
+        self._updating = True
+        with self.timer("update"):
+            metrics = self.learner.update(trajectories, sequences, scores, self.step)
+        self.step += 1
+        self.engine.weights_changed(self.step)
+        self._updating = False
+        runs.write_episodes(self.run_dir, self.step, trajectories[: self.config.episodes_to_write])
+        metrics |= episode_metrics(trajectories) | logprob_gap(sequences, scores)
+        return metrics
+
+    def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
+        """Evaluates and saves where it is time to, and logs."""
+        c = self.config
+        last = self.step == c.steps
+        if (c.eval_every and self.step % c.eval_every == 0) or last:
+            result = self.evaluate("evaluating")
+            metrics |= eval_metrics(result)
+            self.summary |= {"final_success": result.success, "final_eval": result.as_json(), "evaluated_step": self.step}
+        times = self.timer.take()
+        busy = max(1e-9, times["time/step_s"] - times.get("time/evaluate_s", 0.0))
+        tokens = metrics.pop("tokens")
+        metrics |= times | {
+            "throughput/tokens_per_s": tokens / busy, "throughput/episodes_per_s": episodes / busy,
+            "memory/peak_bytes": float(peak_memory_bytes()),
+        }  # fmt: skip
+        self.writer.log(self.step, metrics)
+        if self.step % c.save_every == 0 or last:
+            self.save()
+        return metrics
+
+    def run(self) -> None:
+        """All remaining steps, then the summary and the report."""
+        c = self.config
+        if "warm_start_success" not in self.summary:
+            result = self.evaluate("evaluating the policy that training begins with")
+            self.summary |= {
+                "warm_start_success": result.success, "final_success": result.success,
+                "num_eval_tasks": result.num_tasks, "warm_start_eval": result.as_json(), "evaluated_step": 0,
+                "num_parameters": self.policy.num_parameters(),
+            }  # fmt: skip
+            self.writer.log(0, eval_metrics(result) | self.timer.take())
+            self.save()
+            console.say(f"before training: success {result.success:.0%} on {result.num_tasks} unseen tasks")
+        episodes = c.rollout.groups * c.rollout.group_size
+        with console.step_progress(c.steps, self.step, self.summary["final_success"]) as show:
+            while self.step < c.steps:
+                metrics = self.finish_step(self.train_step(show.episode(episodes)), episodes)
+                show.step(self.step, metrics)
+        self.write_summary()
+
+    def write_summary(self) -> None:
+        """summary.json and report.html, of what the run has reached."""
+        self.summary |= {"wall_time_s": round(self.elapsed_s(), 1), "steps": self.step, "seed": self.config.seed}
+        runs.write_json(self.run_dir / "summary.json", self.summary)
+        write_report([self.run_dir])
+
+    def close(self) -> None:
+        self.writer.close()
+        self.env.close()
+
+
+def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
+    """Trains in `run_dir`; returns the exit status: 0, or 130 when Ctrl-C stopped it after saving."""
+    stop_at: list[Trainer] = []
+    interrupted = False
+
+    def on_interrupt(signum, frame) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        console.say("stopping: saving first (Ctrl-C again quits at once)")
+        for trainer in stop_at:
+            trainer.stopping = True
+
+    # Before anything slow: Ctrl-C in the set-up ends it at once, there is nothing to save yet.
+    trainer = Trainer(config, run_dir, resume)
+    stop_at.append(trainer)
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        trainer.run()
+    except Interrupted:
+        trainer.save()
+        trainer.write_summary()
+        console.say(f"saved after step {trainer.step} of {config.steps}; go on with: paw-fast train --resume {run_dir}")
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        trainer.close()
+    s = trainer.summary
+    console.say(
+        f"success on {s['num_eval_tasks']} unseen tasks: {s['warm_start_success']:.0%} before, "
+        f"{s['final_success']:.0%} after {trainer.step} steps; {s['wall_time_s'] / 60:.1f} min; see {run_dir}/report.html"
+    )
+    return 0
+
+
+def eval_metrics(result: EvalResult) -> dict[str, float]:
+    """An evaluation under its metric names."""
+    rates = {f"success/eval_{name}": won / total for name, (won, total) in result.by_type.items()}
+    return {"success/eval_rate": result.success, "success/eval_total": float(result.num_tasks), **rates}
+
+
+def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Success, rewards and lengths of a step's episodes."""
+    by_type = defaultdict(list)
+    for t in trajectories:
+        by_type[t.task.task_type].append(t.won)
+    actions = [x for t in trajectories for x in t.transitions]
+    mean = lambda values: float(np.mean(values)) if len(values) else 0.0  # noqa: E731
+    return {
+        "reward/mean": mean([t.episode_return for t in trajectories]),
+        "reward/return_mean": mean([t.success_return for t in trajectories]),
+        "success/rate": mean([t.won for t in trajectories]),
+        "episode/length_mean": mean([len(t.transitions) for t in trajectories]),
+        "episode/invalid_action_rate": mean([not x.valid for x in actions]),
+        "episode/truncated_rate": mean([t.truncated for t in trajectories]),
+        **{f"success/{name}": mean(won) for name, won in sorted(by_type.items())},
+    }
+
+
+def logprob_gap(sequences, scores: Scores) -> dict[str, float]:
+    """How far the generator's log-probs lie from the trainer's, on the same tokens and weights."""
+    gaps = [
+        np.abs(np.array([p for span in s.spans for p in span.rollout_logprobs]) - old)
+        for s, old in zip(sequences, scores.old_logprobs, strict=True)
+    ]
+    flat = np.concatenate(gaps)
+    return {"rollout/logprob_gap_mean": float(flat.mean()), "rollout/logprob_gap_max": float(flat.max())}
+
+
+def check_resumable(run_dir: Path, config: TrainConfig) -> TrainConfig:
+    """`config` if the run can go on with it. Raises `UserError` when the run has finished its steps."""
+    found = find_checkpoint(run_dir)
+    if found is not None and load_checkpoint(found).step >= config.steps:
+        raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
+    return config

@@ -1,0 +1,173 @@
+"""Imitation of the searcher's episodes: gives the `tiny` model the commands' form and a weak policy to improve.
+
+The episodes use only what was shown in them, because an oracle's moves cannot be learned from observations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from paw_fast import console, envs, packing, tiny
+from paw_fast.config import TrainConfig
+from paw_fast.files import user_errors, write_text
+from paw_fast.kernels import WORLD_MODEL, LossSettings
+from paw_fast.losses import backward, rows_per_chunk
+from paw_fast.policy import Policy, resolve_device
+from paw_fast.rollout.chat import ChatFormat
+from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.trajectories import build_sequences
+from paw_fast.types import Env, Observation, Task, TokenSequence, Trajectory, Transition, UserError
+
+Demonstration = tuple[Observation, list[tuple[str, Observation]]]
+"""The first observation, then (command, next observation) for every turn."""
+
+
+def demonstrate(
+    env: Env, expert, tasks: Iterable[Task], max_steps: int, done: Callable[[], object] = lambda: None
+) -> list[Demonstration]:
+    """Episodes of `expert` that win within `max_steps`; the others teach nothing and are left out."""
+    kept = []
+    for task in tasks:
+        first = observation = env.reset(task)
+        expert.reset(observation)
+        turns: list[tuple[str, Observation]] = []
+        while len(turns) < max_steps:
+            command = expert.act(observation)
+            step = env.step(command)
+            observation = step.observation
+            turns.append((command, observation))
+            if step.done:
+                break
+        if turns and step.info.get("won"):
+            kept.append((first, turns))
+        done()
+    return kept
+
+
+def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplate, config: TrainConfig) -> Trajectory:
+    """A demonstration as the agent loop would have recorded it, in the layout of `config`."""
+    first, turns = demo
+    trajectory_layout = config.layout == "trajectory"
+    instruction = str(first.info.get("task", ""))
+    end = chat.between[:1] if chat.between and chat.between[0] in chat.stop_ids else [min(chat.stop_ids)]
+    observation, history, transitions = first, [], []
+    prompt = chat.first(template.first(first) if trajectory_layout else template.window(first, instruction, [], 0))
+    for command, after in turns:
+        text = command if template.style == "action" else f"<think>I choose: {command}</think><action>{command}</action>"
+        action = chat.encode(text) + list(end)
+        head, tail = template.split_next(after) if trajectory_layout else ("", "")
+        ids, mask = chat.follow(action, head, after.text, tail)
+        transitions.append(
+            Transition(tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids), tuple(mask), command, after.text, "", 0.0, True)
+        )  # fmt: skip
+        history.append({"observation": observation.text, "command": command})
+        observation = after
+        if trajectory_layout:
+            prompt = prompt + action + ids
+        else:
+            recent = history[-config.env.history :] if config.env.history else []
+            prompt = chat.first(template.window(after, instruction, recent, len(transitions)))
+    return Trajectory(Task("demonstration"), 0, tuple(transitions), 0.0, 0.0, True)
+
+
+def _tables(sequences: Sequence[TokenSequence], action_weight: float, observation_weight: float):
+    for sequence in sequences:
+        actions = packing.action_rows(sequence)
+        actions.kinds[:] = WORLD_MODEL  # with `ce` a world-model row is a plain language-model row
+        actions.weights[:] = action_weight
+        weights = [observation_weight] * len(sequence.spans)
+        yield packing.join_rows(actions, packing.observation_rows(sequence, weights))
+
+
+def imitate(
+    policy: Policy, sequences: Sequence[TokenSequence], config: TrainConfig, progress: Callable[[int, float], None]
+) -> float:
+    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps.
+
+    `progress(sequences in this step, loss)` is called after each optimizer step.
+    """
+    settings = config.warm_start
+    rng = np.random.default_rng([config.seed, 1])
+    batches: list[list[int]] = []
+    for _ in range(settings.epochs):
+        order = rng.permutation(len(sequences))
+        batch: list[int] = []
+        tokens = 0
+        for i in order:
+            batch.append(int(i))
+            tokens += len(sequences[i].ids)
+            if tokens >= settings.batch_tokens:
+                batches.append(batch)
+                batch, tokens = [], 0
+        if batch:
+            batches.append(batch)
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    warmup = max(1, len(batches) // 10)
+    ce = LossSettings(wm_loss="ce", clip_low=config.algo.clip_low, clip_high=config.algo.clip_high)
+    chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+    losses: list[float] = []
+    for number, members in enumerate(batches):
+        rise, fall = (number + 1) / warmup, (len(batches) - number) / max(1, len(batches) - warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(rise, fall, 1.0)
+        chosen = [sequences[i] for i in members]
+        num_actions = sum(s.action[1] - s.action[0] for q in chosen for s in q.spans)
+        num_observed = sum(len(s.observation) for q in chosen for s in q.spans)
+        tables = list(_tables(chosen, 1.0 / num_actions, settings.observation_weight / max(1, num_observed)))
+        loss = 0.0
+        for micro in packing.plan_micro_batches([packing.input_length(t) for t in tables], config.token_budget):
+            packed = packing.pack(chosen, tables, micro, policy.device)
+            result = backward(policy, packed, ce, chunk)
+            loss += float(result.losses[packed.rows.weights.cpu() == np.float32(1.0 / num_actions)].sum())
+        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss)
+        progress(len(members), loss)
+    return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else math.nan
+
+
+def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Builds the `tiny` model, trains it on the searcher's episodes and saves it in `folder`, Hugging Face format.
+
+    A file `done` is written last. `check` is called between steps and may raise to stop.
+    """
+    settings = config.warm_start
+    tasks = env.tasks("train")[: settings.episodes]
+    with console.progress("demonstrations", len(tasks)) as advance:
+        demos = demonstrate(env, envs.searcher(env.name), tasks, config.env.max_steps, lambda: (advance(), check()))
+    if not demos:
+        raise UserError(f"the searcher won none of {len(tasks)} games in {config.env.max_steps} steps: nothing to imitate")
+    template = PromptTemplate.load(config.env.template)
+    tokenizer = tiny.train_tokenizer(_texts(demos[:1000]), settings.vocab_size)
+    model = tiny.build_model(len(tokenizer), seed=config.seed, max_positions=config.rollout.max_sequence_tokens)
+    policy = Policy(model.to(resolve_device(config.model.device)), tokenizer)
+    chat = ChatFormat(tokenizer)
+    sequences = build_sequences([as_trajectory(d, chat, template, config) for d in demos], config.layout)
+    with console.progress(f"imitation ({policy.num_parameters() / 1e6:.1f} M parameters)", settings.epochs * len(demos)) as advance:
+
+        def show(done: int, loss: float) -> None:
+            advance(done)
+            check()
+
+        loss = imitate(policy, sequences, config, show)
+    with user_errors("save the warm-started model", folder):
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+        write_text(folder / "done", f"{len(demos)} episodes of {len(tasks)}, last action loss {loss:.4f}\n")
+
+
+def _texts(demos: Sequence[Demonstration]) -> Iterable[str]:
+    for first, turns in demos:
+        yield first.text
+        yield str(first.info.get("task", ""))
+        for command, observation in turns:
+            yield command
+            yield observation.text

@@ -1,0 +1,67 @@
+"""Which transitions the world-model loss learns from, and with what weight. Pure functions; M transitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def select_transitions(
+    entropies: np.ndarray, alpha: float, mode: str = "entropy", seed: int | Sequence[int] = 0
+) -> np.ndarray:
+    """Selects a share `alpha` of the transitions by action entropy (PaW, arXiv 2606.02388).
+
+    entropies [M]: mean over an action's tokens of the full-vocabulary entropy, in nats -> bool [M], with
+    max(1, floor(alpha * M)) True. `mode`: `entropy` takes the highest (ties: the lower index), `lowest` the
+    lowest, `random` by `seed`, `all` everything. Raises `ValueError` for another mode, alpha outside (0, 1] or
+    an entropy that is not a number.
+
+    >>> select_transitions(np.array([0.1, 2.0, 0.5, 2.0]), 0.5).tolist()
+    [False, True, False, True]
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected a share in (0, 1]")
+    entropies = np.asarray(entropies, dtype=np.float64)
+    if np.isnan(entropies).any():
+        raise ValueError(f"entropies: number {int(np.isnan(entropies).argmax())} of {len(entropies)} is NaN")
+    total = len(entropies)
+    chosen = np.zeros(total, dtype=bool)
+    if total == 0:
+        return chosen
+    if mode == "all":
+        return ~chosen
+    count = max(1, math.floor(alpha * total + 1e-9))
+    if mode == "entropy":
+        order = np.argsort(-entropies, kind="stable")
+    elif mode == "lowest":
+        order = np.argsort(entropies, kind="stable")
+    elif mode == "random":
+        order = np.random.default_rng(seed).permutation(total)
+    else:
+        raise ValueError(f"selection is {mode!r}, expected entropy, lowest, random or all")
+    chosen[order[:count]] = True
+    return chosen
+
+
+def group_lambdas(
+    returns: np.ndarray, groups: np.ndarray, max_return: float, lambda_0: float = 1.0, balance: str = "adaptive"
+) -> np.ndarray:
+    """The world-model weight of each trajectory's group (PaW): lambda_0 * clamp(1 - mean_g(R) / R_max, 0, 1).
+
+    returns [B] (without penalties), groups [B] -> [B] float64. `fixed` gives lambda_0 throughout.
+
+    >>> group_lambdas(np.array([10.0, 0.0, 0.0, 0.0]), np.array([0, 0, 1, 1]), 10.0).tolist()
+    [0.5, 0.5, 1.0, 1.0]
+    """
+    if max_return <= 0:
+        raise ValueError(f"max_return is {max_return}, expected more than 0")
+    returns = np.asarray(returns, dtype=np.float64)
+    if balance == "fixed":
+        return np.full(len(returns), lambda_0)
+    if balance != "adaptive":
+        raise ValueError(f"balance is {balance!r}, expected adaptive or fixed")
+    _, index = np.unique(groups, return_inverse=True)
+    means = np.bincount(index, weights=returns) / np.bincount(index)
+    return lambda_0 * np.clip(1.0 - means / max_return, 0.0, 1.0)[index]

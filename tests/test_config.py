@@ -1,0 +1,53 @@
+"""Configs: round trip through TOML, strictness, recipes."""
+
+import dataclasses
+
+import pytest
+
+from paw_fast.config import PawConfig, TrainConfig, load_preset, load_toml, recipes, to_toml, validate
+from paw_fast.types import UserError
+
+
+def test_every_recipe_loads_and_is_valid():
+    assert {"tiny", "qwen2.5-1.5b", "smollm2"} <= set(recipes())
+    for name in recipes():
+        validate(load_preset(name))
+
+
+def test_a_run_config_repeats_the_run(tmp_path):
+    config = load_preset("tiny")
+    config = dataclasses.replace(config, algo=dataclasses.replace(config.algo, dual_clip=None), seed=7)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_toml(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[paw]\nalpa = 0.5", "unknown key 'alpa'; did you mean 'alpha'"),
+        ("stepz = 3", "unknown key 'stepz'; did you mean 'steps'"),
+        ("steps = 'many'", "steps is 'many', expected int"),
+        ("steps = true", "steps is True, expected int"),
+        ("paw = 3", "paw is 3, expected a table"),
+        ("layout = 'windows'", "expected one of 'window', 'trajectory'"),
+        ("steps = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_name_file_and_key(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.toml") as error:
+        load_toml(path)
+    assert message in str(error.value)
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        load_preset("tinny")
+
+
+@pytest.mark.parametrize(("key", "value"), [("alpha", 0.0), ("alpha", 1.5), ("tau", 0.0), ("tau", 2.0), ("lambda_0", -1.0)])
+def test_values_that_cannot_be_meant_are_refused_by_name(key, value):
+    config = TrainConfig(paw=dataclasses.replace(PawConfig(), **{key: value}))
+    with pytest.raises(UserError, match=f"--paw.{key.replace('_', '-')} is {value}"):
+        validate(config)
