@@ -1,0 +1,176 @@
+"""ALFWorld behind the `Env` protocol, played by the engine in this package."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paw_fast.types import Env, Observation, Step, Task, UserError
+
+from . import engine
+from .games import dataset_root, generated_root, list_tasks, load_world, split_name
+from .state import State
+from .world import Unplayable, World
+
+_LOG = logging.getLogger("paw_fast.envs")
+MAX_CACHED_WORLDS = 512  # about 0.1 MB each
+
+
+class GameSet:
+    """The games that environments share: the official ones in a folder, or generated ones in the cache.
+
+    data: a folder as ALFWORLD_DATA names it; None takes that variable when it is set, else generates.
+    size, seed, num_train, num_unseen, cache_dir: of the generated games only.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        size: str = "small",
+        seed: int = 0,
+        num_train: int = 3000,
+        num_unseen: int = 200,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        data = data or os.environ.get("ALFWORLD_DATA") or None
+        self._root: Path | None = dataset_root(data) if data is not None else None
+        self._size, self._seed, self._cache_dir = size, seed, cache_dir
+        self._counts = {"train": num_train, "valid_seen": num_unseen, "valid_unseen": num_unseen}
+        self._tasks: dict[str, tuple[Task, ...]] = {}
+        self._worlds: OrderedDict[tuple[Path, int], World] = OrderedDict()
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds the splits. Generates the games on first use."""
+        if self._root is None:
+            self._root = generated_root(self._size, self._seed, self._counts, self._cache_dir)
+        return self._root
+
+    def tasks(self, split: str) -> tuple[Task, ...]:
+        """The tasks of a split, sorted by path."""
+        name = split_name(split)
+        if name not in self._tasks:
+            self._tasks[name] = tuple(list_tasks(self.root, name))
+        return self._tasks[name]
+
+    def world(self, task: Task) -> World:
+        """The task's world, from the cache where it was loaded before and its file has not changed."""
+        if task.path is None:
+            raise UserError(f"the task {task.task_id!r} has no game file: make it with Task.from_file(path)")
+        try:
+            key = (task.path, os.stat(task.path).st_mtime_ns)
+        except OSError as error:
+            raise UserError(f"cannot read {task.path}: {error.strerror}") from None
+        world = self._worlds.get(key)
+        if world is None:
+            world = load_world(task.path)
+            self._worlds[key] = world
+            if len(self._worlds) > MAX_CACHED_WORLDS:
+                self._worlds.popitem(last=False)
+        else:
+            self._worlds.move_to_end(key)
+        return world
+
+
+class AlfworldEnv:
+    """One ALFWorld episode at a time, on the native engine.
+
+    Step.reward is 1.0 at the step that wins, else 0.0; Step.done is true when the game is won or `max_steps`
+    commands were played. A game in a wording the engine does not know is played by the reference engine.
+    """
+
+    name = "alfworld"
+
+    def __init__(self, games: GameSet, max_steps: int = 50, reference: Callable[[], Env] | None = None) -> None:
+        if max_steps < 1:
+            raise UserError(f"max_steps is {max_steps}, expected at least 1")
+        self._games, self._max_steps, self._make_reference = games, max_steps, reference
+        self._reference: Env | None = None
+        self._handed_over = False
+        self._task: Task | None = None
+        self._state: State | None = None
+        self._num_steps, self._done = 0, True
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of "train", "valid_seen" or "valid_unseen" (also "unseen"), in a fixed order."""
+        return self._games.tasks(split)
+
+    def reset(self, task: Task) -> Observation:
+        """Starts an episode. Raises `UserError` naming file and place when the task cannot be loaded."""
+        self._handed_over, self._done, self._state = False, True, None
+        try:
+            world = self._games.world(task)
+        except Unplayable as why:
+            return self._hand_over(task, str(why))
+        self._task, self._state = task, world.initial.clone()
+        self._num_steps, self._done = 0, False
+        return self._observe(engine.introduction(self._state), {"task": world.task})
+
+    def step(self, command: str) -> Step:
+        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        if self._handed_over and self._reference is not None:
+            return self._reference.step(command)
+        if self._state is None or self._done:
+            raise RuntimeError("step without an episode: call reset first" if self._state is None else _AFTER_DONE)
+        valid = command.strip() in engine.commands(self._state)
+        text = engine.play(self._state, command)
+        observation = self._observe(text)
+        won = observation.info["won"]
+        self._num_steps += 1
+        self._done = won or self._num_steps >= self._max_steps
+        return Step(observation, 1.0 if won else 0.0, self._done, {"won": won, "admissible": valid})
+
+    def _observe(self, text: str, more: Mapping[str, Any] | None = None) -> Observation:
+        assert self._state is not None and self._task is not None
+        admissible = tuple(engine.commands(self._state))
+        return make_observation(text, admissible, self._state.won(), self._task.task_type, more)
+
+    def _hand_over(self, task: Task, why: str) -> Observation:
+        if self._make_reference is None:
+            raise UserError(f"{task.path}: the native engine cannot play it: {why}")
+        _LOG.warning("%s is played by the reference engine: %s", task.path, why)
+        if self._reference is None:
+            self._reference = self._make_reference()
+        observation = self._reference.reset(task)
+        self._handed_over = True
+        return observation
+
+    @property
+    def state(self) -> State:
+        """The true state, for experts and for saving; clone it before changing it."""
+        if self._state is None:
+            raise RuntimeError("no state without an episode on the native engine: call reset first")
+        return self._state
+
+    def restore(self, task: Task, state: State, num_steps: int = 0) -> Observation:
+        """Goes on from a state of `task`, saved after `num_steps` commands. Its observation is that of `look`."""
+        self._task, self._state, self._handed_over = task, state.clone(), False
+        self._num_steps = num_steps
+        self._done = state.won() or num_steps >= self._max_steps
+        return self._observe(engine.play(self._state, "look"), {"task": state.world.task})
+
+    def spawn(self) -> AlfworldEnv:
+        """Another episode over the same games."""
+        return AlfworldEnv(self._games, self._max_steps, self._make_reference)
+
+    def close(self) -> None:
+        """Stops the reference engine's process where one was needed. Safe to call twice."""
+        if self._reference is not None:
+            self._reference.close()
+            self._reference = None
+        self._state, self._done = None, True
+
+
+_AFTER_DONE = "step after the episode's end: call reset first"
+
+
+def make_observation(
+    text: str, admissible: tuple[str, ...], won: bool, task_type: str, more: Mapping[str, Any] | None = None
+) -> Observation:
+    """The record both engines give. `state_text` is the text and the admissible commands, one a line."""
+    info = {"won": won, "task_type": task_type, "state_text": "\n".join((text, *admissible)), **(more or {})}
+    return Observation(text, admissible, info)

@@ -1,0 +1,264 @@
+"""Game files: which there are, reading one, and writing generated ones to the cache.
+
+The layout is ALFWorld's, `<root>/json_2.1.1/<split>/<task>-...-<scene>/trial_*/game.tw-pddl`, for the official data
+set and for generated games alike, so a cache folder can itself be named by ALFWORLD_DATA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from paw_fast.types import Task, UserError
+
+from .generate import GENERATOR_VERSION, SPLITS, Game, make_game
+from .pddl import PddlError, parse_problem
+from .tables import SIZES, TASK_TYPES
+from .text import WHEEL, Rules, read_rules
+from .world import Unplayable, World
+
+MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
+_SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
+_STALE_S = 24 * 3600
+
+
+def split_name(split: str) -> str:
+    """The folder's name of a split. Raises `UserError` for one that does not exist."""
+    name = {"unseen": "valid_unseen", "seen": "valid_seen"}.get(split, split)
+    if name not in SPLITS:
+        raise UserError(f"alfworld has no split {split!r}: choose train, valid_seen or valid_unseen (short: unseen)")
+    return name
+
+
+def dataset_root(data: str | os.PathLike[str]) -> Path:
+    """The folder that holds the splits: `data` itself or `data/json_2.1.1`. Raises `UserError` otherwise."""
+    base = Path(data).expanduser()
+    if not base.is_dir():
+        raise UserError(f"no ALFWorld data at {base}: it should be a folder that holds json_2.1.1")
+    for root in (base / "json_2.1.1", base):
+        if any((root / split).is_dir() for split in SPLITS):
+            return root
+    raise UserError(f"no ALFWorld data in {base}: neither json_2.1.1/train nor json_2.1.1/valid_unseen is there")
+
+
+def list_tasks(root: Path, split: str) -> list[Task]:
+    """The playable games of a split: what the reference's loader takes, without reading it all.
+
+    Left out, as there: paths with "movable" or "Sliced", and files not marked solvable. The order is fixed and takes
+    the task types in turn (each sorted by path), so that any first N are as balanced as the split allows.
+    """
+    folder = root / split_name(split)
+    if not folder.is_dir():
+        raise UserError(f"no split {split!r} in {root}: there is no folder {folder.name}")
+    tasks = []
+    for path in sorted(folder.glob("*/*/game.tw-pddl")):
+        inside = str(path.relative_to(root))
+        task_type = path.parent.parent.name.split("-")[0]
+        if "movable" in inside or "Sliced" in inside or task_type not in TASK_TYPES or not _is_solvable(path):
+            continue
+        task_id = f"{path.parent.parent.name}/{path.parent.name}"
+        tasks.append(Task(task_id, "alfworld", split_name(split), task_type, path))
+    turn: Counter[str] = Counter()
+    order = []
+    for task in tasks:
+        order.append((turn[task.task_type], TASK_TYPES.index(task.task_type), task))
+        turn[task.task_type] += 1
+    return [task for _, _, task in sorted(order, key=lambda item: item[:2])]
+
+
+def _is_solvable(path: Path) -> bool:
+    """The file's mark, read from its end, where it stands in files as published."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 400))
+            found = _SOLVABLE.search(file.read())
+            if found is None:
+                file.seek(0)
+                found = _SOLVABLE.search(file.read(MAX_FILE_BYTES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return found is not None and found.group(1) == b"true"
+
+
+def read_game(path: Path) -> dict:
+    """The JSON of a game file. Raises `UserError` naming the file and the place of what is wrong."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise UserError(f"{path}: {size} bytes, at most {MAX_FILE_BYTES} are read: not an ALFWorld game")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON at line {error.lineno} column {error.colno}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not valid JSON: {str(error)[:80] or 'nested too deeply'}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a JSON {type(data).__name__}, expected an object with pddl_problem")
+    for key in ("pddl_domain", "grammar", "pddl_problem"):
+        if not isinstance(data.get(key), str):
+            raise UserError(f"{path}: the key {key!r} is missing or not a string: not a game.tw-pddl file")
+    return data
+
+
+def load_world(path: Path) -> World:
+    """The world of a game file.
+
+    Raises `UserError` for a file that is wrong, `Unplayable` for one that only the reference may play.
+    """
+    data = read_game(path)
+    own = data.get("paw_fast")
+    if not data["pddl_domain"] and not data["grammar"] and isinstance(own, dict) and isinstance(own.get("task"), str):
+        rules, task = Rules(WHEEL), own["task"]
+    else:
+        known = read_rules(data["pddl_domain"], data["grammar"])
+        if isinstance(known, str):
+            raise Unplayable(known)
+        rules, task = known
+    try:
+        return World(parse_problem(data["pddl_problem"]), rules, task)
+    except PddlError as error:
+        raise UserError(f"{path}: in pddl_problem: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: in pddl_problem: the goal is nested too deeply") from None
+
+
+@lru_cache(maxsize=1)
+def reference_texts() -> tuple[str, str] | None:
+    """(PDDL domain, text grammar) of the installed `alfworld` package, or None. Does not import it."""
+    try:
+        spec = importlib.util.find_spec("alfworld")
+    except (ImportError, ValueError):
+        return None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        domain, grammar = Path(folder, "data", "alfred.pddl"), Path(folder, "data", "alfred.twl2")
+        if domain.is_file() and grammar.is_file():
+            return domain.read_text(encoding="utf-8"), grammar.read_text(encoding="utf-8")
+    return None
+
+
+def game_json(game: Game) -> str:
+    """The text of a generated game's file."""
+    domain, grammar = reference_texts() or ("", "")
+    data = {
+        "pddl_domain": domain,
+        "grammar": grammar.replace("UNKNOWN GOAL", game.sentence),
+        "pddl_problem": game.problem,
+        "walkthrough": list(game.plan),
+        "paw_fast": {"version": GENERATOR_VERSION, "task": game.sentence},
+        "solvable": True,
+    }
+    return json.dumps(data)
+
+
+def trajectory_json(game: Game) -> str:
+    """The part of ALFRED's traj_data.json that ALFWorld reads."""
+    lamp = game.task_type == "look_at_obj_in_light"
+    params = {
+        "mrecep_target": "",
+        "object_sliced": False,
+        "object_target": game.target,
+        "parent_target": "" if lamp else game.goal,
+        "toggle_target": game.goal if lamp else "",
+    }
+    scene = {"floor_plan": f"FloorPlan{game.scene}", "scene_num": game.scene}
+    annotations = {"anns": [{"task_desc": game.sentence, "high_descs": list(game.plan)}]}
+    return json.dumps(
+        {
+            "task_id": game.folder.rsplit("/", 1)[1],
+            "task_type": game.task_type,
+            "pddl_params": params,
+            "scene": scene,
+            "turk_annotations": annotations,
+        }
+    )
+
+
+def distinct_games(seed: int, size: str, split: str, num: int, seen: set[tuple] | None = None) -> Iterator[Game]:
+    """The first `num` games of a split, no two alike and none in `seen`, which is added to."""
+    seen = set() if seen is None else seen
+    for number in range(num):
+        for attempt in range(1000):
+            game = make_game(seed, size, split, number, attempt)
+            if game.fingerprint not in seen:
+                break
+        else:
+            raise UserError(
+                f"{size} rooms give only {number} distinct games of the split {split}, {num} were asked for"
+            )
+        seen.add(game.fingerprint)
+        yield game
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where generated games go: `cache_dir`, else `paw-fast` in the XDG cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "paw-fast"
+
+
+def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder with these generated games, which are made if they are not there. Returns its json_2.1.1.
+
+    Several processes may do so at once: each writes a folder of its own and the first to rename it wins.
+    Raises `UserError` for an unknown size, counts below 1, or a cache folder that cannot be written.
+    """
+    if size not in SIZES:
+        raise UserError(f"no game size {size!r}: choose {', '.join(SIZES)}")
+    for split, num in counts.items():
+        if num < 1:
+            raise UserError(f"{num} games asked for in the split {split}, expected at least 1")
+    kind = "ref" if reference_texts() else "own"  # files made without the extra do not carry its texts
+    name = f"{size}-seed{seed}-{'-'.join(str(counts[split]) for split in SPLITS)}-v{GENERATOR_VERSION}-{kind}"
+    parent = cache_folder(cache_dir) / "alfworld"
+    final = parent / name
+    if (final / "json_2.1.1").is_dir():
+        return final / "json_2.1.1"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(parent)
+        making = Path(tempfile.mkdtemp(prefix=".making-", dir=parent))
+        try:
+            seen: set[tuple] = set()
+            for split in SPLITS:
+                for game in distinct_games(seed, size, split, counts[split], seen):
+                    folder = making / "json_2.1.1" / split / game.folder
+                    folder.mkdir(parents=True)
+                    (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
+                    (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
+            making.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was first; its games are the same
+                making.rename(final)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write generated games to {error.filename or parent}: {error.strerror}; "
+            "set XDG_CACHE_HOME or the cache folder to one that can be written"
+        ) from None
+    if not (final / "json_2.1.1").is_dir():
+        raise UserError(f"cannot write generated games to {final}: renaming the finished folder failed")
+    return final / "json_2.1.1"
+
+
+def _remove_stale(parent: Path) -> None:
+    """Removes folders that a killed process left half made a day ago or earlier."""
+    for path in parent.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,292 @@
+"""Makes games: households of four room types, six task types, each proved solvable by playing a plan.
+
+A game is a function of (seed, size, split, number) alone: more games never change the earlier ones. A room's
+receptacles are a function of (seed, size, room number), so unseen rooms are unseen layouts.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import engine
+from .oracle import plan_actions
+from .pddl import parse_problem
+from .tables import (
+    APPLIANCES,
+    CLEANABLE,
+    CONTAINERS,
+    COOLABLE,
+    HEATABLE,
+    HOLDS,
+    LAMP_STANDS,
+    LAMPS,
+    OPENABLE,
+    ROOMS,
+    SENTENCES,
+    SLICEABLE,
+    TASK_TYPES,
+    UNSEEN_ROOMS,
+    RoomKind,
+)
+from .text import WHEEL, Rules
+from .world import World
+
+GENERATOR_VERSION = 1  # raise it whenever the same seed gives other games
+SPLITS = ("train", "valid_seen", "valid_unseen")
+_RULES = Rules(WHEEL)
+# The reference's domain names these types, so each problem declares them.
+_TYPES_IN_DOMAIN = ("SinkBasin", "Microwave", "Fridge"), ("Knife", "ButterKnife")
+
+
+@dataclass(frozen=True)
+class Receptacle:
+    """A piece of furniture: PDDL id, type, its place's PDDL id, and whether it opens."""
+
+    pddl_id: str
+    kind: str
+    place: str
+    openable: bool
+
+
+@dataclass(frozen=True)
+class Game:
+    """A generated game, ready to be written. `folder` is its path under the split's folder."""
+
+    task_type: str
+    target: str
+    goal: str
+    scene: int
+    folder: str
+    sentence: str
+    problem: str
+    plan: tuple[str, ...]
+    fingerprint: tuple
+
+
+def make_game(seed: int, size: str, split: str, number: int, attempt: int = 0) -> Game:
+    """Game `number` of a split; `attempt` gives another draw (used when two games come out equal)."""
+    task_type = TASK_TYPES[number % len(TASK_TYPES)]
+    while True:
+        rng = random.Random(f"paw-fast alfworld {GENERATOR_VERSION} {seed} {size} {split} {number} {attempt}")
+        game = _draw(rng, seed, size, split, task_type)
+        if game is not None:
+            return game
+        attempt += 1000
+
+
+@lru_cache(maxsize=512)
+def room(seed: int, size: str, kind: RoomKind, scene: int) -> tuple[Receptacle, ...]:
+    """The receptacles of a room, the same for each of its games."""
+    rng = random.Random(f"paw-fast room {GENERATOR_VERSION} {seed} {size} {scene}")
+    least, most = kind.num_receptacles[size]
+    num = rng.randint(least, most)
+    types = list(kind.required) + (list(kind.required_full) if size == "full" else [])
+    limit = ("small", "medium", "full").index(size) + 1
+    while len(types) < num:
+        pool = [(name, row[0]) for name, row in kind.optional.items() if types.count(name) < row[limit]]
+        if not pool:
+            break
+        names, weights = zip(*pool, strict=True)
+        types.append(rng.choices(names, weights)[0])
+    rng.shuffle(types)
+    shared = {"small": 0.0, "medium": 0.06, "full": 0.1}[size]
+    stuck = {"small": 0.0, "medium": 0.1, "full": 0.2}[size]  # drawers and cabinets that are always open to see
+    receptacles, places = [], []
+    for kind_name in types:
+        if not places or rng.random() >= shared:
+            places.append(
+                f"loc_bar_{_code(rng.randint(-12, 12))}_bar_{_code(rng.randint(-12, 12))}_bar_{len(places)}_bar_45"
+            )
+        openable = kind_name in OPENABLE and not (kind_name in ("Cabinet", "Drawer") and rng.random() < stuck)
+        receptacles.append(Receptacle(_pddl_id(rng, kind_name), kind_name, places[-1], openable))
+    return tuple(receptacles)
+
+
+def _code(number: int) -> str:
+    return f"_minus_{-number}" if number < 0 else str(number)
+
+
+def _pddl_id(rng: random.Random, kind: str) -> str:
+    """An id in the official form: the type, then three coordinates."""
+    parts = [kind.removesuffix("Basin")]
+    for low, high in ((-350, 350), (0, 250), (-350, 350)):
+        value = rng.randint(low, high)
+        sign = "_minus_" if value < 0 else "_plus_"
+        parts.append(f"{sign}{abs(value) // 100:02d}_dot_{abs(value) % 100:02d}")
+    if kind.endswith("Basin"):
+        parts.append(kind)
+    return "_bar_".join(parts)
+
+
+def _draw(rng: random.Random, seed: int, size: str, split: str, task_type: str) -> Game | None:
+    kind = rng.choice([kind for kind in ROOMS if task_type in kind.tasks])
+    unseen = split == "valid_unseen"
+    scenes = [scene for scene in kind.scenes if (scene % 100 in UNSEEN_ROOMS) == unseen]
+    scene = rng.choice(scenes)
+    receptacles = room(seed, size, kind, scene)
+    chosen = _choose_task(rng, task_type, kind, receptacles)
+    if chosen is None:
+        return None
+    target, goal = chosen
+    objects = _place_objects(rng, size, task_type, target, goal, kind, receptacles)
+    if objects is None:
+        return None
+    problem = _problem_text(rng, task_type, target, goal, receptacles, objects)
+    sentence = rng.choice(SENTENCES[task_type]).format(o=target.lower(), r=goal.lower())
+    world = World(parse_problem(problem), _RULES, sentence)
+    actions = plan_actions(world.initial)
+    if not actions:
+        return None
+    state, plan = world.initial.clone(), []
+    for action in actions:
+        plan.append(next(text for text, known in engine.commands(state).items() if known == action))
+        engine.act(state, action)
+    if not state.won():
+        raise AssertionError(f"a plan for {sentence!r} does not win: {plan}")
+    name = f"{task_type}-{target}-None-{goal}-{scene}"
+    trial = f"trial_G{rng.getrandbits(60):015x}"
+    contents = tuple(sorted((kind_name, where) for _, kind_name, where in objects))
+    return Game(
+        task_type, target, goal, scene, f"{name}/{trial}", sentence, problem, tuple(plan),
+        (task_type, target, goal, scene, contents),
+    )  # fmt: skip
+
+
+def _choose_task(
+    rng: random.Random, task_type: str, kind: RoomKind, receptacles: tuple[Receptacle, ...]
+) -> tuple[str, str] | None:
+    """(object type, goal receptacle type or lamp type) that the room allows, or None."""
+    present = sorted({r.kind for r in receptacles})
+    appliance, workable = APPLIANCES.get(task_type, (None, frozenset(kind.objects)))
+    if appliance is not None and appliance not in present:
+        return None
+    options: dict[str, list[str]] = {}
+    if task_type == "look_at_obj_in_light":
+        if not set(present) & set(LAMP_STANDS):
+            return None
+        lamps = ["DeskLamp"] if kind.name == "bedroom" else list(LAMPS)
+        options = {o: lamps for o in kind.objects if any(o in HOLDS[r] for r in present)}
+    else:
+        for o in kind.objects:
+            homes = [r for r in present if o in HOLDS[r]]
+            goals = [r for r in homes if r != appliance and any(h not in (r, appliance) for h in homes)]
+            if o in workable and goals:
+                options[o] = goals
+    if not options:
+        return None
+    target = rng.choice(sorted(options))
+    return target, rng.choice(options[target])
+
+
+def _place_objects(
+    rng: random.Random,
+    size: str,
+    task_type: str,
+    target: str,
+    goal: str,
+    kind: RoomKind,
+    receptacles: tuple[Receptacle, ...],
+) -> list[tuple[str, str, int]] | None:
+    """(PDDL id, type, receptacle's number) for each object. The target is never in the goal's type."""
+    appliance = APPLIANCES.get(task_type, (None,))[0]
+    homes: dict[str, list[int]] = {}
+
+    def places_for(o: str) -> list[int]:
+        if o not in homes:
+            homes[o] = [
+                i
+                for i, r in enumerate(receptacles)
+                if o in HOLDS[r.kind] and r.kind != appliance and not (o == target and r.kind == goal)
+            ]
+        return homes[o]
+
+    num_targets = rng.randint(1, 2) if size == "small" else rng.randint(1, 4)
+    if task_type == "pick_two_obj_and_place":
+        num_targets = max(2, num_targets + (size == "small"))
+    if not places_for(target):
+        return None
+    found = [(_pddl_id(rng, target), target, rng.choice(places_for(target))) for _ in range(num_targets)]
+    num_objects = max(rng.randint(*kind.num_objects[size]), num_targets)
+    others = [o for o in kind.objects if o != target and places_for(o)]
+    counts = dict.fromkeys(others, 0)
+    most = {"small": 2, "medium": 2, "full": 3}[size]
+    while len(found) < num_objects:
+        pool = [o for o in others if counts[o] < most]
+        if not pool:
+            break
+        o = rng.choice(pool)
+        counts[o] += 1
+        found.append((_pddl_id(rng, o), o, rng.choice(places_for(o))))
+    if goal in LAMPS:
+        stands = [i for i, r in enumerate(receptacles) if r.kind in LAMP_STANDS]
+        found.append((_pddl_id(rng, goal), goal, rng.choice(stands)))
+    return found if len({item[0] for item in found}) == len(found) else None
+
+
+_GOALS = {
+    "pick_and_place_simple": "(exists (?r - receptacle) (exists (?o - object) (and (inReceptacle ?o ?r) "
+    "(objectType ?o {o}Type) (receptacleType ?r {r}Type))))",
+    "look_at_obj_in_light": "(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and "
+    "(objectType ?ot {r}Type) (toggleable ?ot) (isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) "
+    "(inReceptacle ?ot ?r))) (exists (?o - object ?a - agent) (and (objectType ?o {o}Type) (holds ?a ?o)))",
+    "pick_two_obj_and_place": "(exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {o}Type) "
+    "(receptacleType ?r {r}Type) (inReceptacle ?o1 ?r) (exists (?o2 - object) (and (not (= ?o1 ?o2)) "
+    "(objectType ?o2 {o}Type) (receptacleType ?r {r}Type) (inReceptacle ?o2 ?r))))))",
+}
+for _task, _able, _done in (
+    ("pick_clean_then_place_in_recep", "cleanable", "isClean"),
+    ("pick_heat_then_place_in_recep", "heatable", "isHot"),
+    ("pick_cool_then_place_in_recep", "coolable", "isCool"),
+):
+    _GOALS[_task] = (
+        f"(exists (?r - receptacle) (exists (?o - object) (and ({_able} ?o) (objectType ?o {{o}}Type) "
+        f"(receptacleType ?r {{r}}Type) ({_done} ?o) (inReceptacle ?o ?r))))"
+    )
+
+
+def _problem_text(
+    rng: random.Random,
+    task_type: str,
+    target: str,
+    goal: str,
+    receptacles: tuple[Receptacle, ...],
+    objects: list[tuple[str, str, int]],
+) -> str:
+    """The PDDL problem, with the facts that the reference's domain asks for."""
+    start = f"loc_bar_{_code(rng.randint(-12, 12))}_bar_{_code(rng.randint(-12, 12))}_bar_99_bar_30"
+    places = sorted({r.place for r in receptacles} | {start})
+    rtypes = sorted({r.kind for r in receptacles} | set(_TYPES_IN_DOMAIN[0]) | ({goal} - set(LAMPS)))
+    otypes = sorted({kind for _, kind, _ in objects} | set(_TYPES_IN_DOMAIN[1]))
+    lines = ["(define (problem game)", "(:domain alfred)", "(:objects", "agent1 - agent"]
+    lines += [f"{kind}Type - rtype" for kind in rtypes] + [f"{kind}Type - otype" for kind in otypes]
+    lines += [f"{place} - location" for place in places] + [f"{r.pddl_id} - receptacle" for r in receptacles]
+    lines += [f"{name} - object" for name, _, _ in objects] + [")", "(:init", f"(atLocation agent1 {start})"]
+    for r in receptacles:
+        lines.append(f"(receptacleType {r.pddl_id} {r.kind}Type)")
+        lines.append(f"(receptacleAtLocation {r.pddl_id} {r.place})")
+        if r.openable:
+            lines.append(f"(openable {r.pddl_id})")
+    kinds = {kind for _, kind, _ in objects}
+    for rtype in sorted({r.kind for r in receptacles}):
+        lines += [f"(canContain {rtype}Type {otype}Type)" for otype in sorted(kinds & HOLDS[rtype])]
+    for name, kind, where in objects:
+        lines.append(f"(objectType {name} {kind}Type)")
+        lines.append(f"(inReceptacle {name} {receptacles[where].pddl_id})")
+        lines.append(f"(objectAtLocation {name} {receptacles[where].place})")
+        if kind in LAMPS:
+            lines.append(f"(toggleable {name})")
+            continue
+        lines.append(f"(pickupable {name})")
+        for fact, group in (
+            ("isReceptacleObject", CONTAINERS),
+            ("cleanable", CLEANABLE),
+            ("heatable", HEATABLE),
+            ("coolable", COOLABLE),
+            ("sliceable", SLICEABLE),
+        ):
+            if kind in group:
+                lines.append(f"({fact} {name})")
+    lines += [")", "(:goal (and " + _GOALS[task_type].format(o=target, r=goal) + "))", ")"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,237 @@
+"""Turns a PDDL goal into a check that costs microseconds.
+
+A goal is a conjunction of clauses; each clause says that objects, receptacles and places exist for which some
+facts hold. Facts that never change are settled once, here; what is left of a clause is a list of
+alternatives, each a set of facts that may change ("object 4 is in receptacle 2").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .pddl import PddlError, Problem, typed_variables
+
+if TYPE_CHECKING:
+    from .world import World
+
+MAX_ALTERNATIVES = 20_000  # six official task types: below 400
+MAX_TRIES = 400_000
+
+# A changing fact: (predicate, first number, second number or -1). Numbers as in `World`.
+Literal = tuple[str, int, int]
+
+_CHANGING = {
+    "atlocation": ("agent", "location"),
+    "inreceptacle": ("object", "receptacle"),
+    "objectatlocation": ("object", "location"),
+    "opened": ("receptacle",),
+    "holds": ("agent", "object"),
+    "isclean": ("object",),
+    "ishot": ("object",),
+    "iscool": ("object",),
+    "istoggled": ("object",),
+    "issliced": ("object",),
+}
+_FIXED = {
+    "receptacleatlocation",
+    "objecttype",
+    "receptacletype",
+    "cancontain",
+    "openable",
+    "pickupable",
+    "cleanable",
+    "heatable",
+    "coolable",
+    "toggleable",
+    "sliceable",
+    "isreceptacleobject",
+    "inreceptacleobject",
+}
+
+
+class UnknownGoal(ValueError):
+    """A goal of a form this engine does not know."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """clauses: all must hold; each is a tuple of alternatives; each of those a frozenset of literals."""
+
+    clauses: tuple[tuple[frozenset[Literal], ...], ...]
+
+
+@dataclass
+class _Clause:
+    variables: dict[str, str]
+    atoms: list[list[str]]
+    different: list[tuple[str, str]]
+
+
+def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -> Goal:
+    """Raises `UnknownGoal` for forms that are not a conjunction of existential clauses."""
+    clauses: list[_Clause] = []
+    ground = _Clause({}, [], [])
+    for node in _conjuncts(problem.goal):
+        if node and node[0] == "exists":
+            clause = _Clause({}, [], [])
+            _flatten(node, {}, clause)
+            clauses.append(clause)
+        else:
+            _flatten(node, {}, ground)
+    if ground.atoms or ground.different:
+        clauses.append(ground)
+    by_predicate: dict[str, set[tuple[str, ...]]] = {}
+    for fact in facts:
+        by_predicate.setdefault(fact[0], set()).add(fact[1:])
+    members: dict[str, list[str]] = {}
+    for name, kind in problem.objects.items():
+        members.setdefault(kind, []).append(name)
+    compiled = []
+    for clause in clauses:
+        for atom in clause.atoms:
+            for name in atom[1:]:
+                if name not in clause.variables and name not in problem.objects:
+                    raise PddlError(f"the goal names {name!r}, which (:objects ...) does not declare")
+        compiled.append(_alternatives(clause, by_predicate, members, problem, world))
+    return Goal(tuple(compiled))
+
+
+def _conjuncts(node: list) -> list[list]:
+    if not isinstance(node, list) or not node:
+        raise UnknownGoal("not a formula")
+    if node[0] != "and":
+        return [node]
+    return [leaf for child in node[1:] for leaf in _conjuncts(child)]
+
+
+def _flatten(node: list, scope: dict[str, str], out: _Clause) -> None:
+    """Adds a formula to a clause; each bound variable gets a name of its own."""
+    if not isinstance(node, list) or not node or not isinstance(node[0], str):
+        raise UnknownGoal("not a formula")
+    head = node[0]
+    if head == "and":
+        for child in node[1:]:
+            _flatten(child, scope, out)
+    elif head == "exists":
+        if len(node) != 3 or not isinstance(node[1], list):
+            raise UnknownGoal("an exists without variables and one formula")
+        inner = dict(scope)
+        for name, kind in typed_variables(node[1]).items():
+            unique = f"?{len(out.variables)}{name}"
+            out.variables[unique] = kind
+            inner[name] = unique
+        _flatten(node[2], inner, out)
+    elif head == "not":
+        equality = node[1] if len(node) == 2 else None
+        if not isinstance(equality, list) or len(equality) != 3 or equality[0] != "=":
+            raise UnknownGoal("not one of the known forms (it has a negation)")
+        out.different.append((_resolve(equality[1], scope), _resolve(equality[2], scope)))
+    elif head in _CHANGING or head in _FIXED:
+        out.atoms.append([head, *(_resolve(item, scope) for item in node[1:])])
+    else:
+        raise UnknownGoal(f"not one of the known forms (it uses {head[:40]!r})")
+
+
+def _resolve(item: object, scope: dict[str, str]) -> str:
+    if not isinstance(item, str):
+        raise UnknownGoal("a nested term")
+    if not item.startswith("?"):
+        return item
+    if item not in scope:
+        raise PddlError(f"the goal uses the variable {item[:40]} without binding it")
+    return scope[item]
+
+
+def _alternatives(
+    clause: _Clause,
+    facts: dict[str, set[tuple[str, ...]]],
+    members: dict[str, list[str]],
+    problem: Problem,
+    world: World,
+) -> tuple[frozenset[Literal], ...]:
+    """All distinct sets of changing facts that make the clause true."""
+    fixed = [atom for atom in clause.atoms if atom[0] in _FIXED]
+    changing = [atom for atom in clause.atoms if atom[0] in _CHANGING]
+    found: dict[frozenset[Literal], None] = {}
+    tries = 0
+
+    def value(term: str, binding: dict[str, str]) -> str | None:
+        return binding.get(term) if term.startswith("?") else term
+
+    def extend(binding: dict[str, str], rest: list[list[str]]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries > MAX_TRIES or len(found) > MAX_ALTERNATIVES:
+            raise UnknownGoal("too large to check")
+        for a, b in clause.different:
+            left, right = value(a, binding), value(b, binding)
+            if left is not None and left == right:
+                return
+        if rest:
+            # The atom with the fewest unbound variables first: it prunes most.
+            atom = min(rest, key=lambda atom: sum(value(term, binding) is None for term in atom[1:]))
+            others = [other for other in rest if other is not atom]
+            for args in sorted(facts.get(atom[0], ())):
+                new = _match(atom[1:], args, binding, clause.variables, problem)
+                if new is not None:
+                    extend(new, others)
+            return
+        free = [name for name in clause.variables if name not in binding and any(name in a for a in changing)]
+        if free:
+            for name in members.get(clause.variables[free[0]], ()):
+                if name in _placed(problem, world, name):
+                    extend({**binding, free[0]: name}, [])
+            return
+        literals = [_literal(atom, binding, world, problem) for atom in changing]
+        if None not in literals:
+            found[frozenset(literals)] = None  # type: ignore[arg-type]
+
+    extend({}, fixed)
+    return tuple(found)
+
+
+def _placed(problem: Problem, world: World, name: str) -> tuple[str, ...]:
+    """(name,) when the world knows the thing, () when no fact mentions it."""
+    kind = problem.objects[name]
+    if kind not in ("receptacle", "object", "location"):
+        return (name,)
+    try:
+        world.index(kind, name)
+    except KeyError:
+        return ()
+    return (name,)
+
+
+def _match(
+    terms: list[str], args: tuple[str, ...], binding: dict[str, str], kinds: dict[str, str], problem: Problem
+) -> dict[str, str] | None:
+    if len(terms) != len(args):
+        raise PddlError(f"the goal gives {len(terms)} arguments where the facts have {len(args)}")
+    new = binding
+    for term, arg in zip(terms, args, strict=True):
+        if not term.startswith("?"):
+            if term != arg:
+                return None
+        elif (bound := new.get(term)) is None:
+            if kinds[term] != problem.objects[arg]:
+                return None
+            new = {**new, term: arg}
+        elif bound != arg:
+            return None
+    return new
+
+
+def _literal(atom: list[str], binding: dict[str, str], world: World, problem: Problem) -> Literal | None:
+    signature = _CHANGING[atom[0]]
+    names = [binding[term] if term.startswith("?") else term for term in atom[1:]]
+    if tuple(problem.objects[name] for name in names) != signature:
+        raise PddlError(f"the goal's ({' '.join(atom)[:80]}) has arguments of the wrong type or number")
+    numbers = []
+    for name, kind in zip(names, signature, strict=True):
+        if kind != "agent":
+            try:
+                numbers.append(world.index(kind, name))
+            except KeyError:
+                return None  # no fact mentions it, so this one can never hold
+    return atom[0], numbers[0], numbers[1] if len(numbers) > 1 else -1

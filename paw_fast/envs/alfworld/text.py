@@ -1,0 +1,183 @@
+"""The two wordings of ALFWorld, and how a game file tells which one it is played in.
+
+`WHEEL` is the grammar that the `alfworld` 0.4.2 package ships, `OFFICIAL` the one inside the json_2.1.1 files.
+A file is recognised by the hash of its grammar (the task's sentence left out) and of its PDDL domain; the
+combinations that are known to play alike are listed in `_DOMAINS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .pddl import fingerprint
+
+NOTHING_HAPPENS = "Nothing happens."
+WELCOME = "-= Welcome to TextWorld, ALFRED! =-"
+TASK_PREFIX = "Your task is to: "
+MIDDLE = "You are in the middle of a room. Looking quickly around you, you see "
+
+_COMMANDS_HELP = (
+    ("look", "look around your current location"),
+    ("inventory", "check your current inventory"),
+    ("go to (receptacle)", "move to a receptacle"),
+    ("open (receptacle)", "open a receptacle"),
+    ("close (receptacle)", "close a receptacle"),
+    ("take (object) from (receptacle)", "take an object from a receptacle"),
+    ("move (object) to (receptacle)", "place an object in or on a receptacle"),
+    ("examine (something)", "examine a receptacle or an object"),
+    ("use (object)", "use an object"),
+    ("heat (object) with (receptacle)", "heat an object using a receptacle"),
+    ("clean (object) with (receptacle)", "clean an object using a receptacle"),
+    ("cool (object) with (receptacle)", "cool an object using a receptacle"),
+    ("slice (object) with (object)", "slice an object using a sharp object"),
+)
+
+
+def _help_text() -> str:
+    # The line of "move" is indented by two spaces less than the others; the reference prints it so.
+    lines = []
+    for usage, meaning in _COMMANDS_HELP:
+        width = 33 if usage.startswith("move") else 35
+        lines.append(f"  {usage + ':':<{width - 1}}{meaning}")
+    return "\nAvailable commands:\n" + "\n".join(lines) + "\n"
+
+
+HELP = _help_text()
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One wording: templates with {o} an object's name, {r} a receptacle's, {place} a location's, {list} a listing.
+
+    article: put before each name in a listing. facing_state: `look` adds "(is open)" to openable receptacles.
+    """
+
+    name: str
+    article: str
+    facing_state: bool
+    arrive: str
+    open: str
+    close: str
+    take: str
+    put: str
+    put_command: str
+    is_open: str
+    is_closed: str
+    on: str
+    facing: str
+    use: str
+    heat: str
+    clean: str
+    cool: str
+    slice: str
+
+    def listing(self, names: Iterable[str]) -> str:
+        """ "a b 2, and a b 1" (or "nothing"): names with the article, joined the way the grammar joins."""
+        return join_list([self.article + name for name in names])
+
+
+def join_list(items: list[str]) -> str:
+    """Joins with ", " and a last ", and "; an empty list reads "nothing"."""
+    if len(items) > 1:
+        return ", ".join(items[:-1]) + ", and " + items[-1]
+    return items[0] if items else "nothing"
+
+
+WHEEL = Dialect(
+    name="wheel",
+    article="a ",
+    facing_state=False,
+    arrive="You arrive at {r}. ",
+    open="You open the {r}. ",
+    close="You close the {r}.",
+    take="You pick up the {o} from the {r}.",
+    put="You move the {o} to the {r}.",
+    put_command="move {o} to {r}",
+    is_open="The {r} is open. In it, you see {list}.",
+    is_closed="The {r} is closed.",
+    on="On the {r}, you see {list}.",
+    facing="You are facing the {list}. Next to it, you see {floor}.",
+    use="You turn on the {o}.",
+    heat="You heat the {o} using the {r}.",
+    clean="You clean the {o} using the {r}.",
+    cool="You cool the {o} using the {r}.",
+    slice="You sliced the {o} with the {tool}.",
+)
+
+OFFICIAL = Dialect(
+    name="official",
+    article="",
+    facing_state=True,
+    arrive="You arrive at {place}. ",
+    open="You open {r}. ",
+    close="You close {r}.",
+    take="You take {o} from {r}.",
+    put="You put {o} in/on {r}.",
+    put_command="put {o} in/on {r}",
+    is_open="In {r}, you see {list}.",
+    is_closed="{r} is closed.",
+    on="On {r}, you see {list}.",
+    facing="You are facing {list}. Next to it, you see {floor}.",
+    use="You turn on {o}.",
+    heat="You heat {o} using {r}.",
+    clean="You clean {o} using {r}.",
+    cool="You cool {o} using {r}.",
+    slice="You sliced {o} with {tool}.",
+)
+
+DIALECTS = {"wheel": WHEEL, "official": OFFICIAL}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a game file's domain and grammar say together."""
+
+    dialect: Dialect
+    has_help: bool = True
+    sink_cleans: bool = False  # an older domain also cleans at receptacles of the type SinkType
+
+
+# SHA-256 of the grammar with its task sentence replaced.
+_GRAMMARS = {
+    "c5b22f0f73309a7fd7c8e5b71de42ad4803b60766ab4a51cc2feb34162be036b": WHEEL,
+    "7877085679b6f1dc5254c4a8a94fce7c98d7ab204d341b83b6c9a731106c0c7e": OFFICIAL,
+}
+# `pddl.fingerprint` of the domain: has the action help, cleans at SinkType too.
+_DOMAINS = {
+    "915e118f4f32b4d826bf53c99e860dd85831afffb1a31ad333f063ce005b7122": (True, False),
+    "b0b8259a4e11c9f45e91c181404bde4c2c936ad872fdc4d368c7e63094eaafac": (False, False),
+    "0c42dbe9f67ce2474749f02dd32a40bcc41ef44e8ed28bcedf4526fb02078fec": (False, True),
+}
+_SENTENCE = re.compile(r'"Your task is to: ([^"\n]*)\."')
+# Other characters mean something to the reference's grammar parser; such a sentence is left to it.
+_PLAIN = re.compile(r"[A-Za-z0-9 ,.'!?:&()/-]+")
+_grammar_names: dict[str, Dialect | None] = {}
+
+
+def read_rules(domain: str, grammar: str) -> tuple[Rules, str] | str:
+    """(rules, task sentence) of a game's domain and grammar, or one clause saying why they are not known."""
+    match = _SENTENCE.search(grammar)
+    if match is None:
+        return "its grammar has no task sentence"
+    task = match.group(1)
+    if not _PLAIN.fullmatch(task) or task != task.strip():
+        return "its task sentence holds grammar symbols"
+    bare = grammar[: match.start(1)] + "UNKNOWN GOAL" + grammar[match.end(1) :]
+    if bare not in _grammar_names:
+        if len(_grammar_names) >= 64:
+            _grammar_names.clear()
+        digest = hashlib.sha256(bare.encode("utf-8", "surrogatepass")).hexdigest()
+        _grammar_names[bare] = _GRAMMARS.get(digest)
+    dialect = _grammar_names[bare]
+    if dialect is None:
+        return "its text grammar is not one of the two known ones"
+    known = _DOMAINS.get(fingerprint(domain))
+    if known is None:
+        return "its PDDL domain is not one of the three known ones"
+    has_help, sink_cleans = known
+    if has_help and dialect is OFFICIAL:
+        return "its domain has the action help but its grammar has no text for it"
+    return Rules(dialect, has_help, sink_cleans), task

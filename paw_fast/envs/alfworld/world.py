@@ -1,0 +1,224 @@
+"""A game's unchanging part: an immutable `World` built from a parsed problem.
+
+Receptacles, objects and places are numbers: positions in the world's lists, which are sorted by PDDL id, the
+order in which the reference lists them. What the reference calls facts is kept as is, one pair at a time, so
+that an object in two receptacles, shared places and odd initial states play as they do there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from .engine import Action
+from .goal import Goal, UnknownGoal, compile_goal
+from .pddl import PddlError, Problem
+from .state import State
+from .text import Rules
+
+
+class Unplayable(ValueError):
+    """The problem is well-formed but outside of what this engine plays; the reference may play it."""
+
+
+_SIGNATURES = {
+    "atlocation": ("agent", "location"),
+    "receptacleatlocation": ("receptacle", "location"),
+    "objectatlocation": ("object", "location"),
+    "openable": ("receptacle",),
+    "opened": ("receptacle",),
+    "inreceptacle": ("object", "receptacle"),
+    "isreceptacleobject": ("object",),
+    "inreceptacleobject": ("object", "object"),
+    "isreceptacleobjectfull": ("object",),
+    "wasinreceptacle": ("object", "receptacle"),
+    "checked": ("receptacle",),
+    "examined": ("location",),
+    "receptacletype": ("receptacle", "rtype"),
+    "cancontain": ("rtype", "otype"),
+    "objecttype": ("object", "otype"),
+    "holds": ("agent", "object"),
+    "holdsany": ("agent",),
+    "holdsanyreceptacleobject": ("agent",),
+    "full": ("receptacle",),
+    "isclean": ("object",),
+    "cleanable": ("object",),
+    "ishot": ("object",),
+    "heatable": ("object",),
+    "iscool": ("object",),
+    "coolable": ("object",),
+    "pickupable": ("object",),
+    "moveable": ("object",),
+    "toggleable": ("object",),
+    "ison": ("object",),
+    "istoggled": ("object",),
+    "sliceable": ("object",),
+    "issliced": ("object",),
+}
+_KNIVES = ("knifetype", "butterknifetype")
+MAX_ENTITIES = 5_000
+
+
+class World:
+    """All of a game that never changes. Shared by every state; treat it as read-only.
+
+    receptacles, objects, places: display names by number. place_of[r]: the place of a receptacle.
+    at_place[p]: the receptacles there. holders[o]: the receptacles that may hold object o.
+    """
+
+    def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
+        self.rules = rules
+        self.task = task
+        facts = _check_facts(problem)
+        ids = {"receptacle": set(), "object": set(), "location": set(), "agent": set()}
+        entities: set[str] = set()
+        for fact in facts:
+            for name in fact[1:]:
+                entities.add(name)
+                if (kind := problem.objects[name]) in ids:
+                    ids[kind].add(name)
+        if len(entities) > MAX_ENTITIES:
+            raise PddlError(f"names {len(entities)} things, at most {MAX_ENTITIES} are played")
+        names = display_names(entities)
+        by_predicate: dict[str, list[tuple[str, ...]]] = {predicate: [] for predicate in _SIGNATURES}
+        for fact in facts:
+            by_predicate[fact[0]].append(fact[1:])
+        self.receptacle_ids, self.object_ids, self.place_ids = (
+            tuple(sorted(ids[kind])) for kind in ("receptacle", "object", "location")
+        )
+        self.receptacles = tuple(names[i] for i in self.receptacle_ids)
+        self.objects = tuple(names[i] for i in self.object_ids)
+        self.places = tuple(names[i] for i in self.place_ids)
+        self._receptacle_index = {name: i for i, name in enumerate(self.receptacle_ids)}
+        self._object_index = {name: i for i, name in enumerate(self.object_ids)}
+        self._place_index = {name: i for i, name in enumerate(self.place_ids)}
+        self._read_places(by_predicate)
+        self._read_properties(by_predicate)
+        self.initial = self._initial_state(by_predicate)
+        try:
+            self.goal: Goal = compile_goal(problem, facts, self)
+        except UnknownGoal as error:
+            raise Unplayable(f"its goal is {error}") from None
+
+    def index(self, kind: str, name: str) -> int:
+        """The number of a receptacle, object or location id."""
+        table = {"receptacle": self._receptacle_index, "object": self._object_index, "location": self._place_index}
+        return table[kind][name]
+
+    def _read_places(self, facts: dict[str, list[tuple[str, ...]]]) -> None:
+        place_of: dict[int, int] = {}
+        for receptacle, place in facts["receptacleatlocation"]:
+            r, p = self._receptacle_index[receptacle], self._place_index[place]
+            if place_of.setdefault(r, p) != p:
+                raise Unplayable(f"its receptacle {receptacle} is at two places")
+        # A receptacle without a place (-1) is never reached and never listed.
+        self.place_of = tuple(place_of.get(r, -1) for r in range(len(self.receptacles)))
+        at_place: list[list[int]] = [[] for _ in self.places]
+        for r, p in enumerate(self.place_of):
+            if p >= 0:
+                at_place[p].append(r)
+        self.at_place = tuple(tuple(rs) for rs in at_place)
+        self.go_to = tuple(
+            (f"go to {name}", Action("go", other=r)) for r, name in enumerate(self.receptacles) if self.place_of[r] >= 0
+        )
+
+    def _read_properties(self, facts: dict[str, list[tuple[str, ...]]]) -> None:
+        def objects(predicate: str) -> frozenset[int]:
+            return frozenset(self._object_index[args[0]] for args in facts[predicate])
+
+        self.openable = frozenset(self._receptacle_index[args[0]] for args in facts["openable"])
+        self.pickupable, self.cleanable = objects("pickupable"), objects("cleanable")
+        self.heatable, self.coolable = objects("heatable"), objects("coolable")
+        self.toggleable, self.sliceable = objects("toggleable"), objects("sliceable")
+        self.is_container = objects("isreceptacleobject")
+        self.inner = tuple(
+            tuple(sorted(self._object_index[i] for i, o in set(facts["inreceptacleobject"]) if o == outer))
+            for outer in self.object_ids
+        )
+        self.object_types = _grouped(facts["objecttype"], self._object_index)
+        self.receptacle_types = _grouped(facts["receptacletype"], self._receptacle_index)
+        self.knives = frozenset(o for o, kinds in enumerate(self.object_types) if set(kinds) & set(_KNIVES))
+        sinks = {"sinkbasintype", "sinktype"} if self.rules.sink_cleans else {"sinkbasintype"}
+
+        def receptacles(types: set[str]) -> frozenset[int]:
+            return frozenset(r for r, kinds in enumerate(self.receptacle_types) if set(kinds) & types)
+
+        self.cleaners, self.heaters, self.coolers = (
+            receptacles(sinks),
+            receptacles({"microwavetype"}),
+            receptacles({"fridgetype"}),
+        )
+        can = set(facts["cancontain"])
+        fits: dict[tuple[str, ...], frozenset[int]] = {}
+        for kinds in set(self.object_types):
+            fits[kinds] = frozenset(
+                r for r, rts in enumerate(self.receptacle_types) if any((rt, ot) in can for rt in rts for ot in kinds)
+            )
+        self.holders = tuple(fits[kinds] for kinds in self.object_types)
+
+    def _initial_state(self, facts: dict[str, list[tuple[str, ...]]]) -> State:
+        where = set(facts["atlocation"])
+        if len(where) != 1:
+            raise Unplayable(f"it has {len(where)} agents' places, expected one")
+        ((agent, place),) = where
+        if any(args[0] != agent for args in facts["holds"] + facts["holdsany"]):
+            raise Unplayable("it has more than one agent")
+        state = State(self)
+        state.place = self._place_index[place]
+        o, r, p = self._object_index, self._receptacle_index, self._place_index
+        inside: dict[int, set[int]] = {}
+        for thing, receptacle in facts["inreceptacle"]:
+            inside.setdefault(r[receptacle], set()).add(o[thing])
+        state.inside = [frozenset(inside.get(i, ())) for i in range(len(self.receptacles))]
+        state.held = frozenset(o[args[1]] for args in facts["holds"])
+        state.holds_any = bool(facts["holdsany"])
+        state.opened = frozenset(r[args[0]] for args in facts["opened"])
+        state.lying = frozenset((o[thing], p[place]) for thing, place in facts["objectatlocation"])
+        for name, predicate in (("clean", "isclean"), ("hot", "ishot"), ("cool", "iscool")):
+            setattr(state, name, frozenset(o[args[0]] for args in facts[predicate]))
+        for name, predicate in (("sliced", "issliced"), ("toggled", "istoggled")):
+            setattr(state, name, frozenset(o[args[0]] for args in facts[predicate]))
+        return state
+
+
+def _grouped(pairs: Iterable[tuple[str, ...]], index: dict[str, int]) -> tuple[tuple[str, ...], ...]:
+    groups: list[set[str]] = [set() for _ in index]
+    for name, kind in pairs:
+        groups[index[name]].add(kind)
+    return tuple(tuple(sorted(group)) for group in groups)
+
+
+def _check_facts(problem: Problem) -> list[tuple[str, ...]]:
+    for fact in problem.facts:
+        signature = _SIGNATURES.get(fact[0])
+        if signature is None:
+            raise PddlError(f"has the unknown fact ({' '.join(fact)[:80]})")
+        kinds = tuple(problem.objects[name] for name in fact[1:])
+        if kinds != signature:
+            got, expected = " ".join(kinds) or "none", " ".join(signature)
+            raise PddlError(f"the fact ({' '.join(fact)[:80]}) has arguments of type {got}, expected {expected}")
+    return list(problem.facts)
+
+
+def display_names(ids: Iterable[str]) -> dict[str, str]:
+    """The names the reference shows: "cabinet 3". Ids sorted upward are numbered downward."""
+    ids = sorted(ids)
+    bases = {}
+    for name in ids:
+        base, found, _ = name.partition("_bar_")
+        if found and any(code in base for code in ("_minus_", "_plus_", "_dot_", "_comma_")):
+            raise PddlError(f"the id {name[:80]!r} has an encoded character before its first '_bar_'")
+        bases[name] = (base + "basin" if "basin" in name else base) if found else None
+    left = Counter(base for base in bases.values() if base is not None)
+    names = {}
+    for name in ids:
+        base = bases[name]
+        if base is None:
+            decoded = name
+            for code, char in (("_minus_", "-"), ("_plus_", "+"), ("_dot_", "."), ("_comma_", ",")):
+                decoded = decoded.replace(code, char)
+            names[name] = f"{decoded} "  # the reference leaves a space where the number would stand
+        else:
+            names[name] = f"{base} {left[base]}"
+            left[base] -= 1
+    return names

@@ -1,0 +1,64 @@
+"""Steps many episodes with one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paw_fast.types import Env, Observation, Step, Task
+
+
+class BatchEnv:
+    """`num` episode slots over one environment's data. A slot whose command is None is idle and costs nothing.
+
+    Environments with `begin`/`finish` pairs (processes of their own) work at the same time; the answers
+    do not depend on which of them is quicker.
+    """
+
+    def __init__(self, envs: Sequence[Env]) -> None:
+        self._envs = list(envs)
+
+    def __len__(self) -> int:
+        return len(self._envs)
+
+    def reset(self, tasks: Sequence[Task]) -> list[Observation]:
+        """Starts an episode in the first len(tasks) slots. Raises `ValueError` for more tasks than slots."""
+        if len(tasks) > len(self._envs):
+            raise ValueError(f"{len(tasks)} tasks for {len(self._envs)} slots: make the batch larger")
+        envs = self._envs[: len(tasks)]
+        for env, task in zip(envs, tasks, strict=True):
+            if begin := getattr(env, "begin_reset", None):
+                begin(task)
+        return [
+            env.finish_reset() if hasattr(env, "finish_reset") else env.reset(task)  # type: ignore[attr-defined]
+            for env, task in zip(envs, tasks, strict=True)
+        ]
+
+    def step(self, commands: Sequence[str | None]) -> list[Step | None]:
+        """Plays one command in each slot that has one. Raises `ValueError` for more commands than slots."""
+        if len(commands) > len(self._envs):
+            raise ValueError(f"{len(commands)} commands for {len(self._envs)} slots")
+        pairs = list(zip(self._envs, commands, strict=False))
+        for env, command in pairs:
+            if command is not None and (begin := getattr(env, "begin_step", None)):
+                begin(command)
+        steps: list[Step | None] = []
+        for env, command in pairs:
+            if command is None:
+                steps.append(None)
+            elif hasattr(env, "finish_step"):
+                steps.append(env.finish_step())  # type: ignore[attr-defined]
+            else:
+                steps.append(env.step(command))
+        return steps
+
+    def close(self) -> None:
+        """Closes every slot."""
+        for env in self._envs:
+            env.close()
+
+
+def make_batch(env: Env, num: int) -> BatchEnv:
+    """`num` slots over the data of `env`, which itself stays free. Raises `ValueError` for num below 1."""
+    if num < 1:
+        raise ValueError(f"{num} slots asked for, expected at least 1")
+    return BatchEnv([env.spawn() for _ in range(num)])
