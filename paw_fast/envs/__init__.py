@@ -45,4 +45,12 @@ def make(name: str, engine: str = "native", data: Any = None, max_steps: int = 5
 
     if engine == "textworld":
         return ReferenceEnv(games, max_steps)
-    return AlfworldEnv(games, max_steps, reference=lambda: ReferenceEnv(games, max_steps))
+    shared: list[ReferenceEnv] = []
+
+    def reference() -> ReferenceEnv:
+        if shared:
+            return shared[0].spawn()
+        shared.append(ReferenceEnv(games, max_steps))
+        return shared[0]
+
+    return AlfworldEnv(games, max_steps, reference=reference)

@@ -198,7 +198,7 @@ def _look(state: State, action: Action) -> str:
     for r in here:
         mark = ""
         if say.facing_state and r in world.openable:
-            mark = " (is open)" if r in state.opened else " (is closed)"
+            mark = "(is open)" if r in state.opened else "(is closed)"
         facing.append(world.receptacles[r] + mark)
     lying = sorted(o for o, place in state.lying if place == state.place)
     floor = say.listing(world.objects[o] for o in lying for r in here if (o, r) in state.left)

@@ -125,7 +125,8 @@ class AlfworldEnv:
         return Step(observation, 1.0 if won else 0.0, self._done, {"won": won, "admissible": valid})
 
     def _observe(self, text: str, more: Mapping[str, Any] | None = None) -> Observation:
-        assert self._state is not None and self._task is not None
+        assert self._state is not None
+        assert self._task is not None
         admissible = tuple(engine.commands(self._state))
         return make_observation(text, admissible, self._state.won(), self._task.task_type, more)
 

@@ -1,18 +1,278 @@
-"""The reference engine (`alfworld` on `textworld`) behind the `Env` protocol."""
+"""The reference engine (`alfworld` on `textworld`) behind the `Env` protocol, in processes of its own.
+
+Several environments share a few worker processes. A worker that dies, or does not answer within the time limit,
+is started again, and each episode it held is brought back by playing its commands once more: the reference is
+deterministic.
+"""
 
 from __future__ import annotations
 
-from paw_fast.types import UserError
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from paw_fast.types import Observation, Step, Task, UserError
+
+from .env import GameSet, make_observation
 from .games import reference_texts
+from .text import TASK_PREFIX
+
+TIME_LIMIT_S = 120.0  # the largest kitchens take 6 s to load on a quiet core
+MAX_COMMAND_CHARS = 1_000  # no admissible command is longer, so a longer one is only ever "Nothing happens."
+
+
+class WorkerDied(RuntimeError):
+    """The process ended or did not answer in time."""
+
+
+class Worker:
+    """One process: requests go out at once, answers come back in the same order.
+
+    slow: without the caches of `reference_speed`, as the packages come.
+    """
+
+    def __init__(self, time_limit_s: float = TIME_LIMIT_S, slow: bool = False) -> None:
+        self._slow = slow
+        self._time_limit_s = time_limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._sent: list[int] = []
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._next_ticket = 0
+        self.generation = 0  # raised at each start, so that an episode knows that it was lost
+
+    def send(self, request: dict[str, Any]) -> int:
+        """Sends a request and returns its ticket. Starts the process where it does not run."""
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._lost("ended") from None
+        self._next_ticket += 1
+        self._sent.append(self._next_ticket)
+        return self._next_ticket
+
+    def receive(self, ticket: int) -> dict[str, Any]:
+        """The answer to a request. Raises `WorkerDied` when none will come."""
+        deadline = time.monotonic() + self._time_limit_s
+        while ticket not in self._answers:
+            if ticket not in self._sent:
+                raise WorkerDied("the worker was started again since")
+            line = self._read_line(deadline)
+            self._answers[self._sent.pop(0)] = line
+        return self._answers.pop(ticket)
+
+    def stop(self) -> None:
+        """Ends the process. Safe to call twice."""
+        process, self._process = self._process, None
+        self._sent, self._answers, self._buffer = [], {}, b""
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what was still buffered for a process that is gone
+                    pipe.close()
+
+    def _start(self) -> None:
+        package_root = str(Path(__file__).resolve().parents[3])
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environment.get("PYTHONPATH"))))
+        # The reference makes this folder when it is imported; an existing one keeps the user's home as it is.
+        environment["ALFWORLD_DATA"] = tempfile.gettempdir()
+        command = [sys.executable, "-m", "paw_fast.envs.alfworld.reference_worker", *["--slow"] * self._slow]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        self.generation += 1
+        self._buffer = b""
+        self._read_line(time.monotonic() + self._time_limit_s)
+
+    def _read_line(self, deadline: float) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            ready = select.select([descriptor], [], [], max(left, 0.0))[0] if left > 0 else []
+            if not ready:
+                raise self._lost(f"gave no answer within {self._time_limit_s:g} s")
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                raise self._lost("ended")
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def _lost(self, why: str) -> WorkerDied:
+        self.stop()
+        return WorkerDied(f"the reference engine's process {why}")
+
+
+class _Pool:
+    """The workers that environments share; stopped when the last of those is closed."""
+
+    def __init__(self, num_workers: int, time_limit_s: float) -> None:
+        self.workers = [Worker(time_limit_s) for _ in range(num_workers)]
+        self._num_slots, self._open = 0, 0
+
+    def take_slot(self) -> tuple[int, Worker]:
+        slot = self._num_slots
+        self._num_slots += 1
+        self._open += 1
+        return slot, self.workers[slot % len(self.workers)]
+
+    def give_back(self) -> None:
+        self._open -= 1
+        if self._open == 0:
+            for worker in self.workers:
+                worker.stop()
 
 
 class ReferenceEnv:
-    """Placeholder until the worker processes stand."""
+    """One ALFWorld episode at a time, on the reference engine.
+
+    num_workers: processes shared by this environment and those it spawns (default: the machine's cores, at most
+    8; each takes about 0.1 GB). time_limit_s: for one answer. Raises `UserError` when the extra is not installed.
+    """
 
     name = "alfworld"
 
-    def __init__(self, games, max_steps: int = 50) -> None:
+    def __init__(
+        self,
+        games: GameSet,
+        max_steps: int = 50,
+        num_workers: int | None = None,
+        time_limit_s: float = TIME_LIMIT_S,
+        _pool: _Pool | None = None,
+    ) -> None:
         if reference_texts() is None:
             raise UserError("the reference engine is not installed: pip install 'paw-fast[alfworld]'")
-        raise UserError("the reference engine is not wired up yet")
+        if max_steps < 1:
+            raise UserError(f"max_steps is {max_steps}, expected at least 1")
+        self._games, self._max_steps = games, max_steps
+        self._pool = _pool or _Pool(num_workers or min(os.cpu_count() or 1, 8), time_limit_s)
+        self._slot, self._worker = self._pool.take_slot()
+        self._task: Task | None = None
+        self._commands: list[str] = []
+        self._done, self._closed, self._generation = True, False, -1
+        self._ticket = -1
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of "train", "valid_seen" or "valid_unseen" (also "unseen"), in a fixed order."""
+        return self._games.tasks(split)
+
+    def reset(self, task: Task) -> Observation:
+        """Starts an episode. Raises `UserError` naming the file when the reference cannot load it."""
+        self.begin_reset(task)
+        return self.finish_reset()
+
+    def begin_reset(self, task: Task) -> None:
+        """The first half of `reset`: sends the request, so that several workers load at the same time."""
+        if self._closed:
+            raise RuntimeError("this environment is closed")
+        if task.path is None or not task.path.is_file():
+            raise UserError(f"no game file at {task.path}: make the task with Task.from_file(path)")
+        self._task, self._commands, self._done = task, [], True
+        self._send()
+
+    def finish_reset(self) -> Observation:
+        """The second half of `reset`: waits for the answer."""
+        assert self._task is not None
+        answer = self._receive()
+        if "error" in answer:
+            raise UserError(f"{self._task.path}: the reference engine cannot load it: {answer['error']}")
+        self._done = False
+        sentence = answer["text"].rpartition(TASK_PREFIX)[2]
+        return self._observation(answer, {"task": sentence.removesuffix(".")})
+
+    def step(self, command: str) -> Step:
+        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        self.begin_step(command)
+        return self.finish_step()
+
+    def begin_step(self, command: str) -> None:
+        """The first half of `step`: sends the command."""
+        if self._task is None or self._done:
+            raise RuntimeError("step without an episode, or after its end: call reset first")
+        self._commands.append(command if len(command) <= MAX_COMMAND_CHARS else "")
+        self._send()
+
+    def finish_step(self) -> Step:
+        """The second half of `step`: waits for the answer."""
+        assert self._task is not None
+        answer = self._receive()
+        if "error" in answer:
+            self._done = True
+            raise RuntimeError(f"{self._task.path}: the reference engine failed: {answer['error']}")
+        won = answer["won"]
+        self._done = won or len(self._commands) >= self._max_steps
+        info = {"won": won, "admissible": answer["text"] != "Nothing happens."}
+        return Step(self._observation(answer), 1.0 if won else 0.0, self._done, info)
+
+    def _request(self, num_commands: int) -> dict[str, Any]:
+        """The request that brings the episode from `num_commands` - 1 commands to `num_commands`."""
+        assert self._task is not None
+        if num_commands == 0:
+            return {"op": "reset", "slot": self._slot, "path": str(self._task.path)}
+        return {"op": "step", "slot": self._slot, "command": self._commands[num_commands - 1]}
+
+    def _send(self) -> None:
+        try:
+            if self._commands and self._generation != self._worker.generation:
+                self._ticket = -1  # the episode was lost with its worker: `_receive` plays it again
+                return
+            self._ticket = self._worker.send(self._request(len(self._commands)))
+            self._generation = self._worker.generation
+        except WorkerDied:
+            self._ticket = -1
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._task is not None
+        if self._ticket >= 0:
+            try:
+                return self._worker.receive(self._ticket)
+            except WorkerDied:
+                pass
+        for attempt in (1, 2):
+            try:
+                answer: dict[str, Any] = {}
+                for num in range(len(self._commands) + 1):
+                    answer = self._worker.receive(self._worker.send(self._request(num)))
+                self._generation = self._worker.generation
+                return answer
+            except WorkerDied as error:
+                if attempt == 2:
+                    raise UserError(f"{self._task.path}: {error}, also when it was started again") from None
+        raise AssertionError
+
+    def _observation(self, answer: dict[str, Any], more: dict[str, Any] | None = None) -> Observation:
+        assert self._task is not None
+        return make_observation(answer["text"], tuple(answer["admissible"]), answer["won"], self._task.task_type, more)
+
+    def spawn(self) -> ReferenceEnv:
+        """Another episode over the same games, in the same worker processes."""
+        return ReferenceEnv(self._games, self._max_steps, _pool=self._pool)
+
+    def close(self) -> None:
+        """Ends the workers when this was the last environment that used them. Safe to call twice."""
+        if not self._closed:
+            self._closed, self._done = True, True
+            self._pool.give_back()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from paw_fast.types import Observation
 
-from .tables import APPLIANCES, HOLDS, LAMP_STANDS
+from .tables import APPLIANCES, HOLDS, LAMP_STANDS, words
 
 # Where to look first. Instances are equally likely in generated games, so the cheap ones come first.
-SEARCH_ORDER = (
+SEARCH_ORDER = words(
     "countertop diningtable sidetable coffeetable desk dresser shelf bed sofa armchair ottoman tvstand cart toilet "
     "bathtubbasin sinkbasin stoveburner coffeemachine garbagecan laundryhamper handtowelholder towelholder "
     "toiletpaperhanger toaster fridge microwave safe drawer cabinet"
-).split()
+)
 _RANK = {kind: i for i, kind in enumerate(SEARCH_ORDER)}
 _LOWER_HOLDS = {kind.lower(): frozenset(o.lower() for o in objects) for kind, objects in HOLDS.items()}
 _STANDS = frozenset(kind.lower() for kind in LAMP_STANDS)
@@ -136,7 +136,8 @@ class SearcherExpert:
             self._placed.pop(self._held, None)
         elif found := _PUT.match(text):
             self._held = None
-            self._contents.setdefault(found.group(2), []).append(found.group(1))
+            if found.group(2) in self._contents:
+                self._contents[found.group(2)].append(found.group(1))
             self._placed[found.group(1)] = found.group(2)
         elif found := _WORKED.match(text):
             self._worked.add(found.group(2))
@@ -185,9 +186,12 @@ class SearcherExpert:
         """The next command on the way to (and, with `enter`, into) a receptacle; None when we are there."""
         if self._here != receptacle:
             return f"go to {receptacle}"
-        if enter and receptacle in self._closed and f"open {receptacle}" not in self._failed:
-            return f"open {receptacle}"
-        return None
+        if not enter:
+            return None
+        if receptacle in self._closed:
+            return f"open {receptacle}" if f"open {receptacle}" not in self._failed else None
+        unknown = receptacle not in self._contents and f"examine {receptacle}" not in self._failed
+        return f"examine {receptacle}" if unknown else None
 
     def _seen(self, kind: str) -> tuple[str, str] | None:
         """(object, receptacle) of the first such object seen and not yet where it belongs; here first."""
@@ -206,14 +210,8 @@ class SearcherExpert:
 
     def _search(self, wanted: str) -> str:
         """The next step of looking for an object of a type."""
-        here = self._here
-        if here is not None and here not in self._contents:
-            if here not in self._closed:
-                command = f"examine {here}"
-                if command not in self._failed:
-                    return command
-            elif f"open {here}" not in self._failed:
-                return f"open {here}"
+        if self._here is not None and self._here not in self._contents and (command := self._visit(self._here)):
+            return command
         left = [r for r in self._receptacles if r not in self._contents and f"open {r}" not in self._failed]
         left.sort(key=lambda r: (*self._priority(wanted, _kind(r)), _number(r)))
         if not left:

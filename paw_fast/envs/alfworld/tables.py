@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text, as a tuple."""
     return tuple(text.split())
 
 
@@ -88,15 +89,15 @@ _HOLDS["Toaster"] = ""  # holds sliced bread alone, which generated games do not
 HOLDS: dict[str, frozenset[str]] = {name: frozenset(objects.split()) for name, objects in _HOLDS.items()}
 OPENABLE = frozenset({"Cabinet", "Drawer", "Fridge", "Microwave", "Safe"})
 CLEANABLE = frozenset(
-    _words(
+    words(
         "Apple Bowl ButterKnife Cloth Cup DishSponge Egg Fork Kettle Knife Ladle Lettuce Mug Pan Plate Pot Potato "
         "SoapBar Spatula Spoon Tomato"
     )
 )
-HEATABLE = frozenset(_words("Apple Bread Cup Egg Mug Plate Potato Tomato"))
-COOLABLE = frozenset(_words("Apple Bowl Bread Cup Egg Lettuce Mug Pan Plate Pot Potato Tomato WineBottle"))
-SLICEABLE = frozenset(_words("Apple Bread Egg Lettuce Potato Tomato"))
-CONTAINERS = frozenset(_words("Bowl Box Cup Mug Pan Plate Pot"))
+HEATABLE = frozenset(words("Apple Bread Cup Egg Mug Plate Potato Tomato"))
+COOLABLE = frozenset(words("Apple Bowl Bread Cup Egg Lettuce Mug Pan Plate Pot Potato Tomato WineBottle"))
+SLICEABLE = frozenset(words("Apple Bread Egg Lettuce Potato Tomato"))
+CONTAINERS = frozenset(words("Bowl Box Cup Mug Pan Plate Pot"))
 LAMPS = ("DeskLamp", "FloorLamp")
 LAMP_STANDS = ("Desk", "SideTable", "Dresser", "Shelf", "DiningTable", "CoffeeTable")
 
@@ -164,7 +165,7 @@ ROOMS = (
             "Shelf": (1, 1, 2, 3),
             "SideTable": (1, 1, 1, 1),
         },
-        objects=_words(
+        objects=words(
             "Apple Bread Egg Lettuce Potato Tomato Bowl Cup Mug Plate Pan Pot Fork Knife Spoon ButterKnife Spatula "
             "SaltShaker PepperShaker DishSponge SoapBottle Ladle Kettle WineBottle Glassbottle Vase Statue"
         ),
@@ -191,7 +192,7 @@ ROOMS = (
             "Safe": (1, 1, 1, 1),
             "TVStand": (1, 0, 1, 1),
         },
-        objects=_words(
+        objects=words(
             "KeyChain Pillow CreditCard Laptop Box RemoteControl Statue Newspaper Vase Watch WateringCan Plate "
             "TissueBox Book CellPhone Pen Pencil Bowl Candle"
         ),
@@ -216,7 +217,7 @@ ROOMS = (
             "Safe": (1, 1, 1, 1),
             "Cabinet": (1, 1, 2, 3),
         },
-        objects=_words(
+        objects=words(
             "AlarmClock Book CD CellPhone CreditCard KeyChain Laptop Mug Pen Pencil Pillow Bowl BaseballBat "
             "BasketBall Box TennisRacket TissueBox Cloth Watch RemoteControl Vase Statue"
         ),
@@ -242,7 +243,7 @@ ROOMS = (
             "Cart": (1, 1, 1, 1),
             "SideTable": (1, 1, 1, 1),
         },
-        objects=_words(
+        objects=words(
             "Candle Cloth HandTowel SoapBar SoapBottle SprayBottle TissueBox ToiletPaper ToiletPaperRoll DishSponge "
             "Plunger Towel"
         ),
