@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import resource
 import struct
 import sys
 import threading
 import time
 import types
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -145,6 +147,16 @@ def test_a_misspelt_name_is_refused(tmp_path, name, words):
         writer.log(1, {name: 1.0})
     assert words in str(caught.value)
     assert read_metrics(tmp_path) == []
+
+
+def test_names_written_in_the_package_are_known():
+    folders = "|".join({name.split("/")[0] for name in metrics.METRICS})
+    found = set()
+    for path in Path(metrics.__file__).parent.rglob("*.py"):
+        found |= set(re.findall(rf'"((?:{folders})/\w+)"', path.read_text(encoding="utf-8")))
+    assert "policy/kl" in found
+    for name in found:
+        check_name(name)
 
 
 def test_a_line_that_does_not_fit_leaves_no_half(tmp_path):
