@@ -50,7 +50,6 @@ METRICS: dict[str, str] = {
     "optim/grad_norm": "global gradient norm before clipping",
     "optim/learning_rate": "learning rate",
     "optim/skipped_steps": "optimizer steps left out because the gradient was not finite",
-    "optim/skipped_steps": "optimizer steps left out because the gradient was not finite",
     "rollout/logprob_gap_mean": "mean |log-prob in the trainer - in the generator|, nats",
     "rollout/logprob_gap_max": "largest such gap, nats",
     "time/<stage>_s": "seconds spent in a stage of the step",
