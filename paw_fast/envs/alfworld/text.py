@@ -42,7 +42,7 @@ def _help_text() -> str:
     for usage, meaning in _COMMANDS_HELP:
         width = 33 if usage.startswith("move") else 35
         lines.append(f"  {usage + ':':<{width - 1}}{meaning}")
-    return "\nAvailable commands:\n" + "\n".join(lines) + "\n"
+    return "Available commands:\n" + "\n".join(lines) + "\n"
 
 
 HELP = _help_text()

@@ -1,0 +1,77 @@
+"""A person plays an episode in the terminal."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from paw_fast.types import Env, Observation, Task
+
+HINT = "Type a command, ? for the commands that are possible now, task for the task, quit to stop."
+
+
+def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | None = None) -> bool:
+    """Lets a person play `task` and returns whether it was won.
+
+    Ends at a win, at the step limit, at "quit", at the end of the input and at Ctrl-C. Works on a pipe, one command a
+    line. An empty line and an unknown command cost no step: what the environment would only answer with
+    "Nothing happens" is met with the nearest possible command. Raises what `env.reset` raises.
+    """
+    console = console or Console(highlight=False)
+    stdin = stdin or sys.stdin
+    prompt = "> " if stdin.isatty() else ""
+    observation = env.reset(task)
+    sentence = str(observation.info.get("task", ""))
+    console.print(Panel(escape(sentence) or "(no task text)", title=f"task: {task.task_type}", expand=False))
+    console.print(escape(observation.text.split("Your task is to:")[0].strip()))
+    console.print(HINT, style="dim")
+    num_steps = 0
+    try:
+        while True:
+            console.print(prompt, end="", style="bold")
+            line = stdin.readline()
+            if not line:
+                console.print("\nEnd of input: the episode is left unfinished.", style="yellow")
+                return False
+            command = " ".join(line.lower().split())
+            if command in ("quit", "exit", "q"):
+                console.print(f"Left after {num_steps} steps.", style="yellow")
+                return False
+            if _answer_locally(command, sentence, observation, console.print):
+                continue
+            step = env.step(command)
+            observation, num_steps = step.observation, num_steps + 1
+            console.print(escape(observation.text))
+            if step.done:
+                if observation.info.get("won"):
+                    console.print(f"You won, in {num_steps} steps.", style="bold green")
+                    return True
+                console.print(f"You lost: {num_steps} steps are all an episode has.", style="bold red")
+                return False
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted after {num_steps} steps.", style="yellow")
+        return False
+
+
+def _answer_locally(command: str, sentence: str, observation: Observation, say: Callable[..., None]) -> bool:
+    """Answers what is not for the environment: ?, task, an empty line, a command that is not possible."""
+    if command in ("?", "commands"):
+        for possible in observation.admissible:
+            say(f"  {escape(possible)}")
+    elif command == "task":
+        say(escape(sentence))
+    elif not command:
+        say(HINT, style="dim")
+    elif observation.admissible and command not in observation.admissible:
+        close = difflib.get_close_matches(command, observation.admissible, n=1)
+        hint = f"did you mean: {close[0]}" if close else "type ? to see what is"
+        say(escape(f"That is not possible here; {hint}"), style="yellow")
+    else:
+        return False
+    return True

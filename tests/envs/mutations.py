@@ -1,0 +1,133 @@
+"""Makes unusual games out of ordinary ones: the corners in which an engine could differ from the reference."""
+
+import json
+import random
+import re
+
+from paw_fast.envs.alfworld.pddl import parse_problem
+
+
+def _of(facts, predicate):
+    return [fact[1:] for fact in facts if fact[0] == predicate]
+
+
+def _pick(rng, items, num):
+    items = list(items)
+    return rng.sample(items, min(num, len(items)))
+
+
+def shared_places(rng, facts):
+    """Some receptacles move to another one's place, with or without what lies in them."""
+    located = _of(facts, "receptacleatlocation")
+    moved = dict(_pick(rng, located, rng.randint(2, 6)))
+    new = {r: rng.choice(located)[1] for r in moved}
+    follow = rng.random() < 0.7
+    inside = {o: r for o, r in _of(facts, "inreceptacle")}
+    out = []
+    for fact in facts:
+        if fact[0] == "receptacleatlocation" and fact[1] in new:
+            fact = (fact[0], fact[1], new[fact[1]])
+        elif fact[0] == "objectatlocation" and follow and inside.get(fact[1]) in new:
+            fact = (fact[0], fact[1], new[inside[fact[1]]])
+        out.append(fact)
+    return out
+
+
+def in_two_receptacles(rng, facts):
+    """Some objects are in a second receptacle as well, where they may or may not count as lying."""
+    places = dict(_of(facts, "receptacleatlocation"))
+    for o, _ in _pick(rng, _of(facts, "inreceptacle"), rng.randint(1, 5)):
+        r = rng.choice(sorted(places))
+        facts.append(("inreceptacle", o, r))
+        if rng.random() < 0.6:
+            facts.append(("objectatlocation", o, places[r]))
+    return facts
+
+
+def opened(rng, facts):
+    """Some receptacles are open from the start, openable or not; others are not openable any more."""
+    openable = _of(facts, "openable")
+    facts += [("opened", r) for (r,) in _pick(rng, openable, rng.randint(1, 4))]
+    facts += [("opened", r) for r, _ in _pick(rng, _of(facts, "receptacleatlocation"), 2)]
+    gone = _pick(rng, openable, rng.randint(0, 2))
+    return [fact for fact in facts if fact[0] != "openable" or fact[1:] not in gone]
+
+
+def treated(rng, facts):
+    """Some objects are hot, cool, clean, sliced or toggled from the start."""
+    for predicate in ("ishot", "iscool", "isclean", "issliced", "istoggled"):
+        facts += [(predicate, o) for o, _ in _pick(rng, _of(facts, "inreceptacle"), rng.randint(0, 6))]
+    return facts
+
+
+def start_at_receptacle(rng, facts):
+    """The agent starts at a receptacle's place."""
+    place = rng.choice(_of(facts, "receptacleatlocation"))[1]
+    return [(fact[0], fact[1], place) if fact[0] == "atlocation" else fact for fact in facts]
+
+
+def holding(rng, facts):
+    """The agent starts with something in its hands, with or without the hands counting as full."""
+    o = rng.choice(_of(facts, "pickupable"))[0]
+    if rng.random() < 0.8:
+        facts = [fact for fact in facts if fact[:2] not in (("inreceptacle", o), ("objectatlocation", o))]
+    facts.append(("holds", "agent1", o))
+    if rng.random() < 0.8:
+        facts.append(("holdsany", "agent1"))
+    return facts
+
+
+def abilities(rng, facts):
+    """Objects get and lose abilities: lamps that can be carried, mugs with a switch, tables that may hold all."""
+    objects = [o for o, _ in _of(facts, "inreceptacle")]
+    for predicate in ("pickupable", "toggleable", "sliceable", "cleanable", "heatable", "coolable"):
+        facts += [(predicate, o) for o in _pick(rng, objects, rng.randint(0, 4))]
+    gone = {(p, o) for p in ("sliceable", "isreceptacleobject") for o in _pick(rng, objects, 5)}
+    return [fact for fact in facts if fact[:2] not in gone]
+
+
+def containers(rng, facts):
+    """Objects that hold other objects."""
+    objects = sorted({o for o, _ in _of(facts, "inreceptacle")})
+    for outer in _pick(rng, objects, 3):
+        facts.append(("isreceptacleobject", outer))
+        facts += [("inreceptacleobject", o, outer) for o in _pick(rng, objects, rng.randint(0, 3)) if o != outer]
+    return facts
+
+
+def astray(rng, facts):
+    """Objects that lie at a place without being in a receptacle there, and objects that are nowhere."""
+    places = [place for _, place in _of(facts, "receptacleatlocation")]
+    gone = _pick(rng, _of(facts, "inreceptacle"), 3)
+    facts = [fact for fact in facts if fact[0] != "inreceptacle" or fact[1:] not in gone]
+    facts += [("objectatlocation", o, rng.choice(places)) for o, _ in gone[:2]]
+    return facts
+
+
+MUTATIONS = (
+    shared_places,
+    in_two_receptacles,
+    opened,
+    treated,
+    start_at_receptacle,
+    holding,
+    abilities,
+    containers,
+    astray,
+)
+
+
+def mutate(text: str, seed: int) -> tuple[str, list[str]]:
+    """(JSON of a mutated game, names of the mutations) made from a game file's text."""
+    rng = random.Random(f"mutate {seed}")
+    data = json.loads(text)
+    problem = parse_problem(data["pddl_problem"])
+    facts = [tuple(fact) for fact in problem.facts]
+    chosen = rng.sample(MUTATIONS, rng.randint(1, 4))
+    for mutation in chosen:
+        facts = list(dict.fromkeys(mutation(rng, list(facts))))
+    lines = "\n".join(f"({' '.join(fact)})" for fact in facts)
+    body = data["pddl_problem"]
+    start, end = body.index("(:init"), re.search(r"\(:goal", body).start()
+    data["pddl_problem"] = f"{body[:start]}(:init\n{lines}\n)\n{body[end:]}"
+    return json.dumps(data), [mutation.__name__ for mutation in chosen]

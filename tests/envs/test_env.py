@@ -1,0 +1,127 @@
+"""The protocol: episodes, batches, official games."""
+
+import random
+
+import pytest
+
+from paw_fast import envs
+from paw_fast.envs.alfworld import OracleExpert, SearcherExpert
+from paw_fast.envs.alfworld.state import State
+from paw_fast.types import Env, Task
+
+
+def test_it_is_an_env(small_env):
+    assert isinstance(small_env, Env)
+    assert small_env.name == "alfworld"
+
+
+def test_an_episode_that_is_won(small_env):
+    env, task = small_env.spawn(), small_env.tasks("train")[0]
+    first = env.reset(task)
+    assert first.info["won"] is False
+    assert first.info["task_type"] == task.task_type
+    assert first.text.endswith(f"Your task is to: {first.info['task']}.")
+    assert first.info["state_text"] == "\n".join((first.text, *first.admissible))
+    plan = OracleExpert().plan(env.state)
+    for i, command in enumerate(plan):
+        step = env.step(command)
+        last = i == len(plan) - 1
+        assert (step.reward, step.done, step.info["won"]) == (float(last), last, last)
+        assert step.info["admissible"]
+    with pytest.raises(RuntimeError, match="after the episode's end"):
+        env.step("look")
+    assert env.reset(task) == first
+
+
+def test_an_episode_that_runs_out_of_steps(small_env):
+    env = envs.make("alfworld", data=small_env.tasks("train")[0].path.parents[3], max_steps=3)
+    env.reset(env.tasks("train")[0])
+    steps = [env.step("no such command") for _ in range(3)]
+    assert [step.done for step in steps] == [False, False, True]
+    assert not any(step.reward or step.info["admissible"] for step in steps)
+
+
+def test_step_before_reset(small_env):
+    with pytest.raises(RuntimeError, match="call reset first"):
+        small_env.spawn().step("look")
+
+
+def test_a_saved_state_goes_on(small_env):
+    env, task = small_env.spawn(), small_env.tasks("train")[1]
+    env.reset(task)
+    plan = OracleExpert().plan(env.state)
+    for command in plan[:2]:
+        env.step(command)
+    stored = env.state.to_bytes()
+    other = small_env.spawn()
+    other.reset(task)
+    other.restore(task, State.from_bytes(other.state.world, stored), num_steps=2)
+    for command in plan[2:]:
+        assert env.step(command) == other.step(command)
+
+
+@pytest.mark.parametrize("num", [1, 3, 8])
+def test_a_batch_gives_what_single_episodes_give(small_env, num):
+    tasks = [small_env.tasks("train")[i % 24] for i in range(num)]
+    batch, rng = envs.make_batch(small_env, num), random.Random(0)
+    singles = [small_env.spawn() for _ in tasks]
+    observations = batch.reset(tasks)
+    assert observations == [env.reset(task) for env, task in zip(singles, tasks, strict=True)]
+    for turn in range(12):
+        commands = [None if (turn + i) % 5 == 0 else rng.choice(o.admissible) for i, o in enumerate(observations)]
+        steps = batch.step(commands)
+        for i, (command, step) in enumerate(zip(commands, steps, strict=True)):
+            if command is None:
+                assert step is None
+            else:
+                assert step == singles[i].step(command)
+                observations[i] = step.observation
+                if step.done:
+                    return
+    batch.close()
+
+
+def test_a_batch_of_fewer_tasks_and_of_too_many(small_env):
+    batch = envs.make_batch(small_env, 2)
+    tasks = small_env.tasks("train")
+    assert len(batch) == 2
+    assert len(batch.reset(tasks[:1])) == 1
+    assert batch.step(["look"])[0] is not None
+    with pytest.raises(ValueError, match="3 tasks for 2 slots"):
+        batch.reset(tasks[:3])
+    with pytest.raises(ValueError, match="3 commands for 2 slots"):
+        batch.step(["look"] * 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        envs.make_batch(small_env, 0)
+
+
+def test_official_games_are_won_by_a_plan(official_games, small_env):
+    env = small_env.spawn()
+    for path in official_games:
+        task = Task.from_file(path)
+        env.reset(task)
+        for command in OracleExpert().plan(env.state):
+            step = env.step(command)
+        assert step.done
+        assert step.reward == 1.0, path
+    assert len(official_games) == 12
+
+
+def test_official_games_are_won_by_the_searcher(official_games, small_env):
+    env = small_env.spawn()
+    for path in official_games:
+        observation = env.reset(Task.from_file(path))
+        expert = SearcherExpert()
+        expert.reset(observation)
+        for _ in range(50):
+            step = env.step(expert.act(observation))
+            observation = step.observation
+            if step.done:
+                break
+        assert step.reward == 1.0, path
+
+
+def test_the_official_folder_is_listed(test_data, official_games):
+    env = envs.make("alfworld", data=test_data / "alfworld")
+    assert len(env.tasks("train")) == len(env.tasks("unseen")) == 6
+    assert {task.split for task in env.tasks("unseen")} == {"valid_unseen"}
