@@ -1,0 +1,77 @@
+# Decides whether the CUDA kernels are built. Sets PAW_CUDA_READY, PAW_CUDA_REASON (why not), PAW_CUDA_SUMMARY.
+# CMAKE_CUDA_ARCHITECTURES must stand before the language is enabled and before any target is created.
+set(PAW_CUDA_READY FALSE)
+set(PAW_CUDA_FLAGS "")
+
+string(TOLOWER "${PAW_FAST_CUDA}" _paw_cuda_switch)
+if(_paw_cuda_switch MATCHES "^(0|off|no|false)$")
+  set(PAW_CUDA_REASON "turned off at build time (PAW_FAST_CUDA=${PAW_FAST_CUDA})")
+else()
+  if(DEFINED ENV{PAW_FAST_CUDA_ARCHS})
+    set(CMAKE_CUDA_ARCHITECTURES "$ENV{PAW_FAST_CUDA_ARCHS}")
+  elseif(PAW_FAST_CUDA_ARCHS)
+    set(CMAKE_CUDA_ARCHITECTURES "${PAW_FAST_CUDA_ARCHS}")
+  endif()
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    find_program(PAW_NVIDIA_SMI nvidia-smi)
+    if(PAW_NVIDIA_SMI)
+      execute_process(COMMAND ${PAW_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
+                      OUTPUT_VARIABLE _paw_caps ERROR_QUIET RESULT_VARIABLE _paw_smi_rc)
+      if(_paw_smi_rc EQUAL 0)
+        string(REGEX MATCHALL "[0-9]+\\.[0-9]" _paw_caps "${_paw_caps}")
+        list(REMOVE_DUPLICATES _paw_caps)
+        foreach(_cap IN LISTS _paw_caps)
+          string(REPLACE "." "" _cap "${_cap}")
+          if(_cap EQUAL 90)
+            set(_cap 90a)
+          endif()
+          list(APPEND CMAKE_CUDA_ARCHITECTURES ${_cap}-real)
+        endforeach()
+      endif()
+    endif()
+  endif()
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
+  endif()
+  # In a cache-only sub-project, so that a broken nvcc or a host compiler it rejects is an answer, not an error.
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(PAW_CUDA_REASON "no working nvcc was found when the package was built")
+  else()
+    # The language test above never includes a CUDA header; a toolkit without them must not break the build either.
+    set(_paw_probe ${CMAKE_CURRENT_BINARY_DIR}/paw_cuda_probe)
+    file(WRITE ${_paw_probe}/CMakeLists.txt
+"cmake_minimum_required(VERSION 3.25)
+project(probe LANGUAGES CXX CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+add_library(probe STATIC probe.cu)
+")
+    file(WRITE ${_paw_probe}/probe.cu
+"#include <cuda_runtime.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+__global__ void probe(float* x) { x[0] = __bfloat162float(__float2bfloat16(x[1])); }
+int launch(float* x) { probe<<<1, 1>>>(x); return cudaGetLastError(); }
+")
+    try_compile(PAW_CUDA_PROBE PROJECT probe
+                SOURCE_DIR ${_paw_probe} BINARY_DIR ${_paw_probe}/build
+                CMAKE_FLAGS "-DCMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES}"
+                            "-DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER}"
+                OUTPUT_VARIABLE _paw_probe_log)
+    if(PAW_CUDA_PROBE)
+      enable_language(CUDA)
+      set(PAW_CUDA_READY TRUE)
+    else()
+      set(PAW_CUDA_REASON "nvcc was found but could not compile a test kernel when the package was built")
+      message(STATUS "paw-fast: the CUDA probe failed:\n${_paw_probe_log}")
+    endif()
+  endif()
+endif()
+
+if(PAW_CUDA_READY)
+  set(PAW_CUDA_SUMMARY "yes, for ${CMAKE_CUDA_ARCHITECTURES} (${CMAKE_CUDA_COMPILER_VERSION})")
+else()
+  set(CMAKE_CUDA_ARCHITECTURES "")
+  set(PAW_CUDA_SUMMARY "no: ${PAW_CUDA_REASON}. The CPU kernels are built alone.")
+endif()

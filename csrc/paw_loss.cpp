@@ -1,0 +1,57 @@
+#include "paw_loss.h"
+
+#include "common/paw_row.h"
+#include "common/row_cpu.h"
+
+namespace paw {
+namespace PAW_ISA {
+namespace {
+
+template <bool kSoftcap, typename T>
+void loss_row(const PawLossArgs& a, int64_t row) {
+  T* x = (T*)a.logits + row * a.stride;
+  const uint8_t kind = a.kinds[row];
+  if (kind == kIgnored) {
+    memset((void*)x, 0, (size_t)a.vocab * sizeof(T));
+    a.losses[row] = a.logprobs[row] = a.entropies[row] = a.kl[row] = 0.0f;
+    a.flags[row] = 0;
+    return;
+  }
+  const int64_t target = a.targets[row];
+  const bool inside = target >= 0 && target < a.map.valid_vocab && kind <= kWorldModel;
+  const RowStats stats = row_stats<kSoftcap>(x, a.map);
+  const double logp = inside ? map_one<kSoftcap>(x + target, a.map) - stats.lse : __builtin_nan("");
+  RowLoss<double> loss;
+  if (kind == kPolicy) {
+    const double ref = a.ref_logprobs ? a.ref_logprobs[row] : 0.0;
+    loss =
+        policy_row<double>(a.settings, a.weights[row], logp, stats.entropy, a.old_logprobs[row],
+                           a.ref_logprobs ? &ref : nullptr, a.advantages[row], a.importance ? a.importance[row] : 1.0);
+  } else {
+    loss = world_model_row<double>(a.settings, a.weights[row], logp);
+  }
+  a.losses[row] = (float)loss.loss;
+  a.logprobs[row] = (float)logp;
+  a.entropies[row] = (float)stats.entropy;
+  a.kl[row] = (float)loss.kl;
+  a.flags[row] = loss.flags;
+  row_grad<kSoftcap>(x, x, a.vocab, inside ? target : 0, logp, a.map, stats,
+                     RowGrad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp});
+}
+
+}  // namespace
+
+void paw_loss_row(const PawLossArgs& a, int64_t row) {
+  const bool cap = a.map.softcap > 0.0f;
+  switch (a.dtype) {
+    case DType::kF32:
+      return cap ? loss_row<true, float>(a, row) : loss_row<false, float>(a, row);
+    case DType::kBF16:
+      return cap ? loss_row<true, BF16>(a, row) : loss_row<false, BF16>(a, row);
+    case DType::kF16:
+      return cap ? loss_row<true, F16>(a, row) : loss_row<false, F16>(a, row);
+  }
+}
+
+}  // namespace PAW_ISA
+}  // namespace paw

@@ -1,0 +1,44 @@
+// Op (b): the policy and world-model losses of every row, with the gradient written over the logits.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/dtype.h"
+#include "common/logit_map.h"
+
+namespace paw {
+
+enum RowKind : uint8_t { kIgnored = 0, kPolicy = 1, kWorldModel = 2 };
+enum RowFlag : uint8_t { kClipped = 1, kSaturated = 2, kDualClipped = 4 };
+enum class WmLoss : int32_t { kCmae = 0, kMae = 1, kCe = 2 };
+
+struct PawLossSettings {
+  float clip_low, clip_high;
+  float dual_clip;  // 0: off
+  float kl_coef, entropy_coef;
+  float tau;
+  float grad_scale;  // multiplies the written gradient and nothing else (loss scaling for fp16)
+  WmLoss wm_loss;
+};
+
+struct PawLossArgs {
+  void* logits;  // [rows, vocab], row stride in elements; overwritten with the gradient
+  DType dtype;
+  int64_t rows, vocab, stride;
+  LogitMap map;
+  PawLossSettings settings;
+  const int64_t* targets;     // [rows]
+  const uint8_t* kinds;       // [rows], RowKind
+  const float* weights;       // [rows]
+  const float* old_logprobs;  // [rows], read on policy rows
+  const float* ref_logprobs;  // [rows] or null
+  const float* advantages;    // [rows]
+  const float* importance;    // [rows] or null
+  float* losses;              // [rows] each
+  float* logprobs;
+  float* entropies;
+  float* kl;
+  uint8_t* flags;
+};
+
+}  // namespace paw

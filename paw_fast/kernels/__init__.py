@@ -1,0 +1,36 @@
+"""Fused C++/CUDA kernels, registered as torch operators. What each computes and how fast: docs/kernels.md.
+
+Importing this package works without the compiled extension; calling an op then raises and says how to mend it.
+"""
+
+from paw_fast.kernels.native import kernel_info, unavailable_reason
+from paw_fast.kernels.paw_loss import (
+    CLIPPED,
+    DUAL_CLIPPED,
+    IGNORED,
+    POLICY,
+    SATURATED,
+    WORLD_MODEL,
+    LossOutput,
+    LossRows,
+    LossSettings,
+    paw_loss,
+)
+from paw_fast.kernels.token_logprobs import TokenLogprobs, token_logprobs
+
+__all__ = [
+    "CLIPPED",
+    "DUAL_CLIPPED",
+    "IGNORED",
+    "POLICY",
+    "SATURATED",
+    "WORLD_MODEL",
+    "LossOutput",
+    "LossRows",
+    "LossSettings",
+    "TokenLogprobs",
+    "kernel_info",
+    "paw_loss",
+    "token_logprobs",
+    "unavailable_reason",
+]

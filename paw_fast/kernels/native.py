@@ -1,0 +1,153 @@
+"""Loads the compiled extension, says what it can run, and turns tensors into pointers. The only importer of `_native`.
+
+The extension knows nothing of torch: it takes pointers, sizes, a dtype and either a number of threads (CPU) or a
+stream (CUDA). Nothing falls back silently: an op that cannot run raises with `unavailable_reason`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    from paw_fast.kernels import _native
+
+    _import_error: str | None = None
+except ImportError as error:
+    _native: Any = None
+    _import_error = str(error)
+
+LIBRARY = torch.library.Library("paw_fast", "FRAGMENT")
+
+OPS = ("token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Without a limit a row index times a row stride could leave 64 bits; 2^20 is the largest vocabulary tested.
+MAX_VOCAB = 1 << 20
+
+
+def unavailable_reason(op: str, device: torch.device | str = "cpu") -> str | None:
+    """Why `op` cannot run on `device`, in one line that says how to mend it; None where it can.
+
+    >>> unavailable_reason("paw_loss", "meta")
+    'there are no kernels for meta devices: move the tensors to a CPU or a CUDA device'
+    """
+    if op not in OPS:
+        raise ValueError(f"unknown op {op!r}: the ops are {', '.join(OPS)}")
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        return f"there are no kernels for {kind} devices: move the tensors to a CPU or a CUDA device"
+    if op == "select_transitions":
+        return None  # plain tensor operations
+    if _native is None:
+        return f"the compiled extension is missing ({_import_error}): install the package with `pip install .`"
+    if kind == "cuda":
+        if not _native.cuda_compiled:
+            return (
+                f"the CUDA kernels are not in this build: {_native.cuda_reason}; "
+                "put nvcc on PATH and run `pip install .` again"
+            )
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device: check the driver, and that torch is a CUDA build"
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"the CUDA kernels need compute capability 8.0 or newer, this device has {major}.{minor}"
+    return None
+
+
+def kernel_info() -> dict[str, Any]:
+    """What was built and what runs here, for `paw-fast doctor`.
+
+    Keys: `extension` (bool), `extension_error` (str or None), `cpu_isa` (the instruction set in use), `cpu_isas`
+    (those this machine could use), `cuda_compiled` (bool), `cuda_archs` (str), `cuda_reason` (why CUDA is not
+    compiled, or ""), and `unavailable`: for each op and device ("cpu", "cuda") the reason, or None.
+    """
+    return {
+        "extension": _native is not None,
+        "extension_error": _import_error,
+        "cpu_isa": _native.cpu_isa() if _native else None,
+        "cpu_isas": _native.cpu_isas() if _native else [],
+        "cuda_compiled": bool(_native and _native.cuda_compiled),
+        "cuda_archs": _native.cuda_archs if _native else "",
+        "cuda_reason": _native.cuda_reason if _native else "",
+        "unavailable": {op: {device: unavailable_reason(op, device) for device in ("cpu", "cuda")} for op in OPS},
+    }
+
+
+def use_cpu_isa(isa: str) -> None:
+    """Runs the CPU kernels with another instruction set of `kernel_info()["cpu_isas"]`; for tests and benches."""
+    _native.use_cpu_isa(isa)
+
+
+def call(op: str, name: str, matrix: torch.Tensor, *args: float | int | torch.Tensor | None) -> None:
+    """Calls `_native.<name>` on the device of `matrix`, tensors replaced by their pointers and None by null.
+
+    The caller has checked shapes, dtypes and devices, and keeps the tensors alive.
+    """
+    reason = unavailable_reason(op, matrix.device)
+    if reason is not None:
+        raise RuntimeError(f"paw_fast.kernels.{op} cannot run: {reason}")
+    raw = [0 if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
+    dtype = DTYPES[matrix.dtype]
+    if matrix.is_cuda:
+        with torch.cuda.device(matrix.device):
+            getattr(_native, name)(True, torch.cuda.current_stream().cuda_stream, dtype, *raw)
+    else:
+        getattr(_native, name)(False, torch.get_num_threads(), dtype, *raw)
+
+
+def check_logits(op: str, logits: torch.Tensor, valid_vocab: int) -> None:
+    """Raises ValueError unless `logits` is a matrix that the kernels can walk: [N, V], rows dense, fp32/bf16/fp16."""
+    if logits.dim() != 2:
+        raise ValueError(
+            f"{op}: logits must be [N, V], got shape {tuple(logits.shape)}: flatten the leading dimensions"
+        )
+    if logits.dtype not in DTYPES:
+        raise ValueError(f"{op}: logits must be float32, bfloat16 or float16, got {logits.dtype}")
+    rows, vocab = logits.shape
+    if not 0 < vocab <= MAX_VOCAB:
+        raise ValueError(f"{op}: the vocabulary must be in [1, {MAX_VOCAB}], got {vocab}")
+    if logits.stride(1) != 1 and vocab > 1:
+        raise ValueError(f"{op}: each row must be contiguous, got strides {logits.stride()}: call .contiguous() first")
+    if rows > 1 and logits.stride(0) < vocab:
+        raise ValueError(f"{op}: rows overlap: row stride {logits.stride(0)} is less than the vocabulary {vocab}")
+    if not 0 < valid_vocab <= vocab:
+        raise ValueError(f"{op}: valid_vocab must be in [1, {vocab}], got {valid_vocab}")
+
+
+def check_vector(
+    op: str, name: str, vector: torch.Tensor | None, logits: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """A contiguous [N] tensor beside the logits, or None where None was given. Raises ValueError otherwise."""
+    if vector is None:
+        return None
+    if vector.shape != (logits.shape[0],):
+        raise ValueError(f"{op}: {name} must be [{logits.shape[0]}] like the logits' rows, got {tuple(vector.shape)}")
+    if vector.dtype != dtype:
+        raise ValueError(f"{op}: {name} must be {dtype}, got {vector.dtype}")
+    if vector.device != logits.device:
+        raise ValueError(f"{op}: {name} is on {vector.device}, the logits are on {logits.device}")
+    return vector.contiguous()
+
+
+def check_targets(op: str, targets: torch.Tensor, valid_vocab: int) -> None:
+    """Raises IndexError for a target outside [0, valid_vocab). On CUDA the row becomes NaN instead: no waiting."""
+    if targets.is_cuda or targets.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(targets))
+    if low < 0 or high >= valid_vocab:
+        bad = low if low < 0 else high
+        raise IndexError(f"{op}: target {bad} is outside the vocabulary [0, {valid_vocab})")
+
+
+def check_map(op: str, temperature: float, softcap: float | None) -> None:
+    if not temperature > 0.0:
+        raise ValueError(f"{op}: temperature must be positive, got {temperature}")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"{op}: softcap must be positive, got {softcap}: use None for no softcap")
+
+
+def bump_version(tensor: torch.Tensor) -> None:
+    """Lets autograd notice that a kernel wrote to `tensor` behind its back."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)

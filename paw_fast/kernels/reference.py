@@ -1,0 +1,102 @@
+"""The same formulas in plain torch, at any precision: the oracle of the tests and the peer of the benches.
+
+Nothing here is fast or fused. Give float64 logits for the truth. Legend: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paw_fast.kernels.paw_loss import (
+    CLIPPED,
+    DUAL_CLIPPED,
+    POLICY,
+    SATURATED,
+    WORLD_MODEL,
+    LossOutput,
+    LossRows,
+    LossSettings,
+)
+from paw_fast.kernels.token_logprobs import TokenLogprobs
+
+
+def token_logprobs_reference(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    *,
+    softcap: float | None = None,
+    valid_vocab: int | None = None,
+) -> TokenLogprobs:
+    """As `token_logprobs`, in the logits' own precision, out of place and differentiable."""
+    z = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    z = z[:, :valid_vocab] / temperature
+    lse = torch.logsumexp(z, dim=-1)
+    all_logprobs = torch.log_softmax(z, dim=-1)
+    # 0 * (-inf) is 0 here, in the value and in the gradient.
+    finite = torch.where(all_logprobs == -torch.inf, torch.zeros_like(all_logprobs), all_logprobs)
+    entropies = -(all_logprobs.exp() * finite).sum(-1)
+    return TokenLogprobs(all_logprobs.gather(-1, targets[:, None])[:, 0], entropies, lse)
+
+
+def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -> LossOutput:
+    """As `paw_loss`, in the logits' own precision, out of place: `loss` is differentiable in `logits` by autograd."""
+    s = settings
+    policy, world_model = rows.kinds == POLICY, rows.kinds == WORLD_MODEL
+    live = policy | world_model
+    # Ignored rows may hold anything: they are replaced before the maths, so that their gradient is zero.
+    safe = torch.where(live[:, None], logits, torch.zeros_like(logits))
+    targets = torch.where(live, rows.targets, torch.zeros_like(rows.targets))
+    logp, entropies, _ = token_logprobs_reference(
+        safe, targets, s.temperature, softcap=s.softcap, valid_vocab=s.valid_vocab
+    )
+    zero = torch.zeros_like(logp)
+
+    def column(x: Tensor | None, where: Tensor, other: float) -> Tensor:
+        return torch.full_like(logp, other) if x is None else torch.where(where, x.to(logp.dtype), other)
+
+    advantages = column(rows.advantages, policy, 0.0)
+    importance = column(rows.importance, policy, 1.0)
+    old = torch.where(policy, column(rows.old_logprobs, policy, 0.0), logp.detach())
+    ratio = torch.exp(torch.clamp(logp - old, -20.0, 20.0))
+    unclipped = -advantages * ratio
+    clipped = -advantages * torch.clamp(ratio, 1.0 - s.clip_low, 1.0 + s.clip_high)
+    is_clipped = policy & (clipped > unclipped)
+    surrogate = torch.where(is_clipped, clipped, unclipped)
+    is_dual = torch.zeros_like(is_clipped)
+    if s.dual_clip is not None:
+        bound = -advantages * s.dual_clip
+        is_dual = policy & (advantages < 0) & (surrogate > bound)
+        surrogate = torch.where(is_dual, bound, surrogate)
+    kl = zero
+    if rows.ref_logprobs is not None:
+        ref = torch.where(policy, column(rows.ref_logprobs, policy, 0.0), logp.detach())
+        gap = torch.clamp(ref - logp, -20.0, 20.0)
+        kl = torch.where(policy, torch.expm1(gap) - gap, zero)
+    policy_loss = importance * surrogate + s.kl_coef * kl - s.entropy_coef * entropies
+
+    p = logp.exp()
+    saturated = world_model & (p >= s.tau)
+    if s.wm_loss == "ce":
+        wm_loss = -logp
+    elif s.wm_loss == "mae":
+        wm_loss = -torch.expm1(logp)
+    else:
+        wm_loss = torch.where(saturated, torch.full_like(p, 1.0 - s.tau), 1.0 - p)
+
+    losses = torch.where(policy, policy_loss, torch.where(world_model, wm_loss, zero))
+    losses = losses * torch.where(live, rows.weights.to(logp.dtype), zero)
+    flags = (
+        CLIPPED * (is_clipped & ~is_dual).to(torch.uint8)
+        + SATURATED * saturated.to(torch.uint8)
+        + DUAL_CLIPPED * is_dual.to(torch.uint8)
+    )
+    return LossOutput(
+        losses.sum(),
+        losses.detach(),
+        torch.where(live, logp, zero).detach(),
+        torch.where(live, entropies, zero).detach(),
+        kl.detach(),
+        flags,
+    )
