@@ -1,0 +1,239 @@
+"""The oracle's plans against brute force, and the searcher's promises."""
+
+import random
+from collections import deque
+
+import pytest
+
+from paw_fast.envs.alfworld import SearcherExpert, engine
+from paw_fast.envs.alfworld.generate import _GOALS
+from paw_fast.envs.alfworld.oracle import OracleExpert
+from paw_fast.envs.alfworld.pddl import parse_problem
+from paw_fast.envs.alfworld.searcher import read_errand
+from paw_fast.envs.alfworld.tables import SENTENCES, TASK_TYPES
+from paw_fast.envs.alfworld.text import OFFICIAL, WHEEL, Rules
+from paw_fast.envs.alfworld.world import World
+from paw_fast.types import Observation
+
+KINDS = ("Fridge", "Microwave", "SinkBasin", "Cabinet", "Cabinet", "Desk")
+OPENABLE = ("Fridge", "Microwave", "Cabinet")
+
+
+def tiny_world(rng, task_type):
+    """A room of four to six receptacles and two to four things, with odd beginnings."""
+    receptacles = [(f"{kind}_bar_{i}", kind) for i, kind in enumerate(KINDS) if i < 3 or rng.random() < 0.7]
+    num_places = rng.randint(3, len(receptacles))
+    place = {name: f"l_bar_{rng.randrange(num_places)}" for name, _ in receptacles}
+    objects = [(f"Mug_bar_{i}", "Mug") for i in range(rng.randint(1, 2) + (task_type == "pick_two_obj_and_place"))]
+    objects += [(f"Book_bar_{i}", "Book") for i in range(rng.randint(0, 1))]
+    facts, held = [f"(atLocation agent1 l_bar_{rng.randrange(num_places)})"], False
+    for name, kind in receptacles:
+        facts += [f"(receptacleType {name} {kind}Type)", f"(receptacleAtLocation {name} {place[name]})"]
+        if kind in OPENABLE and rng.random() < 0.8:
+            facts += [f"(openable {name})"] + [f"(opened {name})"] * (rng.random() < 0.3)
+        for kept in ("Mug", "Book"):
+            if rng.random() < 0.75:
+                facts.append(f"(canContain {kind}Type {kept}Type)")
+    for name, kind in objects:
+        facts += [f"(objectType {name} {kind}Type)", f"(pickupable {name})"]
+        facts += [f"({fact} {name})" for fact in ("cleanable", "heatable", "coolable") if rng.random() < 0.95]
+        facts += [f"({fact} {name})" for fact in ("isClean", "isHot", "isCool") if rng.random() < 0.1]
+        if not held and rng.random() < 0.25:
+            held = True
+            facts += [f"(holds agent1 {name})", "(holdsAny agent1)"]
+            homes = rng.sample(receptacles, rng.random() < 0.2)
+        else:
+            homes = rng.sample(receptacles, 1 + (rng.random() < 0.15))
+        facts += [f"(inReceptacle {name} {home})" for home, _ in homes]
+    lamp_home = rng.choice(receptacles)[0]
+    facts += ["(objectType Lamp_bar_1 LampType)", "(toggleable Lamp_bar_1)", f"(inReceptacle Lamp_bar_1 {lamp_home})"]
+    goal = _GOALS[task_type].format(o="Mug", r="Lamp" if task_type == "look_at_obj_in_light" else rng.choice(KINDS))
+    names = "agent1 - agent MugType BookType LampType - otype Lamp_bar_1 - object "
+    names += " ".join(f"{kind}Type - rtype" for kind in sorted(set(KINDS)))
+    names += "".join(f" {name} - receptacle" for name, _ in receptacles)
+    names += "".join(f" {name} - object" for name, _ in objects)
+    names += "".join(f" l_bar_{i} - location" for i in range(num_places))
+    text = f"(define (:objects {names}) (:init {' '.join(facts)}) (:goal (and {goal})))"
+    return World(parse_problem(text), Rules(WHEEL), "?")
+
+
+def shortest(state, most=4_000):
+    """The length of a shortest plan by breadth-first search over all commands; None when there is none."""
+    queue, seen = deque([(state, 0)]), {state.state_key()}
+    while queue:
+        state, depth = queue.popleft()
+        if state.won():
+            return depth
+        for action in engine.commands(state).values():
+            twin = state.clone()
+            engine.act(twin, action)
+            if (key := twin.state_key()) not in seen:
+                if len(seen) >= most:
+                    return "too many states"
+                seen.add(key)
+                queue.append((twin, depth + 1))
+    return None
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_plans_are_as_short_as_brute_force_finds(task_type):
+    rng = random.Random(task_type)
+    num_solvable = num_hopeless = 0
+    for _ in range(14):
+        state = tiny_world(rng, task_type).initial.clone()
+        for _ in range(rng.choice((0, 0, 4, 10))):
+            engine.play(state, rng.choice(list(engine.commands(state))))
+        expected = shortest(state)
+        if expected == "too many states":
+            continue
+        plan = OracleExpert().plan(state)
+        assert (None if plan is None else len(plan)) == expected, engine.introduction(state)
+        if plan is None:
+            num_hopeless += 1
+            continue
+        num_solvable += 1
+        for command in plan:
+            assert engine.play(state, command) != "Nothing happens."
+        assert state.won()
+    assert num_solvable >= 4
+
+
+def test_there_is_no_plan_without_the_appliance_or_a_place_to_lay_down():
+    names = "agent1 - agent MugType - otype DeskType SinkBasinType - rtype Desk_bar_1 - receptacle "
+    names += "Mug_bar_1 Mug_bar_2 - object l_bar_1 - location"
+    facts = "(atLocation agent1 l_bar_1) (receptacleType Desk_bar_1 DeskType) (receptacleAtLocation Desk_bar_1 l_bar_1)"
+    facts += " (objectType Mug_bar_1 MugType) (pickupable Mug_bar_1) (cleanable Mug_bar_1) (holds agent1 Mug_bar_1)"
+    goal = _GOALS["pick_clean_then_place_in_recep"].format(o="Mug", r="Desk")
+    for more in ("", "(canContain DeskType MugType)"):
+        text = f"(define (:objects {names}) (:init {facts} (holdsAny agent1) {more}) (:goal (and {goal})))"
+        state = World(parse_problem(text), Rules(WHEEL), "?").initial
+        assert OracleExpert().plan(state) is None
+        assert OracleExpert().act(state) is None
+
+
+def test_goals_with_slices_are_not_planned():
+    goal = "(exists (?o - object) (and (objectType ?o MugType) (isSliced ?o)))"
+    text = (
+        "(define (:objects agent1 - agent MugType - otype Mug_bar_1 - object l - location)"
+        f"(:init (atLocation agent1 l) (objectType Mug_bar_1 MugType)) (:goal (and {goal})))"
+    )
+    with pytest.raises(NotImplementedError, match="issliced"):
+        OracleExpert().plan(World(parse_problem(text), Rules(WHEEL), "?").initial)
+
+
+def test_the_oracle_plans_from_any_state_of_a_generated_game(small_env):
+    env, rng = small_env.spawn(), random.Random(1)
+    for task in small_env.tasks("train"):
+        env.reset(task)
+        state = env.state.clone()
+        for _ in range(40):
+            engine.play(state, rng.choice(list(engine.commands(state))))
+        plan = OracleExpert().plan(state)
+        for command in plan:
+            assert not state.won()
+            engine.play(state, command)
+        assert state.won()
+        assert OracleExpert().plan(state) == []
+
+
+def run_searcher(env, task, expert):
+    observation, commands = env.reset(task), []
+    expert.reset(observation)
+    for _ in range(50):
+        commands.append(expert.act(observation))
+        step = env.step(commands[-1])
+        observation = step.observation
+        if step.done:
+            break
+    return step.reward == 1.0, commands
+
+
+def test_the_searcher_wins_small_games_and_repeats_itself(small_env):
+    env = small_env.spawn()
+    for task in small_env.tasks("unseen"):
+        won, commands = run_searcher(env, task, SearcherExpert())
+        assert won, (task.task_id, commands)
+        assert run_searcher(env, task, SearcherExpert(random.Random(5))) == (True, commands)
+
+
+def test_the_searcher_sees_text_alone(small_env):
+    class Blind:
+        """Passes on an observation's text and nothing else."""
+
+        def __init__(self):
+            self.expert = SearcherExpert()
+
+        def reset(self, observation):
+            self.expert.reset(Observation(observation.text))
+
+        def act(self, observation):
+            return self.expert.act(Observation(observation.text))
+
+    env = small_env.spawn()
+    for task in small_env.tasks("train")[:6]:
+        assert run_searcher(env, task, Blind()) == run_searcher(env, task, SearcherExpert())
+
+
+def test_noise_varies_the_search_and_still_wins(small_env):
+    env, different = small_env.spawn(), 0
+    for task in small_env.tasks("train"):
+        won, commands = run_searcher(env, task, SearcherExpert(random.Random(3), noise=0.5))
+        assert won
+        different += commands != run_searcher(env, task, SearcherExpert())[1]
+    assert different >= 5
+
+
+def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
+    env = small_env.spawn()
+    for task in small_env.tasks("train"):
+        observation = env.reset(task)
+        expert = SearcherExpert()
+        expert.reset(observation)
+        target = expert.errand.target
+        env_state = env.state
+        start = [r for r, group in enumerate(env_state.inside) if group and r not in env_state.world.openable]
+        if not start:
+            continue
+        name = env_state.world.receptacles[start[0]]
+        step = env.step(f"go to {name}")
+        expert.act(step.observation)
+        takes = [c for c in step.observation.admissible if c.startswith("take") and not c.startswith(f"take {target} ")]
+        if not takes:
+            continue
+        observation = env.step(takes[0]).observation
+        for _ in range(45):
+            step = env.step(expert.act(observation))
+            observation = step.observation
+            if step.done:
+                break
+        assert step.reward == 1.0, task.task_id
+
+
+def test_both_wordings_are_understood(small_env):
+    task = small_env.tasks("unseen")[0]
+    world = small_env._games.world(task)
+    for dialect in (WHEEL, OFFICIAL):
+        twin = object.__new__(World)
+        twin.__dict__.update(world.__dict__)
+        twin.rules = Rules(dialect, has_help=dialect is WHEEL)
+        state = world.initial.clone()
+        state.world, state.commands = twin, None
+        expert, text = SearcherExpert(), engine.introduction(state)
+        expert.reset(Observation(text))
+        for _ in range(50):
+            text = engine.play(state, expert.act(Observation(text)))
+            if state.won():
+                break
+        assert state.won(), dialect.name
+
+
+def test_every_sentence_is_read():
+    kinds = {"pick_and_place_simple": "place", "look_at_obj_in_light": "look", "pick_two_obj_and_place": "two"}
+    kinds |= {f"pick_{kind}_then_place_in_recep": kind for kind in ("clean", "heat", "cool")}
+    for task_type, sentences in SENTENCES.items():
+        for sentence in sentences:
+            errand = read_errand(sentence.format(o="mug", r="desk"))
+            assert (errand.kind, errand.target, errand.goal) == (kinds[task_type], "mug", "desk")
+    assert read_errand("tidy up") is None
+    with pytest.raises(ValueError, match="not a task this expert knows"):
+        SearcherExpert().reset(Observation("Your task is to: tidy up."))
