@@ -330,7 +330,7 @@ def _faults(folder: Path, contents: bool = True) -> list[str]:
         return [f"{MANIFEST} cannot be read ({error})"]
     if manifest.get("schema") != SCHEMA:
         return [f"its schema is {manifest.get('schema')}, this version of paw-fast reads {SCHEMA}"]
-    faults = []
+    faults = [] if STATE in files else [f"{MANIFEST} does not list {STATE}"]
     for name, (size, digest) in files.items():
         path = folder / name
         try:

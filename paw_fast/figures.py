@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,6 +55,11 @@ _STYLE = {
 _MAX_POINTS = 1500
 
 
+def drawable(value: float) -> bool:
+    """Finite, and small enough for an axis (a run that blew up may have logged anything)."""
+    return -1e100 < value < 1e100
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run directory says of itself. Produced by `load_run`, consumed by the figures and the report."""
@@ -67,8 +71,8 @@ class Run:
     config_text: str
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps [n] and values [n] of a metric, finite ones alone; the last row wins where a step has two."""
-        found = {row["step"]: row[name] for row in self.rows if name in row and math.isfinite(row[name])}
+        """Steps [n] and values [n] of a metric, drawable ones alone; the last row wins where a step has two."""
+        found = {row["step"]: row[name] for row in self.rows if name in row and drawable(row[name])}
         steps = sorted(found)
         return np.array(steps, dtype=float), np.array([found[step] for step in steps], dtype=float)
 
@@ -79,14 +83,14 @@ class Run:
         for row in self.rows:
             for name, value in row.items():
                 match = re.fullmatch(r"time/(.+)_s", name)
-                if match and match[1] != "step" and math.isfinite(value):
+                if match and match[1] != "step" and drawable(value):
                     totals[match[1]] = totals.get(match[1], 0.0) + value
         return sorted((name for name in totals if totals[name] > 0), key=lambda name: -totals[name])
 
     def number(self, key: str) -> float | None:
         """A finite number of summary.json, or None."""
         value = self.summary.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not drawable(value):
             return None
         return float(value)
 

@@ -206,14 +206,26 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            row["step"] = int(row["step"])
-        except (ValueError, KeyError, TypeError):
+            rows.append(_checked(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path}:{number}: not a line of metrics: remove the line") from None
-        rows.append(row)
+            why = f" ({error})" if type(error) is TypeError else ""
+            raise UserError(f"{path}:{number}: not a line of metrics{why}: remove the line") from None
     return rows
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `step` as an int and every value a float or None. Raises an ordinary error when it is no row."""
+    step = int(row.pop("step"))
+    if abs(step) >= 2**53:
+        raise ValueError("no step")
+    bad = row.pop(_NON_FINITE, None)
+    for name, value in row.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is {json.dumps(value)[:40]}, expected a number or null")
+    values = {name: None if value is None else float(value) for name, value in row.items()}
+    return {"step": step, **values} | ({} if bad is None else {_NON_FINITE: bad})
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -225,6 +225,11 @@ def flip(path: Path) -> None:
         (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
         (lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
         (lambda p: (p / "manifest.json").write_text('{"schema": 9, "files": {}}'), "its schema is 9"),
+        (lambda p: (p / "manifest.json").write_text('{"schema": 1, "files": {}}'), "does not list state.json"),
+        (
+            lambda p: (p / "manifest.json").write_text('{"schema":1, "files":{"a":5}}'),
+            "manifest.json cannot be read",
+        ),
         (lambda p: shutil.rmtree(p) or p.mkdir(), "manifest.json is missing"),
     ],
 )

@@ -115,10 +115,19 @@ def test_a_run_is_not_overwritten(tmp_path):
     assert len(read_metrics(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("text", ["garbage\n", "[1]\n", '{"no": 1}\n', '{"step": "x"}\n'])
+@pytest.mark.parametrize(
+    "text", ["garbage\n", "[1]\n", '{"no": 1}\n', '{"step": "x"}\n', "[" * 100_000 + "\n", '{"step": 1e400}\n']
+)
 def test_a_damaged_line_in_the_middle_is_named(tmp_path, text):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + text + '{"step": 2}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + text + '\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of metrics"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("value", ['"x"', "[1]", "{}"])
+def test_a_value_that_is_no_number_is_named(tmp_path, value):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "wm/loss": {value}}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: .*wm/loss is .*, expected a number or null"):
         read_metrics(tmp_path)
 
 

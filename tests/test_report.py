@@ -196,6 +196,12 @@ def test_metrics_without_a_finite_value_have_no_panel(tmp_path):
     assert draw_panel(PANELS[0], [run]) is None
 
 
+def test_values_out_of_all_bounds_are_left_out(tmp_path):
+    run_dir = make_run(tmp_path / "a", **{"optim/grad_norm": 1e308, "time/update_s": -1e308})
+    (run_dir / "summary.json").write_text('{"wall_time_s": 1e400, "final_success": 1e300, "num_eval_tasks": 1e308}')
+    assert Page(write_report([run_dir])).tags.count("svg") == 5
+
+
 def test_evaluations_and_their_intervals(tmp_path):
     run = load_run(make_run(tmp_path / "a"))
     first, middle, last = run.evaluations()
