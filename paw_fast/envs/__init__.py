@@ -54,3 +54,15 @@ def make(name: str, engine: str = "native", data: Any = None, max_steps: int = 5
         return shared[0]
 
     return AlfworldEnv(games, max_steps, reference=reference)
+
+
+def searcher(name: str) -> Any:
+    """An expert of the environment that uses only what an episode has shown: `reset(observation)`, `act(observation)`.
+
+    Raises `UserError` for an environment that has none.
+    """
+    if name != "alfworld":
+        raise UserError(f"no searcher for the environment {name!r}: there is one for alfworld")
+    from .alfworld.searcher import SearcherExpert
+
+    return SearcherExpert()

@@ -90,6 +90,18 @@ def test_a_batch_survives_a_worker_that_dies(reference, small_env):
     batch.close()
 
 
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_answers_do_not_depend_on_the_number_of_workers(small_env, num_workers):
+    env = ReferenceEnv(small_env._games, num_workers=num_workers)
+    tasks = small_env.tasks("train")[:4]
+    batch, native = envs.make_batch(env, 4), envs.make_batch(small_env, 4)
+    env.close()
+    assert batch.reset(tasks) == native.reset(tasks)
+    for commands in (["look"] * 4, [None, "help", "go to cabinet 1", "inventory"]):
+        assert batch.step(commands) == native.step(commands)
+    batch.close()
+
+
 def test_a_worker_that_hangs_is_started_again_and_given_up(small_env):
     task = small_env.tasks("train")[0]
     env = ReferenceEnv(small_env._games, num_workers=1, time_limit_s=60)

@@ -39,19 +39,20 @@ def read_sexpr(text: str) -> list:
     """The nested lists of the one expression in `text`, lower-cased. Raises `PddlError` with the line."""
     if len(text) > MAX_PROBLEM_CHARS:
         raise PddlError(f"{len(text)} characters long, at most {MAX_PROBLEM_CHARS} are read")
+    text = text.lower()
     stack: list[list] = []
     root: list | None = None
-    for match in _TOKEN.finditer(text.lower()):
-        token = match.group()
+    tokens = _TOKEN.findall(text)
+    for i, token in enumerate(tokens):
         if token == "(":
             if root is not None:
-                raise PddlError(f"line {_line(text, match)}: text after the last closing parenthesis")
+                raise PddlError(f"line {_line(text, i)}: text after the last closing parenthesis")
             if len(stack) >= MAX_DEPTH:
-                raise PddlError(f"line {_line(text, match)}: nested deeper than {MAX_DEPTH} levels")
+                raise PddlError(f"line {_line(text, i)}: nested deeper than {MAX_DEPTH} levels")
             stack.append([])
         elif token == ")":
             if not stack:
-                raise PddlError(f"line {_line(text, match)}: a closing parenthesis too many")
+                raise PddlError(f"line {_line(text, i)}: a closing parenthesis too many")
             node = stack.pop()
             if stack:
                 stack[-1].append(node)
@@ -59,7 +60,7 @@ def read_sexpr(text: str) -> list:
                 root = node
         elif token[0] != ";":
             if not stack:
-                raise PddlError(f"line {_line(text, match)}: {token[:40]!r} stands outside of parentheses")
+                raise PddlError(f"line {_line(text, i)}: {token[:40]!r} stands outside of parentheses")
             stack[-1].append(token)
     if stack:
         raise PddlError(f"ends inside {len(stack)} open parentheses (truncated?)")
@@ -68,8 +69,12 @@ def read_sexpr(text: str) -> list:
     return root
 
 
-def _line(text: str, match: re.Match) -> int:
-    return text.count("\n", 0, match.start()) + 1
+def _line(text: str, index: int) -> int:
+    """The line of the token with that number."""
+    for i, match in enumerate(_TOKEN.finditer(text)):
+        if i == index:
+            return text.count("\n", 0, match.start()) + 1
+    raise AssertionError
 
 
 def parse_problem(text: str) -> Problem:

@@ -36,7 +36,8 @@ def _game(path: str) -> Any:
     return {**data, "pddl_domain": texts[0], "grammar": grammar}
 
 
-def _answer(slots: dict[int, Any], request: dict[str, Any]) -> dict[str, Any]:
+def answer_request(slots: dict[int, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Carries out one request (see the module's text) on the environment objects in `slots`."""
     if request["op"] == "step":
         state, _, _ = slots[request["slot"]].step(request["command"])
     else:
@@ -60,7 +61,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = _answer(slots, request)
+            answer = answer_request(slots, request)
         except BaseException as error:
             slots.pop(request.get("slot"), None)
             answer = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:300]}
