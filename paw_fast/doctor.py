@@ -161,8 +161,8 @@ def _kernels() -> dict[str, Any]:
     except Exception as error:  # whatever is wrong with the extension is the answer
         reason = _line(error)
         return {"error": reason, "info": {}, "ops": {op: dict.fromkeys(DEVICES, reason) for op in OPS}}
-    plain = info if isinstance(info, Mapping) else getattr(info, "__dict__", {})
-    return {"error": None, "info": {str(key): _plain(value) for key, value in plain.items()}, "ops": ops}
+    # What `ops` says already, op by op, is not said twice.
+    return {"error": None, "info": {key: _plain(info[key]) for key in info if key != "unavailable"}, "ops": ops}
 
 
 def _plain(value: Any) -> Any:
@@ -344,7 +344,9 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("CPU", f"{cpu['model']}, {cpu['cores']} cores, {' '.join(cpu['isa']) or cpu['machine']}"))
     native = info["kernels"]["info"]
     if native:
-        rows.append(("extension", ", ".join(f"{key}: {_words(value)}" for key, value in native.items())))
+        cuda = f"for {native.get('cuda_archs')}" if native.get("cuda_compiled") else "not compiled"
+        isa = f"{native.get('cpu_isa') or 'none'} (of {_words(native.get('cpu_isas')) or 'none'})"
+        rows.append(("extension", f"CPU kernels: {isa}; CUDA kernels: {cuda}"))
     devices = [
         f"{one['name']} (sm_{one['capability'].replace('.', '')}, {one['memory_bytes'] / 2**30:.0f} GiB)"
         for one in gpu["devices"]

@@ -26,7 +26,14 @@ def no_data(monkeypatch, tmp_path):
 def kernels(reasons=None):
     """A stand-in for paw_fast.kernels: `reasons` by (op, device)."""
     return types.SimpleNamespace(
-        kernel_info=lambda: {"isa": "avx2", "cuda_archs": ["80", "90a"], "path": Path("x.so")},
+        kernel_info=lambda: {
+            "cpu_isa": "avx2",
+            "cpu_isas": ("avx2", "portable"),
+            "cuda_compiled": True,
+            "cuda_archs": "80;90a",
+            "path": Path("x.so"),
+            "unavailable": {},
+        },
         unavailable_reason=lambda op, device: (reasons or {}).get((op, device)),
     )
 
@@ -81,7 +88,11 @@ def test_exit_status_is_one_only_without_any_kernel(use_kernels):
     use_kernels(kernels({("token_logprobs", "cuda"): "no GPU", ("paw_loss", "cuda"): "no GPU"}))
     info = doctor.collect()
     assert doctor.exit_status(info) == 0
-    assert info["kernels"]["info"] == {"isa": "avx2", "cuda_archs": ["80", "90a"], "path": "x.so"}
+    assert info["kernels"]["info"] == {
+        "cpu_isa": "avx2", "cpu_isas": ["avx2", "portable"], "cuda_compiled": True, "cuda_archs": "80;90a",
+        "path": "x.so",
+    }  # fmt: skip
+    assert "CPU kernels: avx2 (of avx2 portable); CUDA kernels: for 80;90a" in printed(info)
     assert "cpu: can run" in printed(info)
     assert "cuda: cannot run, no GPU" in printed(info)
     use_kernels(kernels({("paw_loss", device): "broken" for device in doctor.DEVICES}))
