@@ -412,19 +412,19 @@ run.save(folder, 2)
 def test_kills_at_random_moments(tmp_path):
     """Saving and pruning in a loop, killed from outside: whatever is there afterwards is intact."""
     body = """
-print("ready", flush=True)
 step = 1 + max([int(p.name[5:]) for p in checkpoint.list_checkpoints(folder)], default=0)
 while True:
     run.save(folder, step, counter=step)
     checkpoint.prune(folder, 2)
     step += 1
+    print(step, flush=True)
 """
     chance = random.Random(4)
     for _ in range(2):
         with subprocess.Popen(script(tmp_path, body), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(0.5 + chance.random() / 5)
+            assert process.stdout.readline()
+            time.sleep(chance.random() / 2)
             process.kill()
         found = list_checkpoints(tmp_path)
         assert 1 <= len(found) <= 3
