@@ -36,7 +36,7 @@ class EvalOptions:
     split: str = "unseen"
     """`train`, `valid_seen`, `valid_unseen` (or `unseen`)."""
     tasks: int = 100
-    """How many tasks, spread evenly over the split."""
+    """How many tasks, drawn from the split once and for all."""
     seed: int = 0
     """Of the sampling; the same seed and checkpoint give the same result."""
     temperature: float | None = None

@@ -163,17 +163,17 @@ class OptimConfig:
 class WarmStartConfig:
     """Imitation of the searcher's episodes, for the `tiny` model only; deliberately weak, so that RL has room."""
 
-    episodes: int = 1500
+    episodes: int = 1600
     """Episodes of the searcher, on distinct training games."""
-    epochs: int = 2
+    epochs: int = 1
     """Passes over them."""
     learning_rate: float = 2e-3
     """Peak, with linear warm-up over a tenth of the steps and linear decay."""
     vocab_size: int = 1024
     """Of the tokenizer that is trained on the episodes' text."""
-    batch_tokens: int = 8192
+    batch_tokens: int = 1024
     """Tokens of an optimizer step."""
-    observation_weight: float = 0.1
+    observation_weight: float = 1.0
     """Weight of the language-model loss on observation tokens beside the actions'."""
 
 

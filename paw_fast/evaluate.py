@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from paw_fast.metrics import wilson_interval
 from paw_fast.rollout.agent import AgentLoop
 from paw_fast.types import Task, Trajectory, UserError
@@ -46,11 +48,11 @@ class EvalResult:
 
 
 def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
-    """`count` tasks spread evenly over a split. Raises `UserError` when the split is empty."""
+    """`count` tasks of a split, drawn once and for all (the same for every run). Raises `UserError` without any."""
     if not tasks:
         raise UserError("there are no tasks to evaluate on: check --split and the data")
-    count = min(count, len(tasks))
-    return [tasks[i * len(tasks) // count] for i in range(count)]
+    order = np.random.default_rng(EVAL_SEED).permutation(len(tasks))
+    return [tasks[int(i)] for i in order[:count]]
 
 
 def evaluate(

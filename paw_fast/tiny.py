@@ -5,6 +5,7 @@ Small enough to learn on two cores, and in Hugging Face format, so that everythi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import tokenizers
@@ -22,10 +23,23 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with digits kept apart and a chat template of one token a role."""
+    """A byte-level BPE tokenizer for formulaic text, with a chat template of one token a role.
+
+    Names of things (words that some text puts before a number, as in "cabinet 2") and numbers stay tokens of
+    their own, so that the model can copy them; the phrases between them merge freely across spaces. An ALFWorld
+    episode takes about a third fewer tokens so than with merges inside words only.
+    """
+    texts = list(texts)
+    names = sorted({name for text in texts for name in re.findall(r"([a-z]{2,}) \d", text)}, key=lambda n: (-len(n), n))
+    pieces = r" ?\d+"
+    if names:
+        pieces += rf"|[ ]?(?<![a-z])(?:{'|'.join(names)})(?![a-z])"
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -40,14 +54,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> transformer
 
 
 def build_model(
-    vocab_size: int, *, hidden: int = 192, layers: int = 4, heads: int = 6, kv_heads: int = 2, ffn: int = 640,
+    vocab_size: int, *, hidden: int = 256, layers: int = 2, heads: int = 8, kv_heads: int = 2, ffn: int = 1024,
     max_positions: int = 4096, seed: int = 0,
 ) -> transformers.LlamaForCausalLM:  # fmt: skip
-    """A randomly initialised Llama with tied embeddings; about 2 million parameters by default."""
+    """A randomly initialised Llama with tied embeddings; about 2 million parameters by default.
+
+    Wide and shallow, with larger initial weights than usual, learns soonest to copy names out of the episode,
+    which is most of what a searcher does.
+    """
     config = transformers.LlamaConfig(
         vocab_size=vocab_size, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=max_positions,
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1, rms_norm_eps=1e-6,
+        initializer_range=0.05,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
