@@ -72,22 +72,27 @@ def reference(slots: dict, path: Path, num_steps: int) -> dict[str, float]:
 
 def memory(paths: list[Path]) -> dict[str, float]:
     """Bytes of a loaded game and of one more episode of it."""
-    worlds, gc_was = [], gc.isenabled()
+
+    def traced() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    load_world(paths[0])
     tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
+    before = traced()
     worlds = [load_world(path) for path in paths]
-    after = tracemalloc.get_traced_memory()[0]
+    after = traced()
     states = []
     for world in worlds:
         for _ in range(50):
             state = world.initial.clone()
+            rng = random.Random(len(states))
             for _ in range(20):
-                engine.play(state, next(iter(engine.commands(state))))
+                engine.play(state, rng.choice(list(engine.commands(state))))
             state.commands = None
             states.append(state)
-    last = tracemalloc.get_traced_memory()[0]
+    last = traced()
     tracemalloc.stop()
-    assert gc_was
     return {"world_kb": (after - before) / len(worlds) / 1e3, "episode_kb": (last - after) / len(states) / 1e3}
 
 
