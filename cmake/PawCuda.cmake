@@ -43,8 +43,10 @@ else()
     set(_paw_probe ${CMAKE_CURRENT_BINARY_DIR}/paw_cuda_probe)
     file(WRITE ${_paw_probe}/CMakeLists.txt
 "cmake_minimum_required(VERSION 3.25)
-project(probe LANGUAGES CXX CUDA)
+set(CMAKE_CUDA_COMPILER \"${CMAKE_CUDA_COMPILER}\")
+set(CMAKE_CUDA_ARCHITECTURES \"${CMAKE_CUDA_ARCHITECTURES}\")
 set(CMAKE_CUDA_STANDARD 17)
+project(probe LANGUAGES CXX CUDA)
 add_library(probe STATIC probe.cu)
 ")
     file(WRITE ${_paw_probe}/probe.cu
@@ -54,12 +56,15 @@ add_library(probe STATIC probe.cu)
 __global__ void probe(float* x) { x[0] = __bfloat162float(__float2bfloat16(x[1])); }
 int launch(float* x) { probe<<<1, 1>>>(x); return cudaGetLastError(); }
 ")
-    try_compile(PAW_CUDA_PROBE PROJECT probe
-                SOURCE_DIR ${_paw_probe} BINARY_DIR ${_paw_probe}/build
-                CMAKE_FLAGS "-DCMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES}"
-                            "-DCMAKE_CUDA_COMPILER=${CMAKE_CUDA_COMPILER}"
-                OUTPUT_VARIABLE _paw_probe_log)
-    if(PAW_CUDA_PROBE)
+    # A project of its own, since try_compile wants the language enabled already, and then a failure is an error.
+    execute_process(COMMAND ${CMAKE_COMMAND} -S ${_paw_probe} -B ${_paw_probe}/build -G ${CMAKE_GENERATOR}
+                            -DCMAKE_MAKE_PROGRAM=${CMAKE_MAKE_PROGRAM} -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER}
+                    RESULT_VARIABLE _paw_probe_rc OUTPUT_VARIABLE _paw_probe_log ERROR_VARIABLE _paw_probe_log)
+    if(_paw_probe_rc EQUAL 0)
+      execute_process(COMMAND ${CMAKE_COMMAND} --build ${_paw_probe}/build
+                      RESULT_VARIABLE _paw_probe_rc OUTPUT_VARIABLE _paw_probe_log ERROR_VARIABLE _paw_probe_log)
+    endif()
+    if(_paw_probe_rc EQUAL 0)
       enable_language(CUDA)
       set(PAW_CUDA_READY TRUE)
     else()

@@ -20,7 +20,7 @@ void loss_row(const PawLossArgs& a, int64_t row) {
   const int64_t target = a.targets[row];
   const bool inside = target >= 0 && target < a.map.valid_vocab && kind <= kWorldModel;
   const RowStats stats = row_stats<kSoftcap>(x, a.map);
-  const double logp = inside ? map_one<kSoftcap>(x + target, a.map) - stats.lse : __builtin_nan("");
+  const double logp = inside ? logp_of<kSoftcap>(x + target, a.map, stats) : __builtin_nan("");
   RowLoss<double> loss;
   if (kind == kPolicy) {
     const double ref = a.ref_logprobs ? a.ref_logprobs[row] : 0.0;

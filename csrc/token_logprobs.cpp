@@ -15,9 +15,9 @@ void forward_row(const TokenLogprobsArgs& a, int64_t row) {
     return;
   }
   const RowStats stats = row_stats<kSoftcap>(x, a.map);
-  a.logprobs[row] = (float)(map_one<kSoftcap>(x + target, a.map) - stats.lse);
+  a.logprobs[row] = (float)logp_of<kSoftcap>(x + target, a.map, stats);
   a.entropies[row] = (float)stats.entropy;
-  a.lse[row] = (float)stats.lse;
+  a.lse[row] = (float)(stats.top + stats.log_sum);
 }
 
 template <bool kSoftcap, typename T>
@@ -30,7 +30,7 @@ void backward_row(const TokenLogprobsBackwardArgs& a, int64_t row) {
   const double h = a.grad_entropies ? a.grad_entropies[row] : 0.0;
   const double l = a.grad_lse ? a.grad_lse[row] : 0.0;
   row_grad<kSoftcap>(x, out, a.vocab, inside ? target : 0, (double)a.logprobs[row], a.map,
-                     RowStats{(double)a.lse[row], (double)a.entropies[row]}, RowGrad{l - g, -h, g});
+                     RowStats{(double)a.lse[row], 0.0, (double)a.entropies[row]}, RowGrad{l - g, -h, g});
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 //   dz_k = p_k * (from_p + from_entropy * (log p_k + H)) + [k = y] * from_target
 //
 // The row is walked in blocks that stay in the first-level cache: the block's maximum first, then one exponential per
-// element against it. Block sums are floats, sums over blocks doubles, and the order depends on the row alone.
+// element against it. Sums over a block are floats, over blocks doubles, and the order depends on the row alone.
 #pragma once
 
 #include <math.h>
@@ -15,10 +15,11 @@
 namespace paw {
 namespace PAW_ISA {
 
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 2048;
 
 struct RowStats {
-  double lse;
+  double top;  // lse = top + log_sum, kept apart: beside a top of 1e8 the sum would be lost
+  double log_sum;
   double entropy;
 };
 
@@ -38,8 +39,8 @@ PAW_INLINE VF load_tail(const T* x, int64_t n) {
 }
 
 template <bool kSoftcap, typename T>
-PAW_INLINE double map_one(const T* x, const LogitMap& map) {
-  return map_logit<kSoftcap>(splat(load_one(x)), map)[0];
+PAW_INLINE double logp_of(const T* x, const LogitMap& map, const RowStats& stats) {
+  return ((double)map_logit<kSoftcap>(splat(load_one(x)), map)[0] - stats.top) - stats.log_sum;
 }
 
 template <bool kSoftcap, typename T>
@@ -47,7 +48,7 @@ inline RowStats row_stats(const T* x, const LogitMap& map) {
   const int64_t n = map.valid_vocab;
   alignas(64) float z[kBlock];
   float top = neg_inf();
-  double s1 = 0.0, s2 = 0.0;
+  VD s1{}, s2{};
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t size = n - start < kBlock ? n - start : kBlock;
     const int64_t whole = size / kWidth * kWidth;
@@ -100,11 +101,14 @@ inline RowStats row_stats(const T* x, const LogitMap& map) {
       sums[0] += e;
       products[0] += e * d;
     }
-    s1 += (double)reduce_add(sums[0] + sums[1]);
-    s2 += (double)reduce_add(products[0] + products[1]);
+    // In double lane by lane: beside a sure token's 1 the rest of the row must not be lost, or 1 - p_y would be zero.
+    for (int u = 0; u < 2; ++u) {
+      s1 += __builtin_convertvector(sums[u], VD);
+      s2 += __builtin_convertvector(products[u], VD);
+    }
   }
-  const double log_s1 = ::log(s1);
-  return RowStats{(double)top + log_s1, log_s1 - s2 / s1};
+  const double sum = reduce_add(s1), log_sum = ::log(sum);
+  return RowStats{(double)top, log_sum, log_sum - reduce_add(s2) / sum};
 }
 
 struct RowGrad {
@@ -122,7 +126,7 @@ inline void row_grad(const T* x, T* out, int64_t vocab, int64_t target, double l
     memset((void*)out, 0, (size_t)vocab * sizeof(T));
     return;
   }
-  const float lse = (float)stats.lse, entropy = (float)stats.entropy;
+  const float top = (float)stats.top, log_sum = (float)stats.log_sum, entropy = (float)stats.entropy;
   const float from_p = (float)(grad.from_p * map.inv_temperature);
   const float from_entropy = (float)(grad.from_entropy * map.inv_temperature);
   const float inv_cap = kSoftcap ? 1.0f / map.softcap : 0.0f;
@@ -151,7 +155,7 @@ inline void row_grad(const T* x, T* out, int64_t vocab, int64_t target, double l
       z = v * z_scale;
     }
     VF d;
-    const VF p = exp_nonpositive(z - lse, &d);
+    const VF p = exp_nonpositive((z - top) - log_sum, &d);
     VF g = p * (from_p + from_entropy * (d + entropy));
     if (kSoftcap) g *= slope;
     return g;

@@ -20,11 +20,14 @@ namespace PAW_ISA {
 
 #if defined(PAW_ISA_avx512)
 constexpr int kWidth = 16;
-#else
+#elif defined(PAW_ISA_avx2)
 constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;  // what SSE2 and NEON have; wider vectors would be taken apart element by element
 #endif
 
 typedef float VF __attribute__((vector_size(4 * kWidth)));
+typedef double VD __attribute__((vector_size(8 * kWidth)));
 typedef int32_t VI __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t VU __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t VH __attribute__((vector_size(2 * kWidth)));
@@ -58,8 +61,8 @@ PAW_INLINE VF select(VI mask, VF a, VF b) {
   return (VF)(((VI)a & mask) | ((VI)b & ~mask));
 }
 
-PAW_INLINE float reduce_add(VF x) {
-  float sum = 0.0f;
+PAW_INLINE double reduce_add(VD x) {
+  double sum = 0.0;
   for (int i = 0; i < kWidth; ++i) sum += x[i];
   return sum;
 }

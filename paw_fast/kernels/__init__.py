@@ -3,6 +3,7 @@
 Importing this package works without the compiled extension; calling an op then raises and says how to mend it.
 """
 
+from paw_fast.kernels.linear_paw_loss import linear_paw_loss
 from paw_fast.kernels.native import kernel_info, unavailable_reason
 from paw_fast.kernels.paw_loss import (
     CLIPPED,
@@ -16,6 +17,7 @@ from paw_fast.kernels.paw_loss import (
     LossSettings,
     paw_loss,
 )
+from paw_fast.kernels.select_transitions import Selection, select_transitions
 from paw_fast.kernels.token_logprobs import TokenLogprobs, token_logprobs
 
 __all__ = [
@@ -28,9 +30,12 @@ __all__ = [
     "LossOutput",
     "LossRows",
     "LossSettings",
+    "Selection",
     "TokenLogprobs",
     "kernel_info",
+    "linear_paw_loss",
     "paw_loss",
+    "select_transitions",
     "token_logprobs",
     "unavailable_reason",
 ]

@@ -1,4 +1,4 @@
-"""Op (b): policy and world-model losses of every row of logits, the gradient written over the logits. See csrc/paw_loss.h.
+"""Op (b): policy and world-model losses of every row of logits, the gradient written over the logits..
 
 Legend: N rows, V vocabulary.
 """

@@ -1,0 +1,40 @@
+#include "common/row_cuda.cuh"
+#include "cuda_ops.h"
+#include "scale_inplace.h"
+
+namespace paw {
+namespace {
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2) scale_kernel(const __grid_constant__ ScaleInplaceArgs a) {
+  const float factor = *a.factor;
+  if (factor == 1.0f) return;
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+    T* x = static_cast<T*>(a.matrix) + row * a.stride;
+    const bool aligned = is_aligned(x);
+    for (int64_t start = static_cast<int64_t>(threadIdx.x) * kUnit; start < a.columns; start += kThreads * kUnit) {
+      const int count = left_of(a.columns, start);
+      Unit<T> unit;
+      load_unit(unit, x + start, count, aligned);
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) {
+        if (j < count) from_float(to_float(unit.elements[j]) * factor, &unit.elements[j]);
+      }
+      store_unit(x + start, unit, count, aligned);
+    }
+  }
+}
+
+}  // namespace
+
+void scale_inplace_cuda(const ScaleInplaceArgs& args, void* stream) {
+  if (args.rows == 0) return;
+  // A bounded grid: the usual factor is 1, and then every block only starts and ends.
+  const unsigned blocks = static_cast<unsigned>(args.rows < 2048 ? args.rows : 2048);
+  with_types(args.dtype, false, [&](auto, auto element) {
+    scale_kernel<decltype(element)><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  });
+  check_launch("scale_inplace");
+}
+
+}  // namespace paw

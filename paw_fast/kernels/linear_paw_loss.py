@@ -1,0 +1,208 @@
+"""Op (c): LM head and loss together, in chunks of rows, so that [N, V] never exists.
+
+    for each chunk of rows:   logits = hidden @ W^T (+ bias)        matrix product, torch
+                              logits <- d(loss)/d(logits)           paw_loss, in place
+                              d_hidden = logits @ W                 matrix product
+                              d_weight += logits^T @ hidden         matrix product, fp32 accumulator
+
+The gradients are ready when the forward ends; the backward only multiplies them by the upstream scalar. 6 N H V flops,
+nothing is computed twice. Legend: N rows, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paw_fast.kernels import native
+from paw_fast.kernels.paw_loss import LossOutput, LossRows, LossSettings, op_arguments
+
+DEFAULT_CHUNK_BYTES = 256 << 20
+_WEIGHT_BLOCK = 4096  # rows of d_weight at a time where 16-bit factors are widened by hand
+
+
+def linear_paw_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: LossRows,
+    settings: LossSettings,
+    *,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    bias: Tensor | None = None,
+) -> LossOutput:
+    """`paw_loss(hidden @ weight.T + bias, rows, settings)` without ever holding more than one chunk of logits.
+
+    hidden       [N, H] fp32, bf16 or fp16; give only rows with a loss: ignored rows cost as much as the others
+    weight       [V, H] in the same dtype, tied or not. One that does not require grad costs no d_weight.
+    bias         [V] or None
+    chunk_bytes  the logits buffer is at most this large (but at least one row)
+
+    Overwrites none of its arguments. Differentiable in hidden, weight and bias through `loss`; d_hidden comes in
+    hidden's dtype, d_weight and d_bias are summed in fp32 and rounded once to the weight's dtype. The backward runs
+    once. Extra memory: one chunk of logits, d_hidden and one fp32 d_weight. Raises ValueError as `paw_loss` does.
+
+    >>> rows = LossRows(torch.tensor([0]), torch.tensor([2], dtype=torch.uint8), torch.ones(1),
+    ...                 old_logprobs=torch.zeros(1), advantages=torch.zeros(1))
+    >>> linear_paw_loss(torch.zeros(1, 3), torch.zeros(10, 3), rows, LossSettings(tau=0.2)).loss
+    tensor(0.9000)
+    """
+    if settings.kl_coef != 0.0 and rows.ref_logprobs is None:
+        raise ValueError(f"linear_paw_loss: kl_coef is {settings.kl_coef} but ref_logprobs is None")
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"linear_paw_loss: hidden must be [N, H] and weight [V, H], got {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    if hidden.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        raise ValueError(
+            f"linear_paw_loss: hidden, weight and bias must share a dtype, got {hidden.dtype}, {weight.dtype}"
+            + ("" if bias is None else f" and {bias.dtype}")
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear_paw_loss: bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
+    if chunk_bytes <= 0:
+        raise ValueError(f"linear_paw_loss: chunk_bytes must be positive, got {chunk_bytes}")
+    grad = torch.is_grad_enabled()
+    wanted = [grad and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+    # Only shape[-1] and the rows of the first argument are read: the logits themselves do not exist.
+    arguments = op_arguments(weight.T, rows, settings)
+    outputs = torch.ops.paw_fast.linear_paw_loss(
+        hidden, weight, bias, *arguments, chunk_rows(hidden.shape[0], weight, chunk_bytes), *wanted
+    )
+    return LossOutput(*outputs[:6])
+
+
+def chunk_rows(num_rows: int, weight: Tensor, chunk_bytes: int) -> int:
+    """Rows a chunk: as many as fit, spread evenly, in multiples of 128 where there are that many."""
+    most = max(1, chunk_bytes // (weight.shape[0] * weight.element_size()))
+    if num_rows <= most:
+        return max(1, num_rows)
+    if most < 128:
+        return most
+    chunks = -(-num_rows // (most // 128 * 128))
+    return -(-num_rows // (chunks * 128)) * 128
+
+
+_OP = "linear_paw_loss"
+native.LIBRARY.define(
+    "linear_paw_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor kinds, Tensor weights, "
+    "Tensor old_logprobs, Tensor? ref_logprobs, Tensor advantages, Tensor? importance, float temperature, "
+    "float softcap, int valid_vocab, float clip_low, float clip_high, float dual_clip, float kl_coef, "
+    "float entropy_coef, float tau, float grad_scale, int wm_loss, int chunk_rows, bool need_hidden, "
+    "bool need_weight, bool need_bias) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [V, H] fp32 += gradient^T [V, C] @ hidden [C, H], products and sums in fp32."""
+    if gradient.dtype == torch.float32:
+        total.addmm_(gradient.T, hidden)
+        return
+    wide = None if gradient.is_cuda else hidden.float()
+    for start in range(0, total.shape[0], _WEIGHT_BLOCK):
+        block = slice(start, start + _WEIGHT_BLOCK)
+        if wide is None:
+            # 16-bit factors, fp32 result; a block at a time, so that no second [V, H] exists.
+            total[block] += torch.mm(gradient[:, block].T, hidden, out_dtype=torch.float32)
+        else:
+            total[block].addmm_(gradient[:, block].T.float(), wide)
+
+
+def _run(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, kinds: Tensor, weights: Tensor,
+    old_logprobs: Tensor, ref_logprobs: Tensor | None, advantages: Tensor, importance: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    *settings, size, need_hidden, need_weight, need_bias = rest
+    num, vocab = hidden.shape[0], weight.shape[0]
+    vectors = (targets, kinds, weights, old_logprobs, ref_logprobs, advantages, importance)
+    for name, vector in zip(
+        ("targets", "kinds", "weights", "old_logprobs", "ref_logprobs", "advantages", "importance"),
+        vectors,
+        strict=True,
+    ):
+        if vector is not None and vector.shape != (num,):
+            raise ValueError(f"{_OP}: {name} must be [{num}] like the hidden states, got {tuple(vector.shape)}")
+    d_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
+    d_weight = torch.zeros(weight.shape if need_weight else 0, dtype=torch.float32, device=weight.device)
+    d_bias = torch.zeros(vocab if need_bias else 0, dtype=torch.float32, device=weight.device)
+    buffer = torch.empty(min(size, num), vocab, dtype=hidden.dtype, device=hidden.device)
+    outputs: list[tuple[Tensor, ...]] = []
+    for start in range(0, num, size):
+        part = slice(start, min(start + size, num))
+        logits = buffer[: part.stop - start]
+        chunk = hidden[part]
+        if bias is None:
+            torch.mm(chunk, weight.T, out=logits)
+        else:
+            torch.addmm(bias, chunk, weight.T, out=logits)
+        cut = [None if v is None else v[part] for v in vectors]
+        outputs.append(torch.ops.paw_fast.paw_loss_(logits, *cut, *settings)[1:])
+        if need_hidden:
+            torch.mm(logits, weight, out=d_hidden[part])
+        if need_weight:
+            _accumulate(d_weight, logits, chunk)
+        if need_bias:
+            d_bias += logits.sum(0, dtype=torch.float32)
+    if outputs:
+        losses, logprobs, entropies, kl, flags = (torch.cat(column) for column in zip(*outputs, strict=True))
+    else:
+        losses, logprobs, entropies, kl = (hidden.new_empty(0, dtype=torch.float32) for _ in range(4))
+        flags = hidden.new_empty(0, dtype=torch.uint8)
+    loss = losses.sum(dtype=torch.float64).float()
+    return loss, losses, logprobs, entropies, kl, flags, d_hidden, d_weight, d_bias
+
+
+for _key in ("CPU", "CUDA"):
+    native.LIBRARY.impl("linear_paw_loss", _run, _key)
+
+
+@torch.library.register_fake("paw_fast::linear_paw_loss", lib=native.LIBRARY)
+def _fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    need_hidden, need_weight, need_bias = args[-3:]
+
+    def row(dtype: torch.dtype = torch.float32) -> Tensor:
+        return hidden.new_empty(hidden.shape[0], dtype=dtype)
+
+    return (
+        hidden.new_empty((), dtype=torch.float32), row(), row(), row(), row(), row(torch.uint8),
+        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
+        weight.new_empty(weight.shape if need_weight else (0,), dtype=torch.float32),
+        weight.new_empty(weight.shape[0] if need_bias else 0, dtype=torch.float32),
+    )  # fmt: skip
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[6:])
+    ctx.dtype = inputs[1].dtype
+    ctx.num_inputs = len(inputs)
+    ctx.need = inputs[-3:]
+    ctx.spent = False
+
+
+def _autograd(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    none = (None,) * ctx.num_inputs
+    if upstream is None:
+        return none
+    if ctx.spent:
+        raise RuntimeError(f"{_OP}: the gradient has been handed over already: call {_OP} again")
+    ctx.spent = True
+    gradients: list[Tensor | None] = []
+    for gradient, needed in zip(ctx.saved_tensors, ctx.need, strict=True):
+        if needed:
+            gradient = gradient.detach()
+            torch.ops.paw_fast.scale_(gradient if gradient.dim() == 2 else gradient[None], upstream)
+            gradients.append(gradient.to(ctx.dtype))
+        else:
+            gradients.append(None)
+    return (*gradients, *none[3:])
+
+
+torch.library.register_autograd(
+    "paw_fast::linear_paw_loss", _autograd, setup_context=_setup_context, lib=native.LIBRARY
+)

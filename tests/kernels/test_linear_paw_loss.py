@@ -1,0 +1,155 @@
+"""Op (c): the same numbers as the loss over whole logits, in bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from paw_fast import kernels as K
+from paw_fast.kernels.linear_paw_loss import chunk_rows
+from paw_fast.kernels.reference import paw_loss_reference
+
+from .helpers import DTYPES, random_rows
+
+SETTINGS = K.LossSettings(kl_coef=0.1, entropy_coef=0.02, temperature=0.8, softcap=8.0, valid_vocab=45)
+
+
+def case(dtype=torch.float32, num=23, hidden=16, vocab=50):
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(num, hidden, generator=g).to(dtype).requires_grad_()
+    w = (torch.randn(vocab, hidden, generator=g) * 0.5).to(dtype).requires_grad_()
+    b = torch.randn(vocab, generator=g).to(dtype).requires_grad_()
+    rows = random_rows((x @ w.T + b).detach().float(), 45, g, temperature=0.8, softcap=8.0)
+    return x, w, b, rows
+
+
+def truth(x, w, b, rows, factor=1.0):
+    x, w, b = (t.detach().double().requires_grad_() for t in (x, w, b))
+    out = paw_loss_reference(x @ w.T + b, rows, SETTINGS)
+    (factor * out.loss).backward()
+    return out, x.grad, w.grad, b.grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunk_bytes", [1, 1000, 1 << 20])
+def test_matches_float64(dtype, chunk_bytes):
+    x, w, b, rows = case(dtype)
+    want, *grads = truth(x, w, b, rows, 2.0)
+    got = K.linear_paw_loss(x, w, rows, SETTINGS, bias=b, chunk_bytes=chunk_bytes)
+    (2.0 * got.loss).backward()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(got.loss.double(), want.loss, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(got.logprobs.double(), want.logprobs, rtol=tolerance, atol=tolerance)
+    for mine, exact in zip((x, w, b), grads, strict=True):
+        assert mine.grad.dtype == dtype
+        error = (mine.grad.double() - exact).norm() / exact.norm()
+        assert error < tolerance / 2
+
+
+def test_same_as_paw_loss_over_whole_logits():
+    x, w, _, rows = case()
+    K.paw_loss(x @ w.T, rows, SETTINGS).loss.backward()
+    want = x.grad.clone(), w.grad.clone()
+    x.grad = w.grad = None
+    out = K.linear_paw_loss(x, w, rows, SETTINGS, chunk_bytes=50 * 4 * 7)
+    out.loss.backward()
+    torch.testing.assert_close(x.grad, want[0])
+    torch.testing.assert_close(w.grad, want[1])
+    assert not out.losses.requires_grad
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_frozen_side_gets_no_gradient(frozen):
+    x, w, _, rows = case()
+    (x if frozen == "hidden" else w).requires_grad_(False)
+    K.linear_paw_loss(x, w, rows, SETTINGS).loss.backward()
+    assert (x.grad is None) == (frozen == "hidden")
+    assert (w.grad is None) == (frozen == "weight")
+
+
+def test_tied_head():
+    _, w, _, rows = case()
+    ids = torch.arange(23)
+    K.paw_loss(w[ids] @ w.T, rows, SETTINGS).loss.backward()
+    want, w.grad = w.grad.clone(), None
+    K.linear_paw_loss(w[ids], w, rows, SETTINGS, chunk_bytes=2000).loss.backward()
+    torch.testing.assert_close(w.grad, want)
+
+
+def test_weight_gradient_is_summed_in_fp32():
+    """4096 contributions of one size: bf16 sums would stop growing at 256 of them."""
+    x = torch.ones(4096, 1, dtype=torch.bfloat16)
+    w = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    rows = K.LossRows(
+        torch.zeros(4096, dtype=torch.int64),
+        torch.full((4096,), K.WORLD_MODEL, dtype=torch.uint8),
+        torch.ones(4096),
+        torch.zeros(4096),
+        torch.zeros(4096),
+    )
+    K.linear_paw_loss(x, w, rows, K.LossSettings(wm_loss="ce"), chunk_bytes=64).loss.backward()
+    assert w.grad.flatten().tolist() == [-2048.0, 2048.0]
+
+
+def test_never_more_than_one_chunk_of_logits():
+    x, w = torch.randn(512, 8), torch.randn(20000, 8)
+    rows = random_rows(x @ w.T, 20000, torch.Generator().manual_seed(1))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        K.linear_paw_loss(x, w, rows, K.LossSettings(), chunk_bytes=1 << 20)
+    largest = max(e.cpu_memory_usage for e in profile.events())
+    assert largest < 2 << 20  # all logits are 41 MB
+
+
+def test_second_backward_is_refused():
+    x, w, _, rows = case()
+    loss = K.linear_paw_loss(x, w, rows, SETTINGS).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed over already"):
+        loss.backward()
+
+
+def test_no_rows():
+    x, w, _, rows = case(num=0)
+    loss = K.linear_paw_loss(x, w, rows, SETTINGS).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not w.grad.any()
+
+
+def test_compiles_without_graph_breaks():
+    x, w, _, rows = case()
+    K.linear_paw_loss(x, w, rows, SETTINGS).loss.backward()
+    want = x.grad.clone(), w.grad.clone()
+    x.grad = w.grad = None
+
+    def step(x, w):
+        return K.linear_paw_loss(x, w, rows, SETTINGS).loss
+
+    torch.compile(step, fullgraph=True, backend="aot_eager")(x, w).backward()
+    torch.testing.assert_close(x.grad, want[0])
+    torch.testing.assert_close(w.grad, want[1])
+
+
+def test_chunks_are_even():
+    weight = torch.empty(1000, 1)
+    assert chunk_rows(100, weight, 1) == 1
+    assert chunk_rows(100, weight, 4000 * 30) == 30
+    assert chunk_rows(100, weight, 4000 * 128) == 100
+    assert chunk_rows(1000, weight, 4000 * 600) == 512
+    assert chunk_rows(1100, weight, 4000 * 600) == 384
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w: {"hidden": x[:, :3]}, r"\[N, H\].*\(23, 3\)"),
+        (lambda x, w: {"weight": w.double()}, "share a dtype"),
+        (lambda x, w: {"bias": torch.zeros(3)}, r"bias must be \[50\]"),
+        (lambda x, w: {"chunk_bytes": 0}, "chunk_bytes"),
+        (lambda x, w: {"hidden": x[:5]}, r"targets must be \[5\]"),
+    ],
+)
+def test_refuses(change, message):
+    x, w, _, rows = case()
+    with pytest.raises(ValueError, match=message):
+        K.linear_paw_loss(**({"hidden": x, "weight": w, "rows": rows, "settings": SETTINGS} | change(x, w)))
