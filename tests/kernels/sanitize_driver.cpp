@@ -1,0 +1,115 @@
+// Calls every CPU kernel on buffers that end exactly where their data does, for a build with sanitizers:
+//   cmake -S . -B build/sanitize -DPAW_FAST_SANITIZE=address,undefined && cmake --build build/sanitize
+//   build/sanitize/paw_sanitize
+// The numbers are checked only for sanity (every row of a gradient sums to about zero); the tests in Python do the
+// rest.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "cpu_dispatch.h"
+
+namespace {
+
+size_t size_of(paw::DType dtype) {
+  return dtype == paw::DType::kF32 ? 4 : 2;
+}
+
+// Small values that are exact in all three formats.
+void put(char* p, paw::DType dtype, float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  if (dtype == paw::DType::kF32) {
+    memcpy(p, &bits, 4);
+    return;
+  }
+  uint16_t half = static_cast<uint16_t>(bits >> 16);
+  if (dtype == paw::DType::kF16) {
+    half = value == 0.0f ? 0
+                         : static_cast<uint16_t>(((bits >> 16) & 0x8000u) | ((((bits >> 23) & 0xffu) - 112u) << 10) |
+                                                 ((bits >> 13) & 0x3ffu));
+  }
+  memcpy(p, &half, 2);
+}
+
+int failures = 0;
+
+void expect(bool ok, const char* what) {
+  if (!ok) {
+    std::printf("FAILED: %s\n", what);
+    ++failures;
+  }
+}
+
+void one_case(paw::DType dtype, int64_t rows, int64_t vocab, int64_t padding, int64_t gap, float softcap, int threads) {
+  const int64_t width = vocab + padding, stride = width + gap;
+  const size_t bytes = (static_cast<size_t>(rows - 1) * stride + width) * size_of(dtype);
+  std::unique_ptr<char[]> logits(new char[bytes]), copy(new char[bytes]);
+  memset(logits.get(), 0x7f, bytes);
+  std::vector<int64_t> targets(rows);
+  std::vector<uint8_t> kinds(rows), flags(rows);
+  std::vector<float> ones(rows, 1.0f), old(rows, -1.0f), logprobs(rows), entropies(rows), lse(rows), losses(rows),
+      kl(rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    targets[r] = (r * 7919 + vocab - 1) % vocab;
+    kinds[r] = static_cast<uint8_t>(r % 3);
+    for (int64_t k = 0; k < width; ++k) {
+      put(logits.get() + (r * stride + k) * size_of(dtype), dtype, static_cast<float>((r * 31 + k * 17) % 13 - 6) / 2);
+    }
+  }
+  memcpy(copy.get(), logits.get(), bytes);
+  const paw::LogitMap map{1.25f, softcap, vocab};
+  const paw::TokenLogprobsArgs forward{copy.get(),       dtype,          rows, vocab + padding,
+                                       stride,           targets.data(), map,  logprobs.data(),
+                                       entropies.data(), lse.data()};
+  paw::token_logprobs_cpu(forward, threads);
+  for (float h : entropies) expect(h >= -1e-5f && h <= std::log(static_cast<float>(vocab)) + 1e-3f, "entropy range");
+  const paw::TokenLogprobsBackwardArgs backward{
+      copy.get(),      copy.get(),       dtype,      rows,        width,       stride, stride, targets.data(), map,
+      logprobs.data(), entropies.data(), lse.data(), ones.data(), ones.data(), nullptr};
+  paw::token_logprobs_backward_cpu(backward, threads);
+  if (dtype == paw::DType::kF32 && softcap == 0.0f) {
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < width; ++k) {
+        float g;
+        memcpy(&g, copy.get() + (r * stride + k) * 4, 4);
+        sum += g;
+      }
+      expect(std::fabs(sum) < 1e-4, "a gradient row sums to zero");
+    }
+  }
+  const paw::PawLossSettings settings{0.2f, 0.2f, 3.0f, 0.1f, 0.01f, 0.2f, 1.0f, paw::WmLoss::kCmae};
+  const paw::PawLossArgs loss{
+      logits.get(),     dtype,       rows,        width,      stride,      map,         settings,      targets.data(),
+      kinds.data(),     ones.data(), old.data(),  old.data(), ones.data(), ones.data(), losses.data(), logprobs.data(),
+      entropies.data(), kl.data(),   flags.data()};
+  paw::paw_loss_cpu(loss, threads);
+  for (float l : losses) expect(std::isfinite(l), "losses are finite");
+  const float half = 0.5f;
+  paw::scale_inplace_cpu(paw::ScaleInplaceArgs{logits.get(), dtype, rows, width, stride, &half}, threads);
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& isa : paw::cpu_isas()) {
+    paw::use_cpu_isa(isa);
+    for (paw::DType dtype : {paw::DType::kF32, paw::DType::kBF16, paw::DType::kF16}) {
+      for (int64_t vocab : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 2047, 2048, 2049, 2063, 4100}) {
+        for (int64_t padding : {0, 5}) {
+          for (float softcap : {0.0f, 4.0f}) one_case(dtype, 5, vocab, padding, padding / 2, softcap, 3);
+        }
+      }
+    }
+    std::printf("%s: done\n", isa.c_str());
+  }
+  // Two callers at once share the pool.
+  std::thread other([] { one_case(paw::DType::kF32, 64, 513, 0, 0, 0.0f, 4); });
+  one_case(paw::DType::kBF16, 64, 513, 0, 0, 0.0f, 4);
+  other.join();
+  return failures == 0 ? 0 : 1;
+}
