@@ -19,6 +19,7 @@ from paw_fast.envs.alfworld.games import (
     generated_root,
     list_tasks,
     load_world,
+    make_split,
     reference_texts,
 )
 from paw_fast.envs.alfworld.pddl import parse_problem
@@ -109,6 +110,8 @@ def test_any_first_tasks_are_balanced(small_env):
 def test_the_cache_folder_is_itself_a_data_set(tmp_path, monkeypatch):
     counts = {"train": 6, "valid_seen": 6, "valid_unseen": 6}
     root = generated_root("small", 4, counts, tmp_path)
+    for split in counts:
+        make_split(root, "small", 4, counts, split)
     monkeypatch.setenv("ALFWORLD_DATA", str(root.parent))
     env = envs.make("alfworld")
     assert len(env.tasks("train")) == 6
@@ -134,15 +137,17 @@ def test_several_processes_may_generate_at_once(tmp_path):
     outputs = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
-    assert [path.name[0] for path in (tmp_path / "alfworld").iterdir()] == ["s"]
+    assert [path.name for path in tmp_path.glob("alfworld/*/json_2.1.1/*")] == ["train"]
 
 
 def test_half_made_folders_of_killed_processes_are_removed_later(tmp_path):
-    old, new = tmp_path / "alfworld" / ".making-old", tmp_path / "alfworld" / ".making-new"
+    counts = {"train": 1, "valid_seen": 1, "valid_unseen": 1}
+    root = generated_root("small", 0, counts, tmp_path)
+    old, new = root / ".making-old", root / ".making-new"
     old.mkdir(parents=True)
     new.mkdir()
     os.utime(old, (time.time() - 90_000,) * 2)
-    generated_root("small", 0, {"train": 1, "valid_seen": 1, "valid_unseen": 1}, tmp_path)
+    make_split(root, "small", 0, counts, "valid_unseen")
     assert not old.exists()
     assert new.exists()
 

@@ -12,7 +12,7 @@ from typing import Any
 from paw_fast.types import Env, Observation, Step, Task, UserError
 
 from . import engine
-from .games import dataset_root, generated_root, list_tasks, load_world, split_name
+from .games import dataset_root, generated_root, list_tasks, load_world, make_split, split_name
 from .state import State
 from .world import Unplayable, World
 
@@ -37,23 +37,18 @@ class GameSet:
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         data = data or os.environ.get("ALFWORLD_DATA") or None
-        self._root: Path | None = dataset_root(data) if data is not None else None
-        self._size, self._seed, self._cache_dir = size, seed, cache_dir
-        self._counts = {"train": num_train, "valid_seen": num_unseen, "valid_unseen": num_unseen}
+        counts = {"train": num_train, "valid_seen": num_unseen, "valid_unseen": num_unseen}
+        self._recipe = None if data is not None else (size, seed, counts)
+        self.root = dataset_root(data) if data is not None else generated_root(size, seed, counts, cache_dir)
         self._tasks: dict[str, tuple[Task, ...]] = {}
         self._worlds: OrderedDict[tuple[Path, int], World] = OrderedDict()
 
-    @property
-    def root(self) -> Path:
-        """The folder that holds the splits. Generates the games on first use."""
-        if self._root is None:
-            self._root = generated_root(self._size, self._seed, self._counts, self._cache_dir)
-        return self._root
-
     def tasks(self, split: str) -> tuple[Task, ...]:
-        """The tasks of a split, sorted by path."""
+        """The tasks of a split, the types in turn. Makes the split's games where they are to be generated."""
         name = split_name(split)
         if name not in self._tasks:
+            if self._recipe is not None:
+                make_split(self.root, *self._recipe, name)
             self._tasks[name] = tuple(list_tasks(self.root, name))
         return self._tasks[name]
 

@@ -213,10 +213,9 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder with these generated games, which are made if they are not there. Returns its json_2.1.1.
+    """The json_2.1.1 folder for these generated games; `make_split` fills it.
 
-    Several processes may do so at once: each writes a folder of its own and the first to rename it wins.
-    Raises `UserError` for an unknown size, counts below 1, or a cache folder that cannot be written.
+    Raises `UserError` for an unknown size or counts below 1.
     """
     if size not in SIZES:
         raise UserError(f"no game size {size!r}: choose {', '.join(SIZES)}")
@@ -225,22 +224,32 @@ def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str 
             raise UserError(f"{num} games asked for in the split {split}, expected at least 1")
     kind = "ref" if reference_texts() else "own"  # files made without the extra do not carry its texts
     name = f"{size}-seed{seed}-{'-'.join(str(counts[split]) for split in SPLITS)}-v{GENERATOR_VERSION}-{kind}"
-    parent = cache_folder(cache_dir) / "alfworld"
-    final = parent / name
-    if (final / "json_2.1.1").is_dir():
-        return final / "json_2.1.1"
+    return cache_folder(cache_dir) / "alfworld" / name / "json_2.1.1"
+
+
+def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: str) -> None:
+    """Makes the games of a split in `root` where they are not there yet.
+
+    Several processes may do so at once: each writes a folder of its own and the first to rename it wins.
+    Raises `UserError` when the folder cannot be written.
+    """
+    final = root / split
+    if final.is_dir():
+        return
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(parent)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=parent))
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_stale(root)
+        making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
         try:
             seen: set[tuple] = set()
-            for split in SPLITS:
-                for game in distinct_games(seed, size, split, counts[split], seen):
-                    folder = making / "json_2.1.1" / split / game.folder
-                    folder.mkdir(parents=True)
-                    (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
-                    (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
+            if split == "valid_seen":  # the same rooms as train, so the same game could come twice
+                for _ in distinct_games(seed, size, "train", counts["train"], seen):
+                    pass
+            for game in distinct_games(seed, size, split, counts[split], seen):
+                folder = making / game.folder
+                folder.mkdir(parents=True)
+                (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
+                (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
             making.chmod(0o755)
             with contextlib.suppress(OSError):  # another process was first; its games are the same
                 making.rename(final)
@@ -248,12 +257,11 @@ def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str 
             shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot write generated games to {error.filename or parent}: {error.strerror}; "
+            f"cannot write generated games to {error.filename or root}: {error.strerror}; "
             "set XDG_CACHE_HOME or the cache folder to one that can be written"
         ) from None
-    if not (final / "json_2.1.1").is_dir():
+    if not final.is_dir():
         raise UserError(f"cannot write generated games to {final}: renaming the finished folder failed")
-    return final / "json_2.1.1"
 
 
 def _remove_stale(parent: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from itertools import count, pairwise, permutations, product
+from typing import Any
 
 from . import engine
 from .engine import Action
@@ -248,7 +249,7 @@ class _Search:
             return None
         self.relevant = self._relevant_receptacles()
         ticket = count()
-        heap = [(first, 0, next(ticket), self.start, None)]
+        heap: list[tuple[int, int, int, State, Any]] = [(first, 0, next(ticket), self.start, None)]
         best_depth = {self.start.state_key(): 0}
         num_nodes = 0
         while heap:

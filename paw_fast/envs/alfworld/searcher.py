@@ -130,10 +130,11 @@ class SearcherExpert:
         elif text.startswith("You close") and self._here is not None:
             self._closed.add(self._here)
         if found := _TAKEN.match(text):
-            self._held, source = found.group(1), found.group(2)
-            if self._held in self._contents.get(source, ()):
-                self._contents[source].remove(self._held)
-            self._placed.pop(self._held, None)
+            thing, source = found.group(1), found.group(2)
+            self._held = thing
+            if thing in self._contents.get(source, ()):
+                self._contents[source].remove(thing)
+            self._placed.pop(thing, None)
         elif found := _PUT.match(text):
             self._held = None
             if found.group(2) in self._contents:
