@@ -24,8 +24,8 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
     "Nothing happens" is met with the nearest possible command. Raises what `env.reset` raises.
     """
     console = console or Console(highlight=False)
-    stdin = stdin or sys.stdin
-    prompt = "> " if stdin.isatty() else ""
+    source: TextIO = stdin or sys.stdin
+    prompt = "> " if source.isatty() else ""
     observation = env.reset(task)
     sentence = str(observation.info.get("task", ""))
     console.print(Panel(escape(sentence) or "(no task text)", title=f"task: {task.task_type}", expand=False))
@@ -35,13 +35,13 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
     try:
         while True:
             console.print(prompt, end="", style="bold")
-            line = stdin.readline()
+            line = source.readline()
             if not line:
                 console.print("\nEnd of input: the episode is left unfinished.", style="yellow")
                 return False
             command = " ".join(line.lower().split())
             if command in ("quit", "exit", "q"):
-                console.print(f"Left after {num_steps} steps.", style="yellow")
+                console.print(f"Left after {_steps(num_steps)}.", style="yellow")
                 return False
             if _answer_locally(command, sentence, observation, console.print):
                 continue
@@ -50,13 +50,17 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
             console.print(escape(observation.text))
             if step.done:
                 if observation.info.get("won"):
-                    console.print(f"You won, in {num_steps} steps.", style="bold green")
+                    console.print(f"You won, in {_steps(num_steps)}.", style="bold green")
                     return True
                 console.print(f"You lost: {num_steps} steps are all an episode has.", style="bold red")
                 return False
     except KeyboardInterrupt:
-        console.print(f"\nInterrupted after {num_steps} steps.", style="yellow")
+        console.print(f"\nInterrupted after {_steps(num_steps)}.", style="yellow")
         return False
+
+
+def _steps(num: int) -> str:
+    return f"{num} step" if num == 1 else f"{num} steps"
 
 
 def _answer_locally(command: str, sentence: str, observation: Observation, say: Callable[..., None]) -> bool:

@@ -49,7 +49,7 @@ def test_end_of_input_and_quit_leave_cleanly(small_env, task):
     assert "End of input" in text
     won, text = run(small_env, task, ["look", "quit", "look"])
     assert not won
-    assert "Left after 1 steps." in text
+    assert "Left after 1 step." in text
 
 
 def test_the_step_limit_loses(small_env, task):

@@ -166,7 +166,7 @@ def _choose_task(
     if task_type == "look_at_obj_in_light":
         if not set(present) & set(LAMP_STANDS):
             return None
-        lamps = ["DeskLamp"] if kind.name == "bedroom" else list(LAMPS)
+        lamps: list[str] = ["DeskLamp"] if kind.name == "bedroom" else list(LAMPS)
         options = {o: lamps for o in kind.objects if any(o in HOLDS[r] for r in present)}
     else:
         for o in kind.objects:

@@ -162,8 +162,8 @@ class _Search:
             goal = self.goal_of.get(o)
             missing = [item for item in self.verbs.get(o, ()) if not state.is_true((item[1], o, -1))]
             held = o in state.held
-            put = goal is not None and (o not in state.inside[goal] or (bool(missing) and receptacles <= {goal}))
-            put = put and not (held and o in state.inside[goal])
+            in_goal = goal in receptacles
+            put = goal is not None and (not in_goal or (bool(missing) and receptacles == {goal} and not held))
             take = not held and (put or bool(missing) or o in self.must_hold)
             if not (put or take or missing):
                 continue
