@@ -6,8 +6,9 @@
 
 Protocol: warm-up; then 30 rounds, in each of which every implementation runs once (interleaved, so that a busy machine
 slows all of them). CUDA: events, and a buffer larger than L2 written before each run. Median, p20 and p80; ratios are
-medians of the rounds' ratios. GB/s counts the minimal bytes: (a) one read, (b) one read and one write; the read
-and copy rates that they are compared with are measured in the same run. Peak memory is what a call allocates beyond its inputs.
+medians of the rounds' ratios. GB/s counts the minimal bytes: (a) one read, (b) one
+read and one write; the read and copy rates that they are compared with are measured in the same run.
+Peak memory is what a call allocates beyond its inputs.
 Errors are against float64 on 64 rows. Peers that are not installed are left out by name.
 """
 
@@ -328,6 +329,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to prove the script")
+    parser.add_argument("--case", help="only (a) and (b) of one size, for example 256x151936xfloat32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="folder for acceptance.md, .json and .png")
     args = parser.parse_args()
@@ -347,6 +349,9 @@ def main() -> None:
         linear = (256, 576, 49152)
     if args.quick:
         cases, linear = [(8, 1000, torch.float32), (8, 1001, torch.bfloat16)], (16, 32, 1000)
+    if args.case:
+        num, vocab, name = args.case.split("x")
+        cases = [(int(num), int(vocab), getattr(torch, name))]
     clock = Clock(device)
     rate = rates(device, clock, args.rounds, args.quick)
     head: dict[str, object] = {
@@ -363,7 +368,8 @@ def main() -> None:
     for rows, vocab, dtype in cases:
         results += measure_rows(device, clock, rate, rows, vocab, dtype, args)
 
-    results += measure_linear(device, clock, *linear, args)
+    if not args.case:
+        results += measure_linear(device, clock, *linear, args)
     text = markdown(head, results)
     print(text)
     if args.out is not None:

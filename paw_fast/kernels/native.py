@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 try:
-    from paw_fast.kernels import _native
+    from paw_fast.kernels import _native  # pyright: ignore[reportAttributeAccessIssue]
 
     _import_error: str | None = None
 except ImportError as error:
@@ -87,7 +87,7 @@ def call(op: str, name: str, matrix: torch.Tensor, *args: float | int | torch.Te
     reason = unavailable_reason(op, matrix.device)
     if reason is not None:
         raise RuntimeError(f"paw_fast.kernels.{op} cannot run: {reason}")
-    raw = [0 if a is None else a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
+    raw = [0 if a is None else a if isinstance(a, int | float) else a.data_ptr() for a in args]
     dtype = DTYPES[matrix.dtype]
     if matrix.is_cuda:
         with torch.cuda.device(matrix.device):
