@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from paw_fast import __version__
-from paw_fast.config import EnvConfig, ModelConfig, TrainConfig, load_preset, load_toml, recipes, validate
+from paw_fast.config import EnvConfig, TrainConfig, load_preset, load_toml, recipes, validate
 from paw_fast.types import UserError
 
 PROGRAM = "paw-fast"

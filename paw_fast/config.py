@@ -169,6 +169,10 @@ class WarmStartConfig:
     """Passes over them."""
     learning_rate: float = 2e-3
     """Peak, with linear warm-up over a tenth of the steps and linear decay."""
+    hesitation: float = 0.5
+    """Chance of a needless `look` before each of the searcher's commands: a habit for the training to break."""
+    slips: float = 0.15
+    """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
     vocab_size: int = 1024
     """Of the tokenizer that is trained on the episodes' text."""
     batch_tokens: int = 1024
@@ -236,6 +240,8 @@ def validate(config: TrainConfig) -> None:
     need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
     need(c.optim.learning_rate > 0, "optim.learning-rate", c.optim.learning_rate, "more than 0")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
+    for key, share in (("hesitation", c.warm_start.hesitation), ("slips", c.warm_start.slips)):
+        need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
     counts = {
         "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),

@@ -53,14 +53,22 @@ def run_eval(options) -> int:
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
         policy = load_policy(path, config.model, trainable=False)
-        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks))))
+        config = dataclasses.replace(
+            config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
+        )
         loop = make_loop(policy, make_engine(policy, config), env, config)
         temperature = options.temperature or config.rollout.eval_temperature
         with console.progress("evaluating", len(tasks)) as advance:
             result = evaluate(at_temperature(loop, temperature), tasks, options.seed, lambda t: advance())
     finally:
         env.close()
-    about = {"checkpoint": str(path), "env": options.env, "split": options.split, "seed": options.seed, "temperature": temperature}
+    about = {
+        "checkpoint": str(path),
+        "env": options.env,
+        "split": options.split,
+        "seed": options.seed,
+        "temperature": temperature,
+    }
     if options.json:
         print(json.dumps(about | result.as_json()))
     else:

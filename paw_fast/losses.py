@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from paw_fast import kernels
 from paw_fast.kernels import LossRows, LossSettings
-from paw_fast.packing import PackedBatch
 from paw_fast.policy import Policy
+
+if TYPE_CHECKING:
+    from paw_fast.packing import PackedBatch
 
 
 @dataclass(frozen=True)

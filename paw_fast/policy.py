@@ -74,7 +74,7 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     name = str(path)
-    looks_local = os.sep in name.rstrip(os.sep) and name.count("/") != 1 or name.startswith((".", "~", "/"))
+    looks_local = (os.sep in name.rstrip(os.sep) and name.count("/") != 1) or name.startswith((".", "~", "/"))
     if looks_local and not Path(name).expanduser().is_dir():
         raise UserError(f"--model {name}: no such folder; give a Hugging Face model folder or a hub name")
     name = str(Path(name).expanduser()) if looks_local else name

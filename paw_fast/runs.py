@@ -1,7 +1,7 @@
 """Run directories: what they hold, how one is begun and taken up again.
 
-    RUN/config.toml  versions.json  metrics.jsonl  tensorboard/  episodes/  warm_start/  checkpoints/  summary.json
-        report.html
+RUN/config.toml  versions.json  metrics.jsonl  tensorboard/  episodes/  warm_start/  checkpoints/  summary.json
+    report.html
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def write_episodes(run_dir: Path, step: int, trajectories: Sequence[Trajectory])
 
 def episode_text(trajectory: Trajectory) -> str:
     """An episode as a person would read it."""
-    head = f"=== {trajectory.task.task_id}   {'won' if trajectory.won else 'lost'}   return {trajectory.episode_return:g}"
+    head = (
+        f"=== {trajectory.task.task_id}   {'won' if trajectory.won else 'lost'}   return {trajectory.episode_return:g}"
+    )
     lines = [head, trajectory.intro_text]
     for number, t in enumerate(trajectory.transitions, 1):
         lines.append(f"[{number}] > {t.command}{'' if t.valid else '   (invalid)'}")

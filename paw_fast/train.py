@@ -1,16 +1,17 @@
 """The training loop.
 
-    tasks ──> rollout: agent loop x engine x environments ──> trajectories
-      ^                                                           |
-      |                       score: old and reference log-probs, action entropies
-      |                                                           |
-      |               advantages ── selected transitions ── lambda of each group
-      |                                                           |
-      └── weights ── optimizer <── fused loss <── packed micro-batches
+tasks ──> rollout: agent loop x engine x environments ──> trajectories
+  ^                                                           |
+  |                       score: old and reference log-probs, action entropies
+  |                                                           |
+  |               advantages ── selected transitions ── lambda of each group
+  |                                                           |
+  └── weights ── optimizer <── fused loss <── packed micro-batches
 """
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections import defaultdict
@@ -26,7 +27,7 @@ from paw_fast.checkpoint import find_checkpoint, load_checkpoint, prune, save_ch
 from paw_fast.config import TrainConfig
 from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
-from paw_fast.policy import Policy, load_policy
+from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
 from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
@@ -35,6 +36,8 @@ from paw_fast.trajectories import build_sequences
 from paw_fast.types import Trajectory, UserError
 from paw_fast.update import Learner, Scores
 from paw_fast.warm_start import warm_start
+
+DEMONSTRATION_STEPS = 60
 
 
 class Interrupted(Exception):
@@ -74,7 +77,7 @@ class Trainer:
             self.summary = dict(checkpoint.extra["summary"])
             self.earlier_s = float(checkpoint.extra["elapsed_s"])
             self.engine.weights_changed(self.step)
-        resumed = self.step if checkpoint else 0 if resume else None
+        resumed = self.step if checkpoint else -1 if resume else None
         settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
         self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
 
@@ -85,7 +88,9 @@ class Trainer:
         folder = self.run_dir / "warm_start"
         if not (folder / "done").exists():
             with self.timer("warm_start"):
-                warm_start(self.env, self.config, folder, self._check_interrupt)
+                # A hesitant searcher needs more steps than the policy is given.
+                patient = make_env(dataclasses.replace(self.config.env, max_steps=DEMONSTRATION_STEPS))
+                warm_start(patient, self.config, folder, self._check_interrupt)
         return folder
 
     def _stage(self, name: str):
@@ -165,7 +170,11 @@ class Trainer:
         if (c.eval_every and self.step % c.eval_every == 0) or last:
             result = self.evaluate("evaluating")
             metrics |= eval_metrics(result)
-            self.summary |= {"final_success": result.success, "final_eval": result.as_json(), "evaluated_step": self.step}
+            self.summary |= {
+                "final_success": result.success,
+                "final_eval": result.as_json(),
+                "evaluated_step": self.step,
+            }
         times = self.timer.take()
         busy = max(1e-9, times["time/step_s"] - times.get("time/evaluate_s", 0.0))
         tokens = metrics.pop("tokens")

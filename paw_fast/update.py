@@ -109,7 +109,7 @@ class Learner:
             for members in self._minibatches(len(trajectories), step, epoch):
                 chosen = [i for i, s in enumerate(sequences) if s.trajectory in members]
                 self._optimizer_step(chosen, sequences, scores, advantages, lambdas, selected, totals)
-        metrics = totals.metrics(c.paw.enabled)
+        metrics = totals.metrics(c.paw.enabled, self.reference is not None)
         metrics["policy/advantage_abs_mean"] = float(np.abs(advantages).mean())
         metrics["policy/entropy"] = float(scores.entropies.mean())
         if c.paw.enabled:
@@ -124,7 +124,9 @@ class Learner:
         order = np.random.default_rng([self.config.seed, 2, step, epoch]).permutation(total)
         return [{int(i) for i in part} for part in np.array_split(order, count)]
 
-    def _optimizer_step(self, chosen, sequences, scores: Scores, advantages, lambdas, selected, totals: _Totals) -> None:
+    def _optimizer_step(
+        self, chosen, sequences, scores: Scores, advantages, lambdas, selected, totals: _Totals
+    ) -> None:
         """Gradient of one optimizer batch, whose denominators are those of the whole of it, and the step."""
         tables = build_tables(chosen, sequences, scores, advantages, lambdas, selected)
         picked = [sequences[i] for i in chosen]
@@ -194,17 +196,18 @@ class _Totals:
         s["wm_rows"] += int(observed.sum())
         self.tokens += tokens
 
-    def metrics(self, world_model: bool) -> dict[str, float]:
+    def metrics(self, world_model: bool, reference: bool) -> dict[str, float]:
         s, steps = self._sums, max(1, len(self.norms))
         out = {
             "policy/loss": s["policy"] / steps,
-            "policy/kl": s["kl"] / max(1, s["rows"]),
             "policy/clip_fraction": s["clipped"] / max(1, s["rows"]),
             "optim/grad_norm": float(np.mean(self.norms)) if self.norms else 0.0,
             "optim/learning_rate": self.learning_rate,
             "optim/skipped_steps": float(self.skipped),
             "tokens": float(self.tokens),
         }
+        if reference:
+            out["policy/kl"] = s["kl"] / max(1, s["rows"])
         if world_model:
             out["wm/loss"] = s["wm"] / steps
             if s["wm_rows"]:

@@ -5,7 +5,9 @@ The episodes use only what was shown in them, because an oracle's moves cannot b
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from paw_fast import console, envs, packing, tiny
-from paw_fast.config import TrainConfig
+from paw_fast.config import TrainConfig, WarmStartConfig
 from paw_fast.files import user_errors, write_text
 from paw_fast.kernels import WORLD_MODEL, LossSettings
 from paw_fast.losses import backward, rows_per_chunk
@@ -23,28 +25,49 @@ from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Env, Observation, Task, TokenSequence, Trajectory, Transition, UserError
 
-Demonstration = tuple[Observation, list[tuple[str, Observation]]]
-"""The first observation, then (command, next observation) for every turn."""
+Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
+"""The first observation, then (command, next observation, whether to imitate the command) for every turn."""
+
+HESITATION = "look"
 
 
 def demonstrate(
-    env: Env, expert, tasks: Iterable[Task], max_steps: int, done: Callable[[], object] = lambda: None
-) -> list[Demonstration]:
-    """Episodes of `expert` that win within `max_steps`; the others teach nothing and are left out."""
+    env: Env, expert, tasks: Iterable[Task], settings: WarmStartConfig, seed: int = 0,
+    done: Callable[[], object] = lambda: None,
+) -> list[Demonstration]:  # fmt: skip
+    """Episodes of `expert` that win; the others teach nothing and are left out.
+
+    Before a command of the expert there may come, with the chances of `settings`, a needless `look` (a bad habit
+    that is imitated too, and that reinforcement learning can break) and a slip: a command that does nothing here,
+    not imitated, after which the expert's command shows how to go on.
+    """
+    rng = random.Random(seed)
+    spoken: list[str] = [HESITATION]
     kept = []
     for task in tasks:
         first = observation = env.reset(task)
         expert.reset(observation)
-        turns: list[tuple[str, Observation]] = []
-        while len(turns) < max_steps:
-            command = expert.act(observation)
-            step = env.step(command)
+        turns: list[tuple[str, Observation, bool]] = []
+        over = won = False
+        while not over:
+            planned = expert.act(observation)
+            queue = [(planned, True)]
+            if rng.random() < settings.hesitation:
+                queue.insert(0, (HESITATION, True))
+            slip = rng.choice(spoken)
+            if rng.random() < settings.slips and slip not in observation.admissible:
+                queue.insert(0, (slip, False))
+            for command, imitate_it in queue:
+                step = env.step(command)
+                turns.append((command, step.observation, imitate_it))
+                over, won = step.done, bool(step.info.get("won"))
+                if over:
+                    break
             observation = step.observation
-            turns.append((command, observation))
-            if step.done:
-                break
-        if turns and step.info.get("won"):
+            spoken.append(planned)
+        if won:
             kept.append((first, turns))
+        del spoken[:-500]
         done()
     return kept
 
@@ -57,13 +80,15 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
     end = chat.between[:1] if chat.between and chat.between[0] in chat.stop_ids else [min(chat.stop_ids)]
     observation, history, transitions = first, [], []
     prompt = chat.first(template.first(first) if trajectory_layout else template.window(first, instruction, [], 0))
-    for command, after in turns:
-        text = command if template.style == "action" else f"<think>I choose: {command}</think><action>{command}</action>"
+    for command, after, imitated in turns:
+        text = (
+            command if template.style == "action" else f"<think>I choose: {command}</think><action>{command}</action>"
+        )
         action = chat.encode(text) + list(end)
         head, tail = template.split_next(after) if trajectory_layout else ("", "")
         ids, mask = chat.follow(action, head, after.text, tail)
         transitions.append(
-            Transition(tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids), tuple(mask), command, after.text, "", 0.0, True)
+            Transition(tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids), tuple(mask), command, after.text, "", 0.0, imitated)
         )  # fmt: skip
         history.append({"observation": observation.text, "command": command})
         observation = after
@@ -75,9 +100,16 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
     return Trajectory(Task("demonstration"), 0, tuple(transitions), 0.0, 0.0, True)
 
 
-def _tables(sequences: Sequence[TokenSequence], action_weight: float, observation_weight: float):
+def _num_imitated(sequence: TokenSequence, imitated: Sequence[bool]) -> int:
+    return sum(s.action[1] - s.action[0] for s in sequence.spans if imitated[s.transition])
+
+
+def _tables(
+    sequences: Sequence[TokenSequence], imitated: Sequence[bool], action_weight: float, observation_weight: float
+):
     for sequence in sequences:
-        actions = packing.action_rows(sequence)
+        shown = dataclasses.replace(sequence, spans=tuple(s for s in sequence.spans if imitated[s.transition]))
+        actions = packing.action_rows(shown)
         actions.kinds[:] = WORLD_MODEL  # with `ce` a world-model row is a plain language-model row
         actions.weights[:] = action_weight
         weights = [observation_weight] * len(sequence.spans)
@@ -85,9 +117,10 @@ def _tables(sequences: Sequence[TokenSequence], action_weight: float, observatio
 
 
 def imitate(
-    policy: Policy, sequences: Sequence[TokenSequence], config: TrainConfig, progress: Callable[[int, float], None]
-) -> float:
-    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps.
+    policy: Policy, sequences: Sequence[TokenSequence], imitated: Sequence[bool], config: TrainConfig,
+    progress: Callable[[int, float], None],
+) -> float:  # fmt: skip
+    """Trains on the sequences with cross-entropy (`imitated` tells it of every transition); returns the mean action loss of the last tenth of the steps.
 
     `progress(sequences in this step, loss)` is called after each optimizer step.
     """
@@ -118,9 +151,9 @@ def imitate(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(rise, fall, 1.0)
         chosen = [sequences[i] for i in members]
-        num_actions = sum(s.action[1] - s.action[0] for q in chosen for s in q.spans)
+        num_actions = sum(_num_imitated(q, imitated) for q in chosen)
         num_observed = sum(len(s.observation) for q in chosen for s in q.spans)
-        tables = list(_tables(chosen, 1.0 / num_actions, settings.observation_weight / max(1, num_observed)))
+        tables = list(_tables(chosen, imitated, 1.0 / num_actions, settings.observation_weight / max(1, num_observed)))
         loss = 0.0
         for micro in packing.plan_micro_batches([packing.input_length(t) for t in tables], config.token_budget):
             packed = packing.pack(chosen, tables, micro, policy.device)
@@ -142,22 +175,28 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     settings = config.warm_start
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
-        demos = demonstrate(env, envs.searcher(env.name), tasks, config.env.max_steps, lambda: (advance(), check()))
+        demos = demonstrate(env, envs.searcher(env.name), tasks, settings, config.seed, lambda: (advance(), check()))
     if not demos:
-        raise UserError(f"the searcher won none of {len(tasks)} games in {config.env.max_steps} steps: nothing to imitate")
+        raise UserError(
+            f"the searcher won none of {len(tasks)} games in {config.env.max_steps} steps: nothing to imitate"
+        )
     template = PromptTemplate.load(config.env.template)
     tokenizer = tiny.train_tokenizer(_texts(demos[:1000]), settings.vocab_size)
     model = tiny.build_model(len(tokenizer), seed=config.seed, max_positions=config.rollout.max_sequence_tokens)
     policy = Policy(model.to(resolve_device(config.model.device)), tokenizer)
     chat = ChatFormat(tokenizer)
-    sequences = build_sequences([as_trajectory(d, chat, template, config) for d in demos], config.layout)
-    with console.progress(f"imitation ({policy.num_parameters() / 1e6:.1f} M parameters)", settings.epochs * len(demos)) as advance:
+    trajectories = [as_trajectory(d, chat, template, config) for d in demos]
+    sequences = build_sequences(trajectories, config.layout)
+    imitated = [t.valid for trajectory in trajectories for t in trajectory.transitions]
+    with console.progress(
+        f"imitation ({policy.num_parameters() / 1e6:.1f} M parameters)", settings.epochs * len(demos)
+    ) as advance:
 
         def show(done: int, loss: float) -> None:
             advance(done)
             check()
 
-        loss = imitate(policy, sequences, config, show)
+        loss = imitate(policy, sequences, imitated, config, show)
     with user_errors("save the warm-started model", folder):
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
@@ -168,6 +207,6 @@ def _texts(demos: Sequence[Demonstration]) -> Iterable[str]:
     for first, turns in demos:
         yield first.text
         yield str(first.info.get("task", ""))
-        for command, observation in turns:
+        for command, observation, _ in turns:
             yield command
             yield observation.text

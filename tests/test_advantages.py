@@ -18,7 +18,9 @@ def test_hand_computed_example():
     a, b = 5 / (5.773502691896258 + 1e-6), 1 / (math.sqrt(2) + 1e-6)
     got = grpo_advantages(returns, groups)
     torch.testing.assert_close(got, torch.tensor([a, -a, a, -a, -b, b]))
-    torch.testing.assert_close(grpo_advantages(returns, groups, normalize_std=False), torch.tensor([5.0, -5, 5, -5, -1, 1]))
+    torch.testing.assert_close(
+        grpo_advantages(returns, groups, normalize_std=False), torch.tensor([5.0, -5, 5, -5, -1, 1])
+    )
 
 
 def test_one_element_groups_and_equal_returns_are_exactly_zero():
@@ -32,7 +34,9 @@ def test_lengths_must_match():
         grpo_advantages(torch.zeros(3), torch.zeros(2))
 
 
-rewards = st.lists(st.tuples(st.integers(-1000, 1000).map(lambda i: i / 10), st.integers(0, 3)), min_size=1, max_size=24)
+rewards = st.lists(
+    st.tuples(st.integers(-1000, 1000).map(lambda i: i / 10), st.integers(0, 3)), min_size=1, max_size=24
+)
 
 
 @given(rewards)

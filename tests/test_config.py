@@ -46,7 +46,9 @@ def test_an_unknown_preset_suggests_the_nearest():
         load_preset("tinny")
 
 
-@pytest.mark.parametrize(("key", "value"), [("alpha", 0.0), ("alpha", 1.5), ("tau", 0.0), ("tau", 2.0), ("lambda_0", -1.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("alpha", 0.0), ("alpha", 1.5), ("tau", 0.0), ("tau", 2.0), ("lambda_0", -1.0)]
+)
 def test_values_that_cannot_be_meant_are_refused_by_name(key, value):
     config = TrainConfig(paw=dataclasses.replace(PawConfig(), **{key: value}))
     with pytest.raises(UserError, match=f"--paw.{key.replace('_', '-')} is {value}"):

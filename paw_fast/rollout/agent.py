@@ -1,6 +1,6 @@
 """The agent loop: many episodes at once, each asking for its next action the moment its environment answers.
 
-    task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.step -> observation -> prompt -> ...
+task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.step -> observation -> prompt -> ...
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ class AgentLoop:
     """Plays episodes with an engine. `envs` are the slots that run at the same time."""
 
     def __init__(
-        self, engine: RolloutEngine, envs: Sequence[Env], chat: ChatFormat, template: PromptTemplate, settings: AgentSettings
+        self,
+        engine: RolloutEngine,
+        envs: Sequence[Env],
+        chat: ChatFormat,
+        template: PromptTemplate,
+        settings: AgentSettings,
     ):
         self.engine, self.envs, self.chat, self.template, self.settings = engine, list(envs), chat, template, settings
         self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
@@ -92,7 +97,15 @@ class AgentLoop:
         else:
             message = self.template.window(observation, instruction, [], 0)
         return _Episode(
-            next(self.numbers), task, group, seed, env, observation, instruction, observation.text, self.chat.first(message)
+            next(self.numbers),
+            task,
+            group,
+            seed,
+            env,
+            observation,
+            instruction,
+            observation.text,
+            self.chat.first(message),
         )
 
     def _ask(self, episode: _Episode) -> None:
@@ -144,4 +157,3 @@ class AgentLoop:
             episode.task, episode.group, tuple(episode.transitions), episode_return=total,
             success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated, seed=episode.seed,
         )  # fmt: skip
-

@@ -40,11 +40,16 @@ class ChatFormat:
         ]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         if text.count(_ACTION) != 1 or text.count(_MESSAGE) != 1:
-            raise UserError(f"the chat template of {tokenizer.name_or_path} changes messages: cannot build prompts on it")
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} changes messages: cannot build prompts on it"
+            )
         between, after = text.split(_ACTION)[1].split(_MESSAGE)
         self.between = self.encode(between)
         self.after = self.encode(after)
-        stops = {tokenizer.eos_token_id, *(self.between[:1] if self.between and self._is_special(self.between[0]) else [])}
+        stops = {
+            tokenizer.eos_token_id,
+            *(self.between[:1] if self.between and self._is_special(self.between[0]) else []),
+        }
         self.stop_ids = frozenset(i for i in stops if i is not None)
         if not self.stop_ids:
             raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token: set `eos_token`")

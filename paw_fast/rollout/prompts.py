@@ -93,7 +93,11 @@ class PromptTemplate:
     @classmethod
     def load(cls, name: str) -> PromptTemplate:
         """A template of the package by name, or a TOML file by path. Raises `UserError`."""
-        path = Path(name) if name.endswith(".toml") else Path(str(resources.files("paw_fast") / "templates" / f"{name}.toml"))
+        path = (
+            Path(name)
+            if name.endswith(".toml")
+            else Path(str(resources.files("paw_fast") / "templates" / f"{name}.toml"))
+        )
         try:
             return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
         except OSError as e:

@@ -51,7 +51,11 @@ def test_other_templates(tokenizer, template):
     chat = ChatFormat(other)
     action = [*chat.encode("look"), other.eos_token_id]
     ids, _ = chat.follow(action, "", "seen", "")
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "look"}, {"role": "user", "content": "seen"}]
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "look"},
+        {"role": "user", "content": "seen"},
+    ]
     expected = other.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert other.decode(chat.first("a") + action + ids) == expected
 
