@@ -169,8 +169,10 @@ class WarmStartConfig:
     """Passes over them."""
     learning_rate: float = 2e-3
     """Peak, with linear warm-up over a tenth of the steps and linear decay."""
-    hesitation: float = 0.5
-    """Chance of a needless `look` before each of the searcher's commands: a habit for the training to break."""
+    hesitant_share: float = 0.15
+    """Share of the episodes, the last ones, in which the searcher hesitates: a habit for the training to break."""
+    hesitation: float = 0.7
+    """In those, the chance of a needless `look` before each of its commands."""
     slips: float = 0.15
     """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
     vocab_size: int = 1024
@@ -240,13 +242,14 @@ def validate(config: TrainConfig) -> None:
     need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
     need(c.optim.learning_rate > 0, "optim.learning-rate", c.optim.learning_rate, "more than 0")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
-    for key, share in (("hesitation", c.warm_start.hesitation), ("slips", c.warm_start.slips)):
+    w = c.warm_start
+    for key, share in (("hesitation", w.hesitation), ("hesitant-share", w.hesitant_share), ("slips", w.slips)):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
     counts = {
         "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
-        "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1), "env.history": (c.env.history, 0),
-        "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
+        "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
+        "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
         "env.num-unseen": (c.env.num_unseen, 1), "token-budget": (c.token_budget, 16),
         "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
         "eval-tasks": (c.eval_tasks, 1), "keep-checkpoints": (c.keep_checkpoints, 1),
@@ -260,7 +263,8 @@ def validate(config: TrainConfig) -> None:
     )  # fmt: skip
     need(
         c.rollout.groups * c.rollout.group_size >= c.algo.minibatches,
-        "algo.minibatches", c.algo.minibatches, f"at most the {c.rollout.groups * c.rollout.group_size} episodes of a step",
+        "algo.minibatches", c.algo.minibatches,
+        f"at most the {c.rollout.groups * c.rollout.group_size} episodes of a step",
     )  # fmt: skip
 
 

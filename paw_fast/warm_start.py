@@ -44,7 +44,9 @@ def demonstrate(
     rng = random.Random(seed)
     spoken: list[str] = [HESITATION]
     kept = []
-    for task in tasks:
+    tasks = list(tasks)
+    hesitant_from = round(len(tasks) * (1 - settings.hesitant_share))
+    for number, task in enumerate(tasks):
         first = observation = env.reset(task)
         expert.reset(observation)
         turns: list[tuple[str, Observation, bool]] = []
@@ -52,7 +54,7 @@ def demonstrate(
         while not over:
             planned = expert.act(observation)
             queue = [(planned, True)]
-            if rng.random() < settings.hesitation:
+            if number >= hesitant_from and rng.random() < settings.hesitation:
                 queue.insert(0, (HESITATION, True))
             slip = rng.choice(spoken)
             if rng.random() < settings.slips and slip not in observation.admissible:
@@ -88,7 +90,10 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
         head, tail = template.split_next(after) if trajectory_layout else ("", "")
         ids, mask = chat.follow(action, head, after.text, tail)
         transitions.append(
-            Transition(tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids), tuple(mask), command, after.text, "", 0.0, imitated)
+            Transition(
+                tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids), tuple(mask),
+                command, after.text, "", 0.0, imitated,
+            )
         )  # fmt: skip
         history.append({"observation": observation.text, "command": command})
         observation = after
@@ -120,15 +125,19 @@ def imitate(
     policy: Policy, sequences: Sequence[TokenSequence], imitated: Sequence[bool], config: TrainConfig,
     progress: Callable[[int, float], None],
 ) -> float:  # fmt: skip
-    """Trains on the sequences with cross-entropy (`imitated` tells it of every transition); returns the mean action loss of the last tenth of the steps.
+    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps.
 
+    `imitated` says of every transition whether its action is learned.
     `progress(sequences in this step, loss)` is called after each optimizer step.
     """
     settings = config.warm_start
     rng = np.random.default_rng([config.seed, 1])
     batches: list[list[int]] = []
-    for _ in range(settings.epochs):
-        order = rng.permutation(len(sequences))
+    # The hesitant episodes come last, and once: the habit is quickly learned, and what it wastes is not.
+    split = round(len(sequences) * (1 - settings.hesitant_share))
+    parts = [rng.permutation(split) for _ in range(settings.epochs)]
+    parts.append(split + rng.permutation(len(sequences) - split))
+    for order in parts:
         batch: list[int] = []
         tokens = 0
         for i in order:
