@@ -47,13 +47,13 @@ def _varlen_cuda(q, k, v, lengths: tuple[int, ...], scale: float) -> torch.Tenso
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
     offsets[1:] = torch.tensor(lengths).cumsum(0)
     offsets = offsets.to(q.device, non_blocking=True)
-    nest = [
+    q, k, v = (
         torch.nested.nested_tensor_from_jagged(
             x[0].transpose(0, 1).contiguous(), offsets, min_seqlen=min(lengths), max_seqlen=max(lengths)
         ).transpose(1, 2)
         for x in (q, k, v)
-    ]
-    out = F.scaled_dot_product_attention(*nest, is_causal=True, scale=scale)
+    )
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return out.transpose(1, 2).values().transpose(0, 1)[None]
 
 

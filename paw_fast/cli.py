@@ -109,9 +109,9 @@ def _parse(cls: type, args: Sequence[str], command: str, default: Any = None, ex
             raise UserError(f"unknown option {arg.split('=')[0]}{hint}")
     try:
         with _one_line_errors():
-            return tyro.cli(cls, args=list(args), prog=f"{PROGRAM} {command}", default=default) if default is not None else (
-                tyro.cli(cls, args=list(args), prog=f"{PROGRAM} {command}")
-            )  # fmt: skip
+            if default is None:
+                return tyro.cli(cls, args=list(args), prog=f"{PROGRAM} {command}")
+            return tyro.cli(cls, args=list(args), prog=f"{PROGRAM} {command}", default=default)
     except SystemExit as e:
         if e.code in (0, None):
             raise

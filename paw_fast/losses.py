@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -67,5 +67,6 @@ def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: 
 
 
 def _slice(rows: LossRows, start: int, end: int) -> LossRows:
-    values = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
-    return LossRows(**{k: None if v is None else v[start:end] for k, v in values.items()})
+    values: dict[str, Any] = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
+    part: dict[str, Any] = {k: None if v is None else v[start:end] for k, v in values.items()}
+    return LossRows(**part)

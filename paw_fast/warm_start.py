@@ -192,7 +192,7 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     template = PromptTemplate.load(config.env.template)
     tokenizer = tiny.train_tokenizer(_texts(demos[:1000]), settings.vocab_size)
     model = tiny.build_model(len(tokenizer), seed=config.seed, max_positions=config.rollout.max_sequence_tokens)
-    policy = Policy(model.to(resolve_device(config.model.device)), tokenizer)
+    policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
     chat = ChatFormat(tokenizer)
     trajectories = [as_trajectory(d, chat, template, config) for d in demos]
     sequences = build_sequences(trajectories, config.layout)

@@ -130,7 +130,8 @@ class AgentLoop:
         reward = s.success_reward * step.reward - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(
-                prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids, rollout_logprobs=completion.logprobs,
+                prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
+                rollout_logprobs=completion.logprobs,
                 observation_ids=tuple(ids), observation_mask=tuple(mask), command=parsed.command,
                 observation_text=after.text, anchor_obs=str(before.info.get("state_text", before.text)), reward=reward,
                 valid=valid, policy_version=completion.policy_version,

@@ -103,7 +103,8 @@ class PromptTemplate:
         except OSError as e:
             shipped = sorted(p.stem for p in Path(str(resources.files("paw_fast") / "templates")).glob("*.toml"))
             raise UserError(
-                f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, or give a .toml file"
+                f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, "
+                "or give a .toml file"
             ) from e
         except tomllib.TOMLDecodeError as e:
             raise UserError(f"template {path} is not valid TOML: {e}") from e

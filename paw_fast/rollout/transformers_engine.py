@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,9 @@ class TransformersEngine:
     """
 
     def __init__(self, model: torch.nn.Module, chat: ChatFormat, *, slots: int, max_length: int):
-        config = model.config
-        self.model, self.chat = model, chat
+        self.model: Any = model
+        self.chat = chat
+        config = self.model.config
         self.device = next(model.parameters()).device
         self.policy_version = 0
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -73,7 +73,7 @@ def test_a_template_of_the_users_own(tmp_path):
 def test_a_broken_template_says_what_is_wrong(tmp_path, change, message):
     path = tmp_path / "mine.toml"
     path.write_text('first="f"\nwindow="w"\nwindow_first="f"\n' + change)
-    with pytest.raises(UserError, match="mine.toml") as error:
+    with pytest.raises(UserError, match=r"mine\.toml") as error:
         PromptTemplate.load(str(path))
     assert message in str(error.value)
 
