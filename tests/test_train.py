@@ -1,0 +1,146 @@
+"""The main command, end to end on a run of seconds: what it leaves, resuming after a kill, mistakes of the user."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from paw_fast import cli, runs
+from paw_fast.config import load_preset
+from paw_fast.metrics import read_metrics
+from paw_fast.types import UserError
+
+SHORT = [
+    "--preset", "tiny", "--steps", "4", "--eval-every", "2", "--eval-tasks", "4", "--save-every", "1",
+    "--env.num-train", "60", "--env.num-unseen", "12", "--env.max-steps", "6", "--rollout.groups", "2",
+    "--rollout.group-size", "2", "--rollout.slots", "4", "--algo.minibatches", "2", "--algo.kl-coef", "0.01",
+    "--warm-start.episodes", "40", "--warm-start.epochs", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+def start(args, env, cwd):
+    command = [sys.executable, "-m", "paw_fast.cli", *map(str, args)]
+    return subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """A run that was left alone."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(["train", "--env", "alfworld", *SHORT, "--run-dir", run], cache, run.parent)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    return run
+
+
+def numbers(run):
+    """The metrics that must not depend on when or where a run was made."""
+    skip = ("time/", "throughput/", "memory/")
+    return [{k: v for k, v in row.items() if not k.startswith(skip)} for row in read_metrics(run)]
+
+
+def test_a_run_leaves_everything_it_should(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"warm_start_success", "final_success", "num_eval_tasks", "wall_time_s"} <= set(summary)
+    assert summary["num_eval_tasks"] == 4
+    assert runs.config_of(finished).steps == 4
+    assert "torch" in json.loads((finished / "versions.json").read_text())
+    assert [row["step"] for row in read_metrics(finished)] == [0, 1, 2, 3, 4]
+    last = read_metrics(finished)[-1]
+    for name in ("wm/lambda_mean", "wm/selected_share", "policy/kl", "policy/entropy", "optim/grad_norm", "time/update_s"):
+        assert name in last
+    assert "> " in (finished / "episodes" / "step_000004.txt").read_text()
+    assert "<html" in (finished / "report.html").read_text()
+    assert list((finished / "tensorboard").iterdir())
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["step_000003", "step_000004"]
+
+
+def test_a_killed_run_goes_on_to_the_same_metrics(finished, cache, tmp_path):
+    run = tmp_path / "killed"
+    process = start(["train", *SHORT, "--run-dir", run], cache, tmp_path)
+    deadline = time.monotonic() + 400
+    while not (run / "checkpoints" / "step_000002").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(["train", "--resume", run], cache, tmp_path)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert numbers(run) == numbers(finished)
+
+
+def test_eval_prints_one_json_object_that_the_run_reported_too(finished, cache, tmp_path):
+    process = start(["eval", finished, "--env", "alfworld", "--tasks", 4, "--json"], cache, tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert result["num_tasks"] == 4
+    assert result["success"] == json.loads((finished / "summary.json").read_text())["final_success"]
+    assert 0 <= result["low"] <= result["success"] <= result["high"] <= 1
+
+
+def test_a_finished_run_and_a_damaged_checkpoint_say_so(finished, cache, tmp_path):
+    process = start(["train", "--resume", finished], cache, tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "nothing to resume" in err
+    damaged = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(damaged)], check=True)
+    weights = damaged / "checkpoints" / "step_000004" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    process = start(["eval", damaged], cache, tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "step_000003, which is intact" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--env", "atari"], "alfworld"),
+        (["train", "--env.sise", "small"], "unknown option --env.sise; did you mean --env.size?"),
+        (["train", "--preset", "tinny"], "did you mean 'tiny'"),
+        (["train", "--paw.alpha", "0"], "--paw.alpha is 0.0, expected a share in (0, 1]"),
+        (["train", "--resume", "/nowhere"], "is not a run directory"),
+        (["eval", "/nowhere"], "no checkpoint at /nowhere"),
+        (["trane"], "did you mean 'train'"),
+        (["report"], "run"),
+        (["play", "--game", "/nowhere/game.tw-pddl"], "no game file at /nowhere/game.tw-pddl"),
+    ],
+)
+def test_mistakes_are_one_line(args, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        cli.run(args)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    from paw_fast.policy import load_policy
+
+    with pytest.raises(UserError, match="no such folder"):
+        load_policy("./no/such/model", load_preset("tiny").model)
+
+
+def test_help_of_every_command(capsys):
+    for command in cli.COMMANDS:
+        try:
+            status = cli.run([command, "--help"])
+        except SystemExit as e:
+            status = e.code
+        assert not status
+        assert "paw-fast" in capsys.readouterr().out
