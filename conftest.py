@@ -11,12 +11,20 @@ ROOT = Path(__file__).resolve().parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", dest="run_bench", help="run the benches under bench/")
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     named = config.args_source == pytest.Config.ArgsSource.ARGS
     if config.getoption("run_bench") and not named:
         config.args = [str(ROOT / "bench")]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: pytest --slow runs it"))
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
