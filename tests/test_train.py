@@ -56,8 +56,9 @@ def test_a_run_leaves_everything_it_should(finished):
     assert "torch" in json.loads((finished / "versions.json").read_text())
     assert [row["step"] for row in read_metrics(finished)] == [0, 1, 2, 3, 4]
     last = read_metrics(finished)[-1]
-    for name in ("wm/lambda_mean", "wm/selected_share", "policy/kl", "policy/entropy", "optim/grad_norm", "time/update_s"):
-        assert name in last
+    assert last.keys() >= {
+        "wm/lambda_mean", "wm/selected_share", "policy/kl", "policy/entropy", "optim/grad_norm", "time/update_s",
+    }  # fmt: skip
     assert "> " in (finished / "episodes" / "step_000004.txt").read_text()
     assert "<html" in (finished / "report.html").read_text()
     assert list((finished / "tensorboard").iterdir())

@@ -138,7 +138,8 @@ def test_denominators_are_those_of_the_whole_optimizer_batch():
     trajectories = episodes()
     sequences = build_sequences(trajectories, "trajectory")
     scores = type("S", (), {
-        "old_logprobs": [np.zeros(sum(s.action[1] - s.action[0] for s in q.spans)) for q in sequences], "ref_logprobs": None,
+        "old_logprobs": [np.zeros(sum(s.action[1] - s.action[0] for s in q.spans)) for q in sequences],
+        "ref_logprobs": None,
     })()  # fmt: skip
     count = sum(len(t.transitions) for t in trajectories)
     selected = np.arange(count) % 2 == 0
