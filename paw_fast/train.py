@@ -101,7 +101,7 @@ class Trainer:
         if self.stopping and not self._updating:
             raise Interrupted
 
-    _updating = False
+    _updating = False  # from the update until its metrics are written, Ctrl-C waits
 
     def elapsed_s(self) -> float:
         """Wall time of the run in seconds, over all its resumptions."""
@@ -158,7 +158,6 @@ class Trainer:
             metrics = self.learner.update(trajectories, sequences, scores, self.step)
         self.step += 1
         self.engine.weights_changed(self.step)
-        self._updating = False
         runs.write_episodes(self.run_dir, self.step, trajectories[: self.config.episodes_to_write])
         metrics |= episode_metrics(trajectories) | logprob_gap(sequences, scores)
         return metrics
@@ -185,6 +184,7 @@ class Trainer:
         self.writer.log(self.step, metrics)
         if self.step % c.save_every == 0 or last:
             self.save()
+        self._updating = False
         return metrics
 
     def run(self) -> None:
