@@ -63,7 +63,7 @@ def test_later_turns_reuse_the_cache_and_change_nothing(policy, chat):
         done = run(kept, [request(0, prompt, turn), request(1, prompt[:3] + [9] * turn, turn)])[0]
         fresh = run(make(policy, chat), [request(0, prompt, turn)])[0]
         assert done.action_ids == fresh.action_ids
-        assert done.logprobs == pytest.approx(fresh.logprobs, abs=1e-5)
+        assert done.logprobs == pytest.approx(fresh.logprobs, abs=1e-4)  # float32, other batch shapes
         prompt = prompt + list(done.action_ids) + [7, 8, 9 + turn]
 
 
@@ -115,7 +115,7 @@ def test_new_weights_are_used_at_once(policy, chat):
         changed = run(engine, [request(0, longer, 1)])[0]
         fresh = run(make(policy, chat), [request(0, longer, 1)])[0]
         assert changed.policy_version == 4
-        assert changed.logprobs == pytest.approx(fresh.logprobs, abs=1e-5)
+        assert changed.logprobs == pytest.approx(fresh.logprobs, abs=1e-4)  # float32, other batch shapes
         assert changed.action_ids == fresh.action_ids
     finally:
         with torch.no_grad():
