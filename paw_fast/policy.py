@@ -6,7 +6,6 @@ T packed tokens, N rows with a loss, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +91,3 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     if trainable and config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, tokenizer)
-
-
-def state_items(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Named weights of a model, as another engine loads them."""
-    yield from model.state_dict().items()
