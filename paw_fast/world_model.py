@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from paw_fast import kernels
 
 
 def select_transitions(
@@ -23,26 +25,20 @@ def select_transitions(
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected a share in (0, 1]")
-    entropies = np.asarray(entropies, dtype=np.float64)
+    if mode not in kernels.SELECTION_MODES:
+        raise ValueError(f"selection is {mode!r}, expected one of {', '.join(kernels.SELECTION_MODES)}")
+    entropies = np.array(entropies, dtype=np.float64, order="C")
     if np.isnan(entropies).any():
         raise ValueError(f"entropies: number {int(np.isnan(entropies).argmax())} of {len(entropies)} is NaN")
-    total = len(entropies)
-    chosen = np.zeros(total, dtype=bool)
-    if total == 0:
-        return chosen
-    if mode == "all":
-        return ~chosen
-    count = max(1, math.floor(alpha * total + 1e-9))
-    if mode == "entropy":
-        order = np.argsort(-entropies, kind="stable")
-    elif mode == "lowest":
-        order = np.argsort(entropies, kind="stable")
-    elif mode == "random":
-        order = np.random.default_rng(seed).permutation(total)
-    else:
-        raise ValueError(f"selection is {mode!r}, expected entropy, lowest, random or all")
-    chosen[order[:count]] = True
-    return chosen
+    if len(entropies) == 0:
+        return np.zeros(0, dtype=bool)
+    # Each entropy is a mean already: one "token" a transition, and no observation tokens to weigh.
+    offsets = torch.arange(len(entropies) + 1)
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return kernels.select_transitions(
+        torch.from_numpy(entropies), offsets, torch.zeros_like(offsets), torch.zeros(len(entropies)), alpha, 0,
+        mode=mode, generator=torch.Generator().manual_seed(int(state)),
+    ).selected.numpy()  # fmt: skip
 
 
 def group_lambdas(

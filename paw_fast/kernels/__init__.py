@@ -17,7 +17,7 @@ from paw_fast.kernels.paw_loss import (
     LossSettings,
     paw_loss,
 )
-from paw_fast.kernels.select_transitions import Selection, select_transitions
+from paw_fast.kernels.select_transitions import SELECTION_MODES, Selection, select_transitions
 from paw_fast.kernels.token_logprobs import TokenLogprobs, token_logprobs
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "IGNORED",
     "POLICY",
     "SATURATED",
+    "SELECTION_MODES",
     "WORLD_MODEL",
     "LossOutput",
     "LossRows",

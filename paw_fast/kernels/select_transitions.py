@@ -15,11 +15,11 @@ from torch import Tensor
 
 from paw_fast.kernels import native
 
-MODES = ("highest", "lowest", "random")
+SELECTION_MODES = ("entropy", "lowest", "random", "all")
 
 
 class Selection(NamedTuple):
-    mean_entropies: Tensor  # [M] fp32: mean over the transition's action tokens; 0 where it has none
+    mean_entropies: Tensor  # [M] like entropies: mean over the transition's action tokens; 0 where it has none
     selected: Tensor  # [M] bool
     wm_weights: Tensor  # [W] fp32: lambda / N_WM on selected transitions, else 0
     num_wm_tokens: Tensor  # scalar int64, N_WM: observation tokens of the selected transitions
@@ -33,18 +33,19 @@ def select_transitions(
     alpha: float,
     num_observation_tokens: int,
     *,
-    mode: str = "highest",
+    mode: str = "entropy",
     generator: torch.Generator | None = None,
 ) -> Selection:
     """Selects the share `alpha` of the transitions with the highest mean action entropy, and weighs their tokens.
 
-    entropies               [A] fp32, of the action tokens, transition after transition
+    entropies               [A] fp32 or fp64, of the action tokens, transition after transition
     action_offsets          [M + 1] int64: transition i owns entropies[offsets[i] : offsets[i + 1]]
     observation_offsets     [M + 1] int64, the same for the observation tokens
     lambdas                 [M] fp32, the reward-adaptive weight of each transition's group
     alpha                   in (0, 1]: max(1, floor(alpha * M)) transitions are selected; of equal ones the first
     num_observation_tokens  W, which the host knows; asking the device for it would mean waiting
-    mode                    "highest" (the method), or the ablations "lowest" and "random" (with `generator`)
+    mode                    "entropy" (the method: the highest), or the ablations "lowest", "random" (with `generator`)
+                            and "all" (whatever alpha)
 
     A NaN entropy counts as the highest. Raises ValueError for shapes and values. No host synchronisation.
 
@@ -53,19 +54,20 @@ def select_transitions(
     tensor([1., 0., 0., 0., 0.])
     """
     num = lambdas.shape[0]
-    if num == 0 or not 0.0 < alpha <= 1.0 or mode not in MODES:
+    if num == 0 or not 0.0 < alpha <= 1.0 or mode not in SELECTION_MODES:
         raise ValueError(
-            f"select_transitions: needs at least 1 transition, alpha in (0, 1] and mode one of {', '.join(MODES)}; "
-            f"got {num}, {alpha} and {mode!r}"
+            "select_transitions: needs at least 1 transition, alpha in (0, 1] and mode one of "
+            f"{', '.join(SELECTION_MODES)}; got {num}, {alpha} and {mode!r}"
         )
     for name, offsets in (("action_offsets", action_offsets), ("observation_offsets", observation_offsets)):
         if offsets.shape != (num + 1,) or offsets.dtype != torch.int64:
             raise ValueError(
                 f"select_transitions: {name} must be int64 [{num + 1}], got {offsets.dtype} {tuple(offsets.shape)}"
             )
-    if entropies.dim() != 1 or entropies.dtype != torch.float32 or lambdas.dtype != torch.float32:
+    wide = entropies.dtype in (torch.float32, torch.float64)
+    if entropies.dim() != 1 or not wide or lambdas.dtype != torch.float32:
         raise ValueError(
-            f"select_transitions: entropies and lambdas must be fp32 vectors, got {entropies.dtype} "
+            f"select_transitions: entropies must be an fp32 or fp64 vector and lambdas fp32, got {entropies.dtype} "
             f"{tuple(entropies.shape)} and {lambdas.dtype}"
         )
     noise = torch.rand(num, generator=generator, device=lambdas.device) if mode == "random" else None
@@ -76,7 +78,7 @@ def select_transitions(
             observation_offsets,
             lambdas,
             noise,
-            max(1, math.floor(alpha * num + 1e-9)),
+            num if mode == "all" else max(1, math.floor(alpha * num + 1e-9)),
             num_observation_tokens,
             mode == "lowest",
         )
@@ -118,6 +120,6 @@ def _fake(
     return (
         entropies.new_empty(num),
         entropies.new_empty(num, dtype=torch.bool),
-        entropies.new_empty(num_observation_tokens),
+        lambdas.new_empty(num_observation_tokens),
         entropies.new_empty((), dtype=torch.int64),
     )

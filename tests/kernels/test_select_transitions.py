@@ -30,7 +30,7 @@ def test_by_hand():
     assert got.num_wm_tokens.item() == 3
 
 
-@pytest.mark.parametrize("mode", ["highest", "lowest"])
+@pytest.mark.parametrize("mode", ["entropy", "lowest"])
 def test_ties_go_to_the_lower_index(mode):
     got = K.select_transitions(torch.ones(6), offsets([1] * 6), offsets([1] * 6), torch.ones(6), 0.5, 6, mode=mode)
     assert got.selected.tolist() == [True] * 3 + [False] * 3
@@ -72,6 +72,15 @@ def test_against_plain_python(lengths, alpha, seed):
     torch.testing.assert_close(got.wm_weights, torch.tensor(weights))
 
 
+def test_all_and_fp64():
+    """Entropies that differ only beyond fp32 are still told apart in fp64."""
+    close = torch.tensor([1.0, 1.0 + 1e-12, 1.0], dtype=torch.float64)
+    args = (close, offsets([1] * 3), offsets([1] * 3), torch.ones(3), 0.34, 3)
+    assert K.select_transitions(*args).selected.tolist() == [False, True, False]
+    assert K.select_transitions(*args).mean_entropies.dtype == torch.float64
+    assert K.select_transitions(*args, mode="all").selected.all()
+
+
 def test_opcheck():
     args = (torch.rand(5), offsets([2, 3]), offsets([1, 2]), torch.ones(2), None, 1, 3, False)
     torch.library.opcheck(torch.ops.paw_fast.select_transitions.default, args)
@@ -83,7 +92,7 @@ def test_opcheck():
         ({"alpha": 0.0}, "alpha"),
         ({"mode": "best"}, "'best'"),
         ({"action_offsets": torch.tensor([0, 1])}, r"action_offsets must be int64 \[3\]"),
-        ({"entropies": torch.rand(3).double()}, "fp32"),
+        ({"entropies": torch.rand(3).half()}, "fp32"),
     ],
 )
 def test_refuses(change, message):
