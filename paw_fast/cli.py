@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import tyro
 
 from paw_fast import __version__
-from paw_fast.config import EnvConfig, TrainConfig, load_preset, load_toml, recipes, validate
+from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, validate
+from paw_fast.env_config import EnvConfig, env_config
 from paw_fast.types import UserError
 
 PROGRAM = "paw-fast"
@@ -31,10 +32,10 @@ class EvalOptions:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run directory (its newest checkpoint), a checkpoint, or a Hugging Face model folder."""
-    env: Annotated[str, tyro.conf.arg(name="env")] = "alfworld"
-    """Which environment."""
+    env: Annotated[str | None, tyro.conf.arg(name="env")] = None
+    """Which environment; by default that of the run, or ALFWorld."""
     split: str = "unseen"
-    """`train`, `valid_seen`, `valid_unseen` (or `unseen`)."""
+    """`train`, `unseen`, or another split of the environment (ALFWorld: `valid_seen`, `valid_unseen`)."""
     tasks: int = 100
     """How many tasks, drawn from the split once and for all."""
     seed: int = 0
@@ -47,17 +48,22 @@ class EvalOptions:
     """Print one JSON object."""
 
 
+def _play_env(name: str) -> EnvConfig:
+    """An environment for a person, who has more patience with a large household than a small model has."""
+    return env_config(name, size="medium") if name == "alfworld" else env_config(name)
+
+
 @dataclass(frozen=True)
 class PlayOptions:
     """A person plays an episode in the terminal."""
 
-    env: EnvConfig = dataclasses.field(default_factory=lambda: EnvConfig(size="medium"))
+    env: EnvConfig = dataclasses.field(default_factory=lambda: _play_env("alfworld"))
     split: str = "unseen"
-    """Which games."""
+    """Which tasks."""
     task: int = 0
-    """Number of the game in the split."""
+    """Number of the task in the split."""
     game: Path | None = None
-    """A game.tw-pddl file, instead of a number."""
+    """ALFWorld: a game.tw-pddl file, instead of a number."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,11 @@ def _take(args: list[str], name: str) -> str | None:
     return None
 
 
+def _env_name(args: Sequence[str]) -> str | None:
+    """The environment that the arguments name."""
+    return _take(list(args), "env")
+
+
 def _default_preset(args: Sequence[str]) -> tuple[str, str]:
     """The preset where none is named, and why."""
     import torch
@@ -179,7 +190,8 @@ def _train(args: list[str]) -> int:
     why = ""
     if preset is None and file is None:
         preset, why = ("tiny", "") if wants_help else _default_preset(args)
-    base = load_preset(preset) if preset else TrainConfig()
+    name = _env_name(args)
+    base = load_preset(preset, name) if preset else TrainConfig(env=env_config(name or "alfworld"))
     base = load_toml(Path(file), base) if file else base
     if wants_help:
         print(
@@ -226,7 +238,9 @@ def _eval(args: list[str]) -> int:
 
 
 def _play(args: list[str]) -> int:
-    options = _parse(PlayOptions, args, "play")
+    options = _parse(PlayOptions, args, "play", PlayOptions(env=_play_env(_env_name(args) or "alfworld")))
+    if options.game is not None and options.env.name != "alfworld":
+        raise UserError(f"--game names a game of alfworld, and --env is {options.env.name}: take --task")
     from paw_fast.envs.play import play
     from paw_fast.rollout.build import make_env
     from paw_fast.types import Task

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 import tyro
 
+from paw_fast.env_config import ENV_SETTINGS, EnvConfig, env_config, env_settings
 from paw_fast.types import UserError
 
 if sys.version_info >= (3, 11):
@@ -29,32 +30,6 @@ else:
     import tomli as tomllib
 
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """The environment and the data it plays on."""
-
-    name: Annotated[Literal["alfworld"], TopLevel("env")] = "alfworld"
-    """Which environment."""
-    engine: Literal["native", "textworld"] = "native"
-    """ALFWorld's dynamics: our own engine, or the reference (needs the `alfworld` extra)."""
-    data: Path | None = None
-    """Folder of the official data set; without it the variable ALFWORLD_DATA, else generated games."""
-    size: Literal["small", "medium", "full"] = "small"
-    """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
-    num_train: int = 3600
-    """Generated training games."""
-    num_unseen: int = 200
-    """Generated games in rooms that training never sees."""
-    game_seed: int = 0
-    """Seed of the generated games."""
-    max_steps: int = 50
-    """An episode ends after this many actions (V)."""
-    template: str = "verl"
-    """Prompt template: `verl` (thinks, then acts), `compact` (action only), or the path of a TOML file."""
-    history: int = 2
-    """Earlier turns shown in the prompt, in the `window` layout (V)."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +205,7 @@ def validate(config: TrainConfig) -> None:
             raise UserError(f"--{key} is {value}, expected {expected}")
 
     c = config
+    env_settings(c.env)
     need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
     need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
     need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")
@@ -250,7 +226,8 @@ def validate(config: TrainConfig) -> None:
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
         "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
         "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
-        "env.num-unseen": (c.env.num_unseen, 1), "token-budget": (c.token_budget, 16),
+        "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
+        "token-budget": (c.token_budget, 16),
         "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
         "eval-tasks": (c.eval_tasks, 1), "keep-checkpoints": (c.keep_checkpoints, 1),
         "warm-start.episodes": (c.warm_start.episodes, 1), "warm-start.epochs": (c.warm_start.epochs, 1),
@@ -338,13 +315,22 @@ def describe(path: Path) -> str:
     return str(tomllib.loads(path.read_text(encoding="utf-8")).get("description", ""))
 
 
-def load_preset(name: str) -> TrainConfig:
-    """A preset by the name of a recipe, or by the path of a TOML file."""
+def load_preset(name: str, env: str | None = None) -> TrainConfig:
+    """A preset by the name of a recipe, or by the path of a TOML file.
+
+    With `env`, `tiny` also means that environment's recipe `<env>-tiny`, and a recipe for another one is refused.
+    """
     known = recipes()
-    if name in known:
-        return load_toml(known[name])
     if name.endswith(".toml"):
-        return load_toml(Path(name))
+        return load_toml(Path(name), TrainConfig(env=env_config(env or "alfworld")))
+    if f"{env}-{name}" in known:
+        return load_toml(known[f"{env}-{name}"])
+    if name in known:
+        config = load_toml(known[name])
+        if env in (None, config.env.name) or env not in ENV_SETTINGS:
+            return config
+        suited = [other for other in known if load_toml(known[other]).env.name == env]
+        raise UserError(f"--preset {name} is for {config.env.name}; --env {env} has {', '.join(suited) or 'none'}")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, or the path of a .toml file"
     raise UserError(f"--preset {name}: no such recipe; {hint}")

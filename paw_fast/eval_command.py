@@ -16,7 +16,7 @@ from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_l
 from paw_fast.types import UserError
 
 
-def find_model(path: Path, preset: str | None) -> tuple[Path | str, TrainConfig]:
+def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[Path | str, TrainConfig]:
     """The model folder that `path` means, and the settings it was trained with.
 
     `path` is a run directory, one of its checkpoints (or its warm_start folder), or any model folder; the last
@@ -26,7 +26,7 @@ def find_model(path: Path, preset: str | None) -> tuple[Path | str, TrainConfig]
         resolved = resolve_model(str(path))
         if resolved == str(path):
             raise UserError(f"no checkpoint at {path}: give a run directory, a checkpoint or a model folder")
-        return resolved, load_preset(preset or "smollm2")
+        return resolved, load_preset(preset or "smollm2", env)
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         verify_checkpoint(checkpoint)
@@ -38,14 +38,14 @@ def find_model(path: Path, preset: str | None) -> tuple[Path | str, TrainConfig]
     except UserError:
         if checkpoint is not None and preset is None:
             raise
-        config = load_preset(preset or "tiny")
-    return path, load_preset(preset) if preset else config
+        config = load_preset(preset or "tiny", env)
+    return path, load_preset(preset, env) if preset else config
 
 
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
-    path, config = find_model(options.checkpoint, options.preset)
-    if options.env != config.env.name:
+    path, config = find_model(options.checkpoint, options.preset, options.env)
+    if options.env not in (None, config.env.name):
         raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
     if options.tasks < 1:
         raise UserError(f"--tasks is {options.tasks}, expected 1 or more")
@@ -64,7 +64,7 @@ def run_eval(options) -> int:
         env.close()
     about = {
         "checkpoint": str(path),
-        "env": options.env,
+        "env": config.env.name,
         "split": options.split,
         "seed": options.seed,
         "temperature": temperature,

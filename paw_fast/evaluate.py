@@ -28,6 +28,7 @@ class EvalResult:
     num_tasks: int
     by_type: dict[str, tuple[int, int]]
     mean_length: float
+    mean_score: float = 0.0
 
     @property
     def success(self) -> float:
@@ -43,7 +44,8 @@ class EvalResult:
             types[name] = {"success": won / total, "low": a, "high": b, "successes": won, "num_tasks": total}
         return {
             "success": self.success, "low": low, "high": high, "successes": self.successes,
-            "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "by_task_type": types,
+            "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "mean_score": self.mean_score,
+            "by_task_type": types,
         }  # fmt: skip
 
 
@@ -60,12 +62,13 @@ def evaluate(
 ) -> EvalResult:
     """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    steps = 0
+    steps, score = 0, 0.0
     for trajectory in loop.play([(task, i, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]):
         count = counts[trajectory.task.task_type]
         count[0] += trajectory.won
         count[1] += 1
         steps += len(trajectory.transitions)
+        score += trajectory.score
         done(trajectory)
     by_type = {name: (won, total) for name, (won, total) in counts.items()}
-    return EvalResult(sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks))
+    return EvalResult(sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks))

@@ -29,6 +29,8 @@ from paw_fast.types import UserError
 METRICS: dict[str, str] = {
     "reward/mean": "mean return of the step's episodes, penalties included",
     "reward/return_mean": "mean return without penalties",
+    "reward/score_mean": "mean of the environment's own score, 0 to 1",
+    "reward/eval_score_mean": "mean of that score over the evaluation tasks",
     "success/rate": "share of training episodes that won",
     "success/<task_type>": "share of training episodes of one task type that won",
     "success/eval_rate": "share of evaluation tasks won",
@@ -37,6 +39,7 @@ METRICS: dict[str, str] = {
     "episode/length_mean": "actions in an episode",
     "episode/invalid_action_rate": "share of actions that broke the format or were not admissible",
     "episode/truncated_rate": "share of episodes that ended because a limit was reached",
+    "episode/cut_rate": "share of turns whose observation or history was cut to fit the prompt",
     "wm/lambda_mean": "mean weight of the world-model loss over the groups",
     "wm/selected_share": "share of transitions selected for the world-model loss",
     "wm/clipped_token_ratio": "share of selected observation tokens with p >= tau",

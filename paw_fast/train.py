@@ -258,7 +258,10 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
 def eval_metrics(result: EvalResult) -> dict[str, float]:
     """An evaluation under its metric names."""
     rates = {f"success/eval_{name}": won / total for name, (won, total) in result.by_type.items()}
-    return {"success/eval_rate": result.success, "success/eval_total": float(result.num_tasks), **rates}
+    return {
+        "success/eval_rate": result.success, "success/eval_total": float(result.num_tasks),
+        "reward/eval_score_mean": result.mean_score, **rates,
+    }  # fmt: skip
 
 
 def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -271,10 +274,12 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return {
         "reward/mean": mean([t.episode_return for t in trajectories]),
         "reward/return_mean": mean([t.success_return for t in trajectories]),
+        "reward/score_mean": mean([t.score for t in trajectories]),
         "success/rate": mean([t.won for t in trajectories]),
         "episode/length_mean": mean([len(t.transitions) for t in trajectories]),
         "episode/invalid_action_rate": mean([not x.valid for x in actions]),
         "episode/truncated_rate": mean([t.truncated for t in trajectories]),
+        "episode/cut_rate": sum(t.num_cut for t in trajectories) / max(1, len(actions)),
         **{f"success/{name}": mean(won) for name, won in sorted(by_type.items())},
     }
 

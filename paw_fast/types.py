@@ -57,7 +57,8 @@ class Observation:
 
     `text` is the environment's own text; `admissible` the commands that it would accept now, in its order.
     `info` holds `won` (bool), `task_type` (str), `state_text` (str: equal exactly where the environment's
-    state looks equal; GiGPO's anchor observation) and, after a reset, `task` (the instruction's text).
+    state looks equal; GiGPO's anchor observation) and, after a reset, `task` (the instruction's text). It may hold
+    `shown` (str), the form in which the policy reads the text.
 
     >>> Observation("You arrive at cabinet 1. The cabinet 1 is closed.", ("open cabinet 1",), {"won": False}).text
     'You arrive at cabinet 1. The cabinet 1 is closed.'
@@ -72,7 +73,9 @@ class Observation:
 class Step:
     """The answer to one command. Produced by `Env.step`, consumed by the agent loop.
 
-    `reward` is the environment's own (ALFWorld: 1.0 at the step that wins, else 0.0).
+    `reward` is the environment's own score, 0 to 1 (ALFWorld: 1.0 at the step that wins, else 0.0; WebShop: how well
+    the bought product fits). What the policy is rewarded for is `info["won"]`. `info["admissible"]` (bool), where
+    present, says whether the command was one that the environment accepts.
 
     >>> Step(Observation("Nothing happens."), 0.0, False).done
     False
@@ -146,7 +149,8 @@ class Trajectory:
     """One episode. Produced by the agent loop, consumed by advantages, selection, packing and the metrics.
 
     `episode_return` is the sum of rewards with penalties; `success_return` leaves the penalties out and is
-    what the world-model weight compares with `R_max`.
+    what the world-model weight compares with `R_max`. `score` is the sum of the environment's own rewards;
+    `num_cut` counts the turns whose observation or history was cut to fit the prompt.
 
     >>> Trajectory(Task("t"), group=0, transitions=(), episode_return=10.0, success_return=10.0, won=True).won
     True
@@ -161,6 +165,8 @@ class Trajectory:
     intro_text: str = ""
     truncated: bool = False
     seed: tuple[int, ...] = ()
+    score: float = 0.0
+    num_cut: int = 0
 
 
 @dataclass(frozen=True)

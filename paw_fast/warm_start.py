@@ -21,7 +21,7 @@ from paw_fast.kernels import WORLD_MODEL, LossSettings
 from paw_fast.losses import backward, rows_per_chunk
 from paw_fast.policy import Policy, resolve_device
 from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.rollout.prompts import PromptTemplate, shown
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Env, Observation, Task, TokenSequence, Trajectory, Transition, UserError
 
@@ -76,7 +76,8 @@ def demonstrate(
 
 def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplate, config: TrainConfig) -> Trajectory:
     """A demonstration as the agent loop would have recorded it, in the layout of `config`."""
-    first, turns = demo
+    limit = config.env.max_observation_chars
+    first, turns = shown(demo[0], limit)[0], [(c, shown(after, limit)[0], learn) for c, after, learn in demo[1]]
     trajectory_layout = config.layout == "trajectory"
     instruction = str(first.info.get("task", ""))
     end = chat.between[:1] if chat.between and chat.between[0] in chat.stop_ids else [min(chat.stop_ids)]
@@ -189,7 +190,7 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
         raise UserError(
             f"the searcher won none of {len(tasks)} games in {config.env.max_steps} steps: nothing to imitate"
         )
-    template = PromptTemplate.load(config.env.template)
+    template = PromptTemplate.load(config.env.template, config.env.name)
     tokenizer = tiny.train_tokenizer(_texts(demos[:1000]), settings.vocab_size)
     model = tiny.build_model(len(tokenizer), seed=config.seed, max_positions=config.rollout.max_sequence_tokens)
     policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
@@ -214,8 +215,8 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
 
 def _texts(demos: Sequence[Demonstration]) -> Iterable[str]:
     for first, turns in demos:
-        yield first.text
+        yield shown(first)[0].text
         yield str(first.info.get("task", ""))
         for command, observation, _ in turns:
             yield command
-            yield observation.text
+            yield shown(observation)[0].text

@@ -18,7 +18,7 @@ WIRING = {"train", "update", "warm_start"}
 
 LAYERS = [
     {"__init__", "types", "files"},
-    {"config", "console"},
+    {"config", "env_config", "console"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "doctor", "attention", "tiny", "policy", "pretrained",
      "optim", "envs", "tasks", "rollout", "weight_sync", *STAGES},
@@ -28,7 +28,19 @@ LAYERS = [
 ]  # fmt: skip
 """From the bottom up: a module imports its own layer and those below."""
 
-NO_TORCH = {"types", "config", "files", "console", "metrics", "figures", "report", "runs", "envs", "tasks"}
+NO_TORCH = {
+    "types",
+    "config",
+    "env_config",
+    "files",
+    "console",
+    "metrics",
+    "figures",
+    "report",
+    "runs",
+    "envs",
+    "tasks",
+}
 """Not even through another module of the package: configs and environments load without it."""
 
 NO_TORCH_AT_IMPORT = {"cli", "doctor"}

@@ -1,10 +1,20 @@
 """Configs: round trip through TOML, strictness, recipes."""
 
 import dataclasses
+import inspect
 
 import pytest
 
-from paw_fast.config import PawConfig, TrainConfig, load_preset, load_toml, recipes, to_toml, validate
+from paw_fast.config import (
+    PawConfig,
+    TrainConfig,
+    load_preset,
+    load_toml,
+    recipes,
+    to_toml,
+    validate,
+)
+from paw_fast.env_config import ENV_SETTINGS, env_config, env_settings
 from paw_fast.types import UserError
 
 
@@ -53,3 +63,12 @@ def test_values_that_cannot_be_meant_are_refused_by_name(key, value):
     config = TrainConfig(paw=dataclasses.replace(PawConfig(), **{key: value}))
     with pytest.raises(UserError, match=f"--paw.{key.replace('_', '-')} is {value}"):
         validate(config)
+
+
+def test_each_environment_takes_the_settings_that_are_listed_for_it():
+    from paw_fast import envs
+
+    assert set(ENV_SETTINGS) == set(envs.NAMES)
+    for name in envs.NAMES:
+        given = env_settings(env_config(name))
+        assert set(given) <= set(inspect.signature(envs._factory(name).make).parameters)

@@ -1,59 +1,51 @@
-"""Environments: `make` one by name, step many with `make_batch`."""
+"""Environments: `make` one by name, step many with `make_batch`.
+
+Each environment is a package of its own with a `factory` module, whose `make(**settings)` and `searcher()` are
+called from here. A new one is added to `_factory` and to `env_config.ENV_SETTINGS`.
+"""
 
 from __future__ import annotations
 
 import difflib
+import inspect
+from types import ModuleType
 from typing import Any
 
 from paw_fast.types import Env, UserError
 
 from .batch import BatchEnv, make_batch
 
-__all__ = ["BatchEnv", "make", "make_batch"]
+__all__ = ["NAMES", "BatchEnv", "make", "make_batch", "searcher"]
 
-_ENGINES = ("native", "textworld")
+NAMES = ("alfworld",)
 
 
-def make(name: str, engine: str = "native", data: Any = None, max_steps: int = 50, **settings: Any) -> Env:
-    """An environment by name.
+def _factory(name: str) -> ModuleType:
+    """The module that makes an environment; imported when it is asked for."""
+    if name == "alfworld":
+        from .alfworld import factory
+    else:
+        close = difflib.get_close_matches(name, NAMES, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(NAMES)}"
+        raise UserError(f"no environment {name!r}: {hint}")
+    return factory
 
-    name: "alfworld". engine: "native" (ours) or "textworld" (the reference, the extra `alfworld`).
-    data: the official data set's folder; None takes the variable ALFWORLD_DATA, and where that is not set
-    games are generated. settings, for generated games: size ("small", "medium", "full"), seed, num_train,
-    num_unseen, cache_dir (default: paw-fast in the XDG cache folder).
-    Raises `UserError` for names and settings that do not exist.
+
+def make(name: str, **settings: Any) -> Env:
+    """An environment by name, with the settings of its `factory.make` (see there).
+
+    name: "alfworld". Raises `UserError` for names and settings that do not exist.
 
     >>> make("alfwrld")
     Traceback (most recent call last):
     paw_fast.types.UserError: no environment 'alfwrld': did you mean 'alfworld'?
     """
-    if name != "alfworld":
-        close = difflib.get_close_matches(name, ["alfworld"], cutoff=0.5)
-        raise UserError(
-            f"no environment {name!r}: " + (f"did you mean {close[0]!r}?" if close else "there is alfworld")
-        )
-    from .alfworld.env import AlfworldEnv, GameSet
-
-    if engine not in _ENGINES:
-        raise UserError(f"alfworld has no engine {engine!r}: choose {' or '.join(_ENGINES)}")
-    known = ("size", "seed", "num_train", "num_unseen", "cache_dir")
+    factory = _factory(name)
+    known = tuple(inspect.signature(factory.make).parameters)
     for key in settings:
         if key not in known:
-            raise UserError(f"alfworld has no setting {key!r}: it has {', '.join(known)}")
-    games = GameSet(data, **settings)
-    from .alfworld.reference import ReferenceEnv
-
-    if engine == "textworld":
-        return ReferenceEnv(games, max_steps)
-    shared: list[ReferenceEnv] = []
-
-    def reference() -> ReferenceEnv:
-        if shared:
-            return shared[0].spawn()
-        shared.append(ReferenceEnv(games, max_steps))
-        return shared[0]
-
-    return AlfworldEnv(games, max_steps, reference=reference)
+            raise UserError(f"{name} has no setting {key!r}: it has {', '.join(known)}")
+    return factory.make(**settings)
 
 
 def searcher(name: str) -> Any:
@@ -61,8 +53,7 @@ def searcher(name: str) -> Any:
 
     Raises `UserError` for an environment that has none.
     """
-    if name != "alfworld":
-        raise UserError(f"no searcher for the environment {name!r}: there is one for alfworld")
-    from .alfworld.searcher import SearcherExpert
-
-    return SearcherExpert()
+    factory = _factory(name)
+    if not hasattr(factory, "searcher"):
+        raise UserError(f"no searcher for the environment {name!r}: nothing can be imitated there")
+    return factory.searcher()

@@ -12,7 +12,7 @@ from itertools import count
 
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
-from paw_fast.rollout.prompts import PromptTemplate, parse_action
+from paw_fast.rollout.prompts import PromptTemplate, parse_action, shown
 from paw_fast.types import Env, Observation, Task, Trajectory, Transition
 
 
@@ -28,6 +28,7 @@ class AgentSettings:
     temperature: float = 1.0
     success_reward: float = 10.0
     invalid_penalty: float = 0.1
+    max_observation_chars: int = 0
 
 
 @dataclass
@@ -43,6 +44,8 @@ class _Episode:
     prompt: list[int]
     transitions: list[Transition] = field(default_factory=list)
     history: list[dict[str, str]] = field(default_factory=list)
+    score: float = 0.0
+    num_cut: int = 0
 
 
 class AgentLoop:
@@ -90,7 +93,7 @@ class AgentLoop:
 
     def _start(self, task: Task, group: int, seed: tuple[int, ...], env: Env) -> _Episode:
         with self.stage("environment"):
-            observation = env.reset(task)
+            observation, cut = shown(env.reset(task), self.settings.max_observation_chars)
         instruction = str(observation.info.get("task", ""))
         if self.settings.layout == "trajectory":
             message = self.template.first(observation)
@@ -106,6 +109,7 @@ class AgentLoop:
             instruction,
             observation.text,
             self.chat.first(message),
+            num_cut=int(cut),
         )
 
     def _ask(self, episode: _Episode) -> None:
@@ -119,15 +123,15 @@ class AgentLoop:
         """Plays a sampled action; returns the trajectory when the episode is over."""
         s, before = self.settings, episode.observation
         parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
+        step = episode.env.step(parsed.command)
         valid = parsed.well_formed
         if self.template.invalid == "admissible":
-            valid = valid and parsed.command in before.admissible
-        step = episode.env.step(parsed.command)
-        after = step.observation
+            valid = valid and bool(step.info.get("admissible", parsed.command in before.admissible))
+        after, cut = shown(step.observation, s.max_observation_chars)
         won = bool(step.info.get("won"))
         head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
         ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
-        reward = s.success_reward * step.reward - (0.0 if valid else s.invalid_penalty)
+        reward = (s.success_reward if won else 0.0) - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(
                 prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
@@ -139,14 +143,18 @@ class AgentLoop:
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})
         episode.observation = after
+        episode.score += step.reward
         over = step.done or won or len(episode.transitions) >= s.max_steps
         if not over:
             if s.layout == "trajectory":
                 episode.prompt = episode.prompt + list(completion.action_ids) + ids
             else:
                 recent = episode.history[-s.history :] if s.history else []
-                message = self.template.window(after, episode.instruction, recent, len(episode.transitions))
+                turn = len(episode.transitions)
+                message, dropped = self.template.window_or_less(after, episode.instruction, recent, turn)
+                cut = cut or dropped
                 episode.prompt = self.chat.first(message)
+            episode.num_cut += cut
             truncated = len(episode.prompt) + s.max_action_tokens > s.max_sequence_tokens
             if not truncated:
                 return None
@@ -157,4 +165,5 @@ class AgentLoop:
         return Trajectory(
             episode.task, episode.group, tuple(episode.transitions), episode_return=total,
             success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated, seed=episode.seed,
+            score=episode.score, num_cut=episode.num_cut,
         )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from paw_fast import envs
-from paw_fast.config import EnvConfig, TrainConfig
+from paw_fast.config import TrainConfig
+from paw_fast.env_config import EnvConfig, env_settings
 from paw_fast.policy import Policy
 from paw_fast.rollout.agent import AgentLoop, AgentSettings
 from paw_fast.rollout.chat import ChatFormat
@@ -17,10 +18,7 @@ from paw_fast.types import Env
 
 def make_env(config: EnvConfig) -> Env:
     """The environment of a config. Raises `UserError` when its data cannot be used."""
-    return envs.make(
-        config.name, engine=config.engine, data=config.data, size=config.size, seed=config.game_seed,
-        num_train=config.num_train, num_unseen=config.num_unseen, max_steps=config.max_steps,
-    )  # fmt: skip
+    return envs.make(config.name, **env_settings(config))
 
 
 def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
@@ -39,9 +37,11 @@ def make_loop(policy: Policy, engine: RolloutEngine, env: Env, config: TrainConf
         layout=config.layout, history=config.env.history, max_steps=config.env.max_steps,
         max_action_tokens=r.max_action_tokens, max_sequence_tokens=min(r.max_sequence_tokens, limit),
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
+        max_observation_chars=config.env.max_observation_chars,
     )  # fmt: skip
     slots = [env.spawn() for _ in range(r.slots)]
-    return AgentLoop(engine, slots, ChatFormat(policy.tokenizer), PromptTemplate.load(config.env.template), settings)
+    template = PromptTemplate.load(config.env.template, config.env.name)
+    return AgentLoop(engine, slots, ChatFormat(policy.tokenizer), template, settings)
 
 
 def at_temperature(loop: AgentLoop, temperature: float) -> AgentLoop:

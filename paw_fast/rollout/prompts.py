@@ -58,6 +58,20 @@ def parse_action(text: str, style: str) -> ParsedAction:
     return ParsedAction(lower[start + len("<action>") : end].strip(), thought and not _CJK.search(text))
 
 
+def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
+    """The observation as the policy reads it, and whether it was cut.
+
+    That is its text, or `info["shown"]` where an environment gives the policy another form of it, and at most
+    `max_chars` characters from its start (0: all).
+
+    >>> shown(Observation("a long page", (), {"shown": "'a long page'"}), 7)[0].text
+    "'a long"
+    """
+    text = str(observation.info.get("shown", observation.text))
+    cut = 0 < max_chars < len(text)
+    return Observation(text[:max_chars] if cut else text, observation.admissible, observation.info), cut
+
+
 class PromptTemplate:
     """One template file: what the policy reads at the start, in between, and in the `window` layout."""
 
@@ -91,17 +105,19 @@ class PromptTemplate:
             raise UserError(f"template {name}: {e}") from e
 
     @classmethod
-    def load(cls, name: str) -> PromptTemplate:
-        """A template of the package by name, or a TOML file by path. Raises `UserError`."""
-        path = (
-            Path(name)
-            if name.endswith(".toml")
-            else Path(str(resources.files("paw_fast") / "templates" / f"{name}.toml"))
-        )
+    def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
+        """A template of the package by name, or a TOML file by path. Raises `UserError`.
+
+        The package's templates lie in templates/<env>/, and in templates/ where they suit every environment.
+        """
+        root = Path(str(resources.files("paw_fast") / "templates"))
+        path = Path(name) if name.endswith(".toml") else root / env / f"{name}.toml"
+        if not name.endswith(".toml") and not path.is_file():
+            path = root / f"{name}.toml"
         try:
             return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
         except OSError as e:
-            shipped = sorted(p.stem for p in Path(str(resources.files("paw_fast") / "templates")).glob("*.toml"))
+            shipped = sorted({p.stem for folder in (root, root / env) for p in folder.glob("*.toml")})
             raise UserError(
                 f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, "
                 "or give a .toml file"
@@ -121,11 +137,17 @@ class PromptTemplate:
 
     def window(self, observation: Observation, task: str, history: Sequence[Mapping[str, str]], step: int) -> str:
         """The whole prompt of one turn in the `window` layout; too long a history is left out."""
+        return self.window_or_less(observation, task, history, step)[0]
+
+    def window_or_less(
+        self, observation: Observation, task: str, history: Sequence[Mapping[str, str]], step: int
+    ) -> tuple[str, bool]:
+        """The prompt of `window`, and whether the history was left out because it was too long."""
         if history:
             text = self._render("window", observation, task, history, step)
             if len(text) <= self.max_chars:
-                return text
-        return self._render("window_first", observation, task, [], step)
+                return text, False
+        return self._render("window_first", observation, task, [], step), bool(history)
 
     def _render(self, key: str, observation: Observation, task: str, history: Sequence, step: int) -> str:
         return self._texts[key].render(

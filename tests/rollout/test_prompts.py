@@ -2,7 +2,7 @@
 
 import pytest
 
-from paw_fast.rollout.prompts import PromptTemplate, parse_action
+from paw_fast.rollout.prompts import PromptTemplate, parse_action, shown
 from paw_fast.types import Observation, UserError
 
 SEEN = Observation("You are in a room.", ("go to desk 1", "look"), {"task": "put a mug in desk"})
@@ -50,6 +50,18 @@ def test_a_long_history_falls_back_to_the_template_without():
     text = template.window(SEEN, "t", history, 1)
     assert "yyy" not in text
     assert SEEN.text in text
+    assert template.window_or_less(SEEN, "t", history, 1) == (text, True)
+    assert template.window_or_less(SEEN, "t", [{"observation": "y", "command": "look"}], 1)[1] is False
+
+
+def test_an_observation_is_shown_in_the_environments_form_and_cut_to_the_limit():
+    assert shown(SEEN) == (SEEN, False)
+    assert shown(SEEN, len(SEEN.text)) == (SEEN, False)
+    short, cut = shown(SEEN, 7)
+    assert (short.text, short.admissible, cut) == ("You are", SEEN.admissible, True)
+    other = Observation("page", (), {"shown": "the page"})
+    assert shown(other)[0].text == "the page"
+    assert shown(other, 3) == (Observation("the", (), other.info), True)
 
 
 def test_a_template_of_the_users_own(tmp_path):

@@ -1,0 +1,75 @@
+"""Settings of the environments: one record for all, and which of its fields belong to which. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from paw_fast.types import UserError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment and the data it plays on.
+
+    The first settings are every environment's; the others belong to the environments that `ENV_SETTINGS` names.
+    """
+
+    name: Annotated[Literal["alfworld"], tyro.conf.arg(name="env", prefix_name=False)] = "alfworld"
+    """Which environment."""
+    data: Path | None = None
+    """Folder of the official data set; without it the variable ALFWORLD_DATA, else generated data."""
+    game_seed: int = 0
+    """Seed of the generated data."""
+    max_steps: int = 50
+    """An episode ends after this many actions (V: 50 on ALFWorld)."""
+    template: str = "verl"
+    """Prompt template: `verl` (thinks, then acts), `compact` (action only), or the path of a TOML file."""
+    history: int = 2
+    """Earlier turns shown in the prompt, in the `window` layout (V)."""
+    max_observation_chars: int = 0
+    """Longer observations are cut to this many characters in the prompt; 0 cuts none."""
+
+    # ALFWorld
+    engine: Literal["native", "textworld"] = "native"
+    """ALFWorld's dynamics: our own engine, or the reference (needs the `alfworld` extra)."""
+    size: Literal["small", "medium", "full"] = "small"
+    """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
+    num_train: int = 3600
+    """Generated training games."""
+    num_unseen: int = 200
+    """Generated games in rooms that training never sees."""
+
+
+ENV_SETTINGS: dict[str, dict[str, str]] = {
+    "alfworld": {
+        "data": "data", "game_seed": "seed", "max_steps": "max_steps", "engine": "engine", "size": "size",
+        "num_train": "num_train", "num_unseen": "num_unseen",
+    },
+}  # fmt: skip
+"""For each environment, the fields of `EnvConfig` that reach it, and what `envs.make` calls them."""
+
+ENV_DEFAULTS: dict[str, dict[str, Any]] = {"alfworld": {}}
+"""Where an environment's defaults are not those of `EnvConfig`."""
+
+_PROMPT_SETTINGS = ("name", "max_steps", "template", "history", "max_observation_chars")
+
+
+def env_config(name: str, **changes: Any) -> EnvConfig:
+    """The environment's defaults. An unknown name is left to the parser, which lists the known ones."""
+    return EnvConfig(**{"name": name, **ENV_DEFAULTS.get(name, {}), **changes})
+
+
+def env_settings(config: EnvConfig) -> dict[str, Any]:
+    """What `envs.make(config.name, ...)` is given. Raises `UserError` for a setting of another environment."""
+    own = ENV_SETTINGS[config.name]
+    for f in dataclasses.fields(config):
+        if f.name in own or f.name in _PROMPT_SETTINGS or getattr(config, f.name) == f.default:
+            continue
+        others = ", ".join(name for name, fields in ENV_SETTINGS.items() if f.name in fields)
+        raise UserError(f"--env.{f.name.replace('_', '-')} is a setting of {others}, and --env is {config.name}")
+    return {name: getattr(config, field) for field, name in own.items()}

@@ -1,0 +1,46 @@
+"""Makes ALFWorld environments and their expert: what `envs.make("alfworld")` and `envs.searcher("alfworld")` call."""
+
+from __future__ import annotations
+
+import os
+
+from paw_fast.types import Env, UserError
+
+from .env import AlfworldEnv, GameSet
+from .searcher import SearcherExpert
+
+_ENGINES = ("native", "textworld")
+
+
+def make(
+    engine: str = "native", data: str | os.PathLike[str] | None = None, max_steps: int = 50, size: str = "small",
+    seed: int = 0, num_train: int = 3000, num_unseen: int = 200, cache_dir: str | os.PathLike[str] | None = None,
+) -> Env:  # fmt: skip
+    """An ALFWorld environment.
+
+    engine: "native" (ours) or "textworld" (the reference, the extra `alfworld`). data: the official data set's
+    folder; None takes the variable ALFWORLD_DATA, and where that is not set games are generated. For generated
+    games: size ("small", "medium", "full"), seed, num_train, num_unseen, cache_dir (default: paw-fast in the XDG
+    cache folder). Raises `UserError`.
+    """
+    if engine not in _ENGINES:
+        raise UserError(f"alfworld has no engine {engine!r}: choose {' or '.join(_ENGINES)}")
+    games = GameSet(data, size, seed, num_train, num_unseen, cache_dir)
+    from .reference import ReferenceEnv
+
+    if engine == "textworld":
+        return ReferenceEnv(games, max_steps)
+    shared: list[ReferenceEnv] = []
+
+    def reference() -> ReferenceEnv:
+        if shared:
+            return shared[0].spawn()
+        shared.append(ReferenceEnv(games, max_steps))
+        return shared[0]
+
+    return AlfworldEnv(games, max_steps, reference=reference)
+
+
+def searcher() -> SearcherExpert:
+    """The expert that knows only what the episode has shown."""
+    return SearcherExpert()
