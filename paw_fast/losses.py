@@ -50,20 +50,37 @@ def score(policy: Policy, batch: PackedBatch, temperature: float, chunk: int) ->
 def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: int) -> RowResults:
     """Adds the gradient of the micro-batch's summed row losses to the parameters.
 
-    The LM head runs on `chunk` rows at a time, so at most that many rows of logits exist; the gradient replaces
-    the logits in place.
+    At most `chunk` rows of logits exist at a time, and the gradient replaces them in place. A plain linear head goes
+    through the fused op; any other (LoRA, hooks, a quantized one) is called as the module it is.
     """
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
-    # The head's chunks go backward one by one into this leaf, and the backbone once.
-    leaf = hidden.detach().requires_grad_()
-    outputs = []
-    for start in range(0, len(leaf), chunk):
-        rows = _slice(batch.rows, start, start + chunk)
-        out = kernels.paw_loss(policy.lm_head(leaf[start : start + chunk]), rows, settings)
+    head = policy.lm_head
+    if _is_plain(head) and hidden.dtype == head.weight.dtype:
+        row_bytes = head.weight.shape[0] * head.weight.element_size()
+        out = kernels.linear_paw_loss(
+            hidden, head.weight, batch.rows, settings, bias=head.bias, chunk_bytes=chunk * row_bytes
+        )
         out.loss.backward()
-        outputs.append((out.losses, out.logprobs, out.entropies, out.kl, out.flags))
-    hidden.backward(leaf.grad)
-    return RowResults(*(torch.cat(column).detach().cpu() for column in zip(*outputs, strict=True)))
+        columns = [out]
+    else:
+        # The head's chunks go backward one by one into this leaf, and the backbone once.
+        leaf = hidden.detach().requires_grad_()
+        columns = []
+        for start in range(0, len(leaf), chunk):
+            rows = _slice(batch.rows, start, start + chunk)
+            out = kernels.paw_loss(head(leaf[start : start + chunk]), rows, settings)
+            out.loss.backward()
+            columns.append(out)
+        if hidden.requires_grad:
+            hidden.backward(leaf.grad)
+    names = (f.name for f in dataclasses.fields(RowResults))
+    return RowResults(**{name: torch.cat([getattr(out, name) for out in columns]).cpu() for name in names})
+
+
+def _is_plain(head: torch.nn.Module) -> bool:
+    """Whether calling `head` is nothing but `x @ weight.T + bias`."""
+    hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
+    return type(head) is torch.nn.Linear and "forward" not in vars(head) and not any(hooks)
 
 
 def _slice(rows: LossRows, start: int, end: int) -> LossRows:

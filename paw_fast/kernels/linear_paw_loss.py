@@ -3,7 +3,7 @@
     for each chunk of rows:   logits = hidden @ W^T (+ bias)        matrix product, torch
                               logits <- d(loss)/d(logits)           paw_loss, in place
                               d_hidden = logits @ W                 matrix product
-                              d_weight += logits^T @ hidden         matrix product, fp32 accumulator
+                              d_weight += logits^T @ hidden         matrix product, summed in fp32 inside it
 
 The gradients are ready when the forward ends; the backward only multiplies them by the upstream scalar. 6 N H V flops,
 nothing is computed twice. Legend: N rows, H hidden size, V vocabulary.
@@ -96,19 +96,26 @@ native.LIBRARY.define(
 )
 
 
-def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """total [V, H] fp32 += gradient^T [V, C] @ hidden [C, H], products and sums in fp32."""
-    if gradient.dtype == torch.float32:
+def _weight_gradient_dtype(weight: Tensor, num: int, size: int) -> torch.dtype:
+    """fp32, where chunks are added up; one chunk's product is summed in fp32 and rounded once as it is."""
+    return weight.dtype if weight.is_cuda and num <= size else torch.float32
+
+
+def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, first: bool) -> None:
+    """total [V, H] = or += gradient^T [V, C] @ hidden [C, H], products and sums in fp32."""
+    same = total.dtype == gradient.dtype
+    if same and first:
+        torch.mm(gradient.T, hidden, out=total)
+    elif same:
         total.addmm_(gradient.T, hidden)
-        return
-    wide = None if gradient.is_cuda else hidden.float()
-    for start in range(0, total.shape[0], _WEIGHT_BLOCK):
-        block = slice(start, start + _WEIGHT_BLOCK)
-        if wide is None:
-            # 16-bit factors, fp32 result; a block at a time, so that no second [V, H] exists.
-            total[block] += torch.mm(gradient[:, block].T, hidden, out_dtype=torch.float32)
-        else:
-            total[block].addmm_(gradient[:, block].T.float(), wide)
+    elif gradient.is_cuda:
+        # 16-bit factors, fp32 result, added to in the product's own epilogue: no second [V, H] exists.
+        torch.addmm(total, gradient.T, hidden, torch.float32, beta=0 if first else 1, out=total)
+    else:
+        wide = hidden.float()
+        for start in range(0, total.shape[0], _WEIGHT_BLOCK):
+            block = slice(start, start + _WEIGHT_BLOCK)
+            total[block].addmm_(gradient[:, block].T.float(), wide, beta=0 if first else 1)
 
 
 def _run(
@@ -127,7 +134,11 @@ def _run(
         if vector is not None and vector.shape != (num,):
             raise ValueError(f"{_OP}: {name} must be [{num}] like the hidden states, got {tuple(vector.shape)}")
     d_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
-    d_weight = torch.zeros(weight.shape if need_weight else 0, dtype=torch.float32, device=weight.device)
+    d_weight = torch.empty(
+        weight.shape if need_weight else 0, dtype=_weight_gradient_dtype(weight, num, size), device=weight.device
+    )
+    if num == 0:
+        d_weight.zero_()
     d_bias = torch.zeros(vocab if need_bias else 0, dtype=torch.float32, device=weight.device)
     buffer = torch.empty(min(size, num), vocab, dtype=hidden.dtype, device=hidden.device)
     outputs: list[tuple[Tensor, ...]] = []
@@ -144,7 +155,7 @@ def _run(
         if need_hidden:
             torch.mm(logits, weight, out=d_hidden[part])
         if need_weight:
-            _accumulate(d_weight, logits, chunk)
+            _accumulate(d_weight, logits, chunk, start == 0)
         if need_bias:
             d_bias += logits.sum(0, dtype=torch.float32)
     if outputs:
@@ -162,7 +173,7 @@ for _key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("paw_fast::linear_paw_loss", lib=native.LIBRARY)
 def _fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    need_hidden, need_weight, need_bias = args[-3:]
+    size, need_hidden, need_weight, need_bias = args[-4:]
 
     def row(dtype: torch.dtype = torch.float32) -> Tensor:
         return hidden.new_empty(hidden.shape[0], dtype=dtype)
@@ -170,7 +181,9 @@ def _fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tu
     return (
         hidden.new_empty((), dtype=torch.float32), row(), row(), row(), row(), row(torch.uint8),
         torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        weight.new_empty(weight.shape if need_weight else (0,), dtype=torch.float32),
+        weight.new_empty(
+            weight.shape if need_weight else (0,), dtype=_weight_gradient_dtype(weight, hidden.shape[0], size)
+        ),
         weight.new_empty(weight.shape[0] if need_bias else 0, dtype=torch.float32),
     )  # fmt: skip
 
