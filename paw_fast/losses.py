@@ -13,7 +13,7 @@ import torch
 
 from paw_fast import kernels
 from paw_fast.kernels import LossRows, LossSettings
-from paw_fast.policy import Policy
+from paw_fast.policy import Policy, logit_map
 
 if TYPE_CHECKING:
     from paw_fast.packing import PackedBatch
@@ -39,9 +39,10 @@ def rows_per_chunk(policy: Policy, logits_budget_bytes: int) -> int:
 def score(policy: Policy, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of the rows' targets and full-vocabulary entropies, [N] each, on the CPU. No gradient."""
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    softcap, divisor = logit_map(policy.model)
     logprobs, entropies = [], []
     for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
-        out = kernels.token_logprobs(policy.lm_head(part), targets, temperature)
+        out = kernels.token_logprobs(policy.lm_head(part), targets, temperature * divisor, softcap=softcap)
         logprobs.append(out.logprobs)
         entropies.append(out.entropies)
     return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
@@ -55,6 +56,8 @@ def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: 
     """
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
     head = policy.lm_head
+    softcap, divisor = logit_map(policy.model)
+    settings = dataclasses.replace(settings, softcap=softcap, temperature=settings.temperature * divisor)
     if _is_plain(head) and hidden.dtype == head.weight.dtype:
         row_bytes = head.weight.shape[0] * head.weight.element_size()
         out = kernels.linear_paw_loss(

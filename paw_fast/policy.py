@@ -38,6 +38,27 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def logit_map(model: Any) -> tuple[float | None, float]:
+    """(softcap, divisor): the model's logits are softcap(head(hidden)) / divisor; (None, 1.0) for most models.
+
+    Gemma caps its logits, Granite divides them, Cohere multiplies them; a factor that a model applies before its
+    cap is the same as one after a cap that much smaller.
+    """
+    config = model.config.get_text_config()
+    factor = float(getattr(config, "logit_scale", None) or getattr(config, "output_multiplier", None) or 1.0)
+    factor /= float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return (float(cap) / factor if cap else None), 1.0 / factor
+
+
+def map_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """What `model(...).logits` would be, from the head's bare output [..., V]."""
+    softcap, divisor = logit_map(model)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits if divisor == 1.0 else logits / divisor
+
+
 @dataclass
 class Policy:
     """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others."""

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from paw_fast import kernels, losses, packing, tiny
 from paw_fast.kernels import LossSettings
-from paw_fast.policy import Policy
+from paw_fast.policy import Policy, logit_map, map_logits
 from paw_fast.types import Span, TokenSequence
 
 VOCAB, HIDDEN = 120, 32
@@ -130,3 +131,42 @@ def test_score_matches_the_whole_distribution():
         exact = torch.log_softmax(policy.lm_head(hidden).double() / 0.7, -1)
     torch.testing.assert_close(logprobs.double(), exact.gather(1, batch.rows.targets[:, None])[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(-1), atol=1e-5, rtol=0)
+
+
+SHAPE = {
+    "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "head_dim": 8,
+}  # fmt: skip
+OWN_MAPS = {
+    "gemma": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SHAPE, final_logit_softcapping=2.0)),
+    "granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(**SHAPE, logits_scaling=0.3)),
+    "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SHAPE, logit_scale=5.0)),
+}
+
+
+@pytest.mark.parametrize("family", OWN_MAPS)
+def test_caps_and_scales_of_the_model_are_those_of_its_own_forward(family):
+    torch.manual_seed(2)
+    model = OWN_MAPS[family]().eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)  # far enough from zero for a cap to matter
+    ids = torch.randint(5, VOCAB, (1, 9))
+    with torch.no_grad():
+        want = model(ids).logits[0]
+        bare = model.get_output_embeddings()(model.base_model(ids).last_hidden_state[0])
+    assert not torch.allclose(bare, want, atol=0.1)
+    torch.testing.assert_close(map_logits(model, bare), want)
+    softcap, divisor = logit_map(model)
+    out = kernels.token_logprobs(bare, ids[0], divisor, softcap=softcap)
+    torch.testing.assert_close(out.logprobs, want.log_softmax(-1).gather(1, ids.T)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_training_and_scoring_use_the_models_own_map():
+    plain, capped = build("untied"), build("untied")
+    capped.model.config.logits_scaling = 2.0
+    batch = batch_of(plain)
+    for got, want in zip(losses.score(capped, batch, 0.5, 7), losses.score(plain, batch, 1.0, 7), strict=True):
+        torch.testing.assert_close(got, want)
+    halved = dataclasses.replace(SETTINGS, temperature=SETTINGS.temperature / 2)
+    got = losses.backward(capped, batch, halved, 7)
+    torch.testing.assert_close(got.losses, losses.backward(plain, batch, SETTINGS, 7).losses)

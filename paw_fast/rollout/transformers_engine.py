@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from paw_fast.attention import SlotCache, SlotPlan
+from paw_fast.policy import map_logits
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion
 
@@ -126,7 +127,7 @@ class TransformersEngine:
             input_ids=ids, position_ids=plan.token_positions[None], paw_plan=plan, use_cache=False
         ).last_hidden_state[0]
         last = torch.tensor(np.cumsum(lengths) - 1, device=self.device)
-        logits = self.model.get_output_embeddings()(hidden[last]).float()
+        logits = map_logits(self.model, self.model.get_output_embeddings()(hidden[last])).float()
         for run, _, new in fed:
             self._cached[run.slot].extend(new)
         tokens, logprobs = self._sample(logits, runs)
