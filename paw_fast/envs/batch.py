@@ -8,7 +8,10 @@ from paw_fast.types import Env, Observation, Step, Task
 
 
 class BatchEnv:
-    """`num` episode slots over one environment's data. A slot whose command is None is idle and costs nothing.
+    """`num` episode slots over one environment's data.
+
+    A slot whose command is None is idle, and one whose episode is over stays so until the next `reset`, whatever its
+    command; both cost nothing.
 
     Environments with `begin`/`finish` pairs (processes of their own) work at the same time; the answers
     do not depend on which of them is quicker.
@@ -16,6 +19,7 @@ class BatchEnv:
 
     def __init__(self, envs: Sequence[Env]) -> None:
         self._envs = list(envs)
+        self._over = [False] * len(self._envs)
 
     def __len__(self) -> int:
         return len(self._envs)
@@ -25,6 +29,7 @@ class BatchEnv:
         if len(tasks) > len(self._envs):
             raise ValueError(f"{len(tasks)} tasks for {len(self._envs)} slots: make the batch larger")
         envs = self._envs[: len(tasks)]
+        self._over[: len(tasks)] = [False] * len(tasks)
         for env, task in zip(envs, tasks, strict=True):
             if begin := getattr(env, "begin_reset", None):
                 begin(task)
@@ -34,10 +39,16 @@ class BatchEnv:
         ]
 
     def step(self, commands: Sequence[str | None]) -> list[Step | None]:
-        """Plays one command in each slot that has one. Raises `ValueError` for more commands than slots."""
+        """Plays one command in each slot that has one and whose episode goes on; the others answer None.
+
+        Raises `ValueError` for more commands than slots.
+        """
         if len(commands) > len(self._envs):
             raise ValueError(f"{len(commands)} commands for {len(self._envs)} slots")
-        pairs = list(zip(self._envs, commands, strict=False))
+        pairs = [
+            (env, None if over else command)
+            for env, command, over in zip(self._envs, commands, self._over, strict=False)
+        ]
         for env, command in pairs:
             if command is not None and (begin := getattr(env, "begin_step", None)):
                 begin(command)
@@ -49,6 +60,9 @@ class BatchEnv:
                 steps.append(env.finish_step())  # type: ignore[attr-defined]
             else:
                 steps.append(env.step(command))
+        for i, step in enumerate(steps):
+            if step is not None:
+                self._over[i] = step.done
         return steps
 
     def close(self) -> None:

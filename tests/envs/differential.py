@@ -2,19 +2,24 @@
 
     python tests/envs/differential.py --data ../shared/data/alfworld --steps 30000 --seed 0
 
-needs the extra `alfworld`. Half of the commands are admissible, the others near misses and garbage. A
-failure prints the game, the seed and the step, which replay it: --only GAME --seed SEED.
+needs the extra `alfworld`. Hypothesis draws the commands: three quarters are admissible, the others near misses and
+garbage. A failure prints the game, the first differing step and a command line that plays it again: the numbers
+after --choices draw its commands one by one, cut after that step and simplified by Hypothesis.
 """
 
 import argparse
 import json
 import random
+import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import strategies as st
 from mutations import mutate
 
 from paw_fast.envs.alfworld import engine
@@ -31,7 +36,9 @@ GARBAGE = (
 
 
 class Difference(AssertionError):
-    """The first step at which the two engines differ."""
+    """The first step at which the two engines differ; `choices` draw the commands up to it."""
+
+    choices: Sequence[int] = ()
 
 
 @dataclass
@@ -99,52 +106,71 @@ def compare(state, text: str, answer: dict, where: str, history: list[str]) -> N
             )
 
 
-def play_both(worker: Worker, path: Path, seed: int, num_steps: int, tally: Tally, where: str = "") -> None:
-    """One episode of `num_steps` commands, drawn from `seed`."""
-    where = where or f"game {path}, seed {seed}"
-    answer = worker.receive(worker.send({"op": "reset", "slot": 0, "path": str(path)}))
+def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, slot: int = 0) -> None:
+    """One episode, a command for each choice (any number). Raises `Difference` at the first step that differs."""
+    answer = worker.receive(worker.send({"op": "reset", "slot": slot, "path": str(path)}))
     try:
         world = load_world(path)
     except (Unplayable, UserError) as error:
         if "error" in answer:
             tally.refused += 1
             return
-        raise Difference(f"{where}: the reference loads it, ours does not: {error}") from None
+        raise Difference(f"game {path}: the reference loads it, ours does not: {error}") from None
     if "error" in answer:
         tally.refused += 1  # unsolvable games and the like crash its loader
         return
-    state, rng, history = world.initial.clone(), random.Random(f"{seed} {path.name}"), []
-    compare(state, engine.introduction(state), answer, where, history)
-    tally.games += 1
+    state, history = world.initial.clone(), []
     earlier = list(engine.commands(state))
-    for _ in range(num_steps):
-        commands = list(engine.commands(state))
-        earlier = (earlier + rng.sample(commands, min(3, len(commands))))[-200:]
-        command = choose(commands, earlier, rng)
-        history.append(command)
-        answer = worker.receive(worker.send({"op": "step", "slot": 0, "command": command}))
-        tally.admissible += command.strip() in engine.commands(state)
-        text = engine.play(state, command)
-        if "error" in answer:
-            raise Difference(f"{where}, step {len(history)}: the reference fails: {answer['error']}")
-        compare(state, text, answer, where, history)
-        tally.steps += 1
-        tally.wins += answer["won"]
+    try:
+        compare(state, engine.introduction(state), answer, f"game {path}", history)
+        tally.games += 1
+        for choice in choices:
+            commands = list(engine.commands(state))
+            rng = random.Random(f"{path.name} {len(history)} {choice}")
+            earlier = (earlier + rng.sample(commands, min(3, len(commands))))[-200:]
+            command = choose(commands, earlier, rng)
+            history.append(command)
+            answer = worker.receive(worker.send({"op": "step", "slot": slot, "command": command}))
+            tally.admissible += command.strip() in engine.commands(state)
+            text = engine.play(state, command)
+            if "error" in answer:
+                raise Difference(f"game {path}, step {len(history)}: the reference fails: {answer['error']}")
+            compare(state, text, answer, f"game {path}", history)
+            tally.steps += 1
+            tally.wins += answer["won"]
+    except Difference as difference:
+        difference.choices = choices[: len(history)]
+        raise
 
 
-def games_for(data: Path | None, folder: Path, num_generated: int, num_mutated: int) -> list[Path]:
+def explore(worker: Worker, path: Path, from_seed: int, episodes: int, length: int, tally: Tally) -> None:
+    """Plays episodes whose choices Hypothesis draws. Raises the simplest `Difference` it finds."""
+
+    @seed(from_seed)
+    @settings(
+        max_examples=episodes, database=None, deadline=None, verbosity=Verbosity.quiet, print_blob=False,
+        phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+    )  # fmt: skip
+    @given(st.lists(st.integers(0, 1 << 20), min_size=length, max_size=length))
+    def play(choices: list[int]) -> None:
+        play_both(worker, path, choices, tally)
+
+    play()
+
+
+def games_for(data: Path | None, folder: Path, num_generated: int, num_mutated: int, from_seed: int = 0) -> list[Path]:
     """Official games, generated ones of all sizes, and mutations of both."""
     plain = sorted(data.glob("**/game.tw-pddl")) if data else []
     for i, size in enumerate(("small", "medium", "full")):
         num = (num_generated + 2 - i) // 3
-        for k, game in enumerate(distinct_games(7, size, "train", num) if num else ()):
+        for k, game in enumerate(distinct_games(7 + from_seed, size, "train", num) if num else ()):
             path = folder / f"{size}-{k}.tw-pddl"
             path.write_text(game_json(game), encoding="utf-8")
             plain.append(path)
     mutated = []
     for k in range(num_mutated):
         source = plain[k % len(plain)]
-        text, names = mutate(source.read_text(encoding="utf-8"), k)
+        text, names = mutate(source.read_text(encoding="utf-8"), 1000 * from_seed + k)
         path = folder / f"mutated-{k}-{'-'.join(names)}.tw-pddl"
         path.write_text(text, encoding="utf-8")
         mutated.append(path)
@@ -155,28 +181,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--length", type=int, default=50, help="steps of an episode")
     parser.add_argument("--generated", type=int, default=60)
     parser.add_argument("--mutated", type=int, default=72)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the games and the commands")
     parser.add_argument("--only", help="part of a game's path")
+    parser.add_argument("--choices", help="play one episode: numbers with commas between them")
     parser.add_argument("--slow", action="store_true", help="the reference without reference_speed")
     options = parser.parse_args()
     worker, tally, started = Worker(slow=options.slow), Tally(), time.monotonic()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        paths = games_for(options.data, Path(folder), options.generated, options.mutated)
-        paths = [path for path in paths if not options.only or options.only in str(path)]
-        each = -(-options.steps // len(paths))
+        paths = games_for(options.data, Path(folder), options.generated, options.mutated, options.seed)
+        episodes = -(-options.steps // (options.length * len(paths)))
         for path in paths:
+            if options.only and options.only not in str(path):
+                continue
             try:
-                play_both(worker, path, options.seed, each, tally)
+                if options.choices:
+                    play_both(worker, path, [int(number) for number in options.choices.split(",")], tally)
+                else:
+                    explore(worker, path, options.seed, episodes, options.length, tally)
             except Difference as error:
                 failures += 1
-                print(f"DIFFERENCE {error}", flush=True)
+                print(f"DIFFERENCE {error}\n  again: {replay(options, path, error.choices)}", flush=True)
     worker.stop()
     result = {**vars(tally), "differences": failures, "seed": options.seed, "slow_reference": options.slow}
     print(json.dumps({**result, "wall_s": round(time.monotonic() - started)}))
     return 1 if failures else 0
+
+
+def replay(options: argparse.Namespace, path: Path, choices: Sequence[int]) -> str:
+    """The command line that plays an episode again."""
+    words = ["python", "tests/envs/differential.py", *(["--data", str(options.data)] if options.data else [])]
+    words += ["--generated", str(options.generated), "--mutated", str(options.mutated), "--seed", str(options.seed)]
+    name = path.name if path.name != "game.tw-pddl" else path.parent.name
+    words += ["--only", name, "--choices", ",".join(map(str, choices)) or "0", *["--slow"] * options.slow]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

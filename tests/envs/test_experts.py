@@ -1,11 +1,14 @@
 """The oracle's plans against brute force, and the searcher's promises."""
 
 import random
-from collections import deque
 
 import pytest
+from brute_force import TOO_MANY, check_game, check_room
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paw_fast.envs.alfworld import SearcherExpert, engine
+from paw_fast.envs.alfworld.games import distinct_games
 from paw_fast.envs.alfworld.generate import _GOALS
 from paw_fast.envs.alfworld.oracle import OracleExpert
 from paw_fast.envs.alfworld.pddl import parse_problem
@@ -15,87 +18,29 @@ from paw_fast.envs.alfworld.text import OFFICIAL, WHEEL, Rules
 from paw_fast.envs.alfworld.world import World
 from paw_fast.types import Observation
 
-KINDS = ("Fridge", "Microwave", "SinkBasin", "Cabinet", "Cabinet", "Desk")
-OPENABLE = ("Fridge", "Microwave", "Cabinet")
-
-
-def tiny_world(rng, task_type):
-    """A room of four to six receptacles and two to four things, with odd beginnings."""
-    receptacles = [(f"{kind}_bar_{i}", kind) for i, kind in enumerate(KINDS) if i < 3 or rng.random() < 0.7]
-    num_places = rng.randint(3, len(receptacles))
-    place = {name: f"l_bar_{rng.randrange(num_places)}" for name, _ in receptacles}
-    objects = [(f"Mug_bar_{i}", "Mug") for i in range(rng.randint(1, 2) + (task_type == "pick_two_obj_and_place"))]
-    objects += [(f"Book_bar_{i}", "Book") for i in range(rng.randint(0, 1))]
-    facts, held = [f"(atLocation agent1 l_bar_{rng.randrange(num_places)})"], False
-    for name, kind in receptacles:
-        facts += [f"(receptacleType {name} {kind}Type)", f"(receptacleAtLocation {name} {place[name]})"]
-        if kind in OPENABLE and rng.random() < 0.8:
-            facts += [f"(openable {name})"] + [f"(opened {name})"] * (rng.random() < 0.3)
-        for kept in ("Mug", "Book"):
-            if rng.random() < 0.75:
-                facts.append(f"(canContain {kind}Type {kept}Type)")
-    for name, kind in objects:
-        facts += [f"(objectType {name} {kind}Type)", f"(pickupable {name})"]
-        facts += [f"({fact} {name})" for fact in ("cleanable", "heatable", "coolable") if rng.random() < 0.95]
-        facts += [f"({fact} {name})" for fact in ("isClean", "isHot", "isCool") if rng.random() < 0.1]
-        if not held and rng.random() < 0.25:
-            held = True
-            facts += [f"(holds agent1 {name})", "(holdsAny agent1)"]
-            homes = rng.sample(receptacles, rng.random() < 0.2)
-        else:
-            homes = rng.sample(receptacles, 1 + (rng.random() < 0.15))
-        facts += [f"(inReceptacle {name} {home})" for home, _ in homes]
-    lamp_home = rng.choice(receptacles)[0]
-    facts += ["(objectType Lamp_bar_1 LampType)", "(toggleable Lamp_bar_1)", f"(inReceptacle Lamp_bar_1 {lamp_home})"]
-    goal = _GOALS[task_type].format(o="Mug", r="Lamp" if task_type == "look_at_obj_in_light" else rng.choice(KINDS))
-    names = "agent1 - agent MugType BookType LampType - otype Lamp_bar_1 - object "
-    names += " ".join(f"{kind}Type - rtype" for kind in sorted(set(KINDS)))
-    names += "".join(f" {name} - receptacle" for name, _ in receptacles)
-    names += "".join(f" {name} - object" for name, _ in objects)
-    names += "".join(f" l_bar_{i} - location" for i in range(num_places))
-    text = f"(define (:objects {names}) (:init {' '.join(facts)}) (:goal (and {goal})))"
-    return World(parse_problem(text), Rules(WHEEL), "?")
-
-
-def shortest(state, most=4_000):
-    """The length of a shortest plan by breadth-first search over all commands; None when there is none."""
-    queue, seen = deque([(state, 0)]), {state.state_key()}
-    while queue:
-        state, depth = queue.popleft()
-        if state.won():
-            return depth
-        for action in engine.commands(state).values():
-            twin = state.clone()
-            engine.act(twin, action)
-            if (key := twin.state_key()) not in seen:
-                if len(seen) >= most:
-                    return "too many states"
-                seen.add(key)
-                queue.append((twin, depth + 1))
-    return None
-
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_plans_are_as_short_as_brute_force_finds(task_type):
-    rng = random.Random(task_type)
-    num_solvable = num_hopeless = 0
-    for _ in range(14):
-        state = tiny_world(rng, task_type).initial.clone()
-        for _ in range(rng.choice((0, 0, 4, 10))):
-            engine.play(state, rng.choice(list(engine.commands(state))))
-        expected = shortest(state)
-        if expected == "too many states":
-            continue
-        plan = OracleExpert().plan(state)
-        assert (None if plan is None else len(plan)) == expected, engine.introduction(state)
-        if plan is None:
-            num_hopeless += 1
-            continue
-        num_solvable += 1
-        for command in plan:
-            assert engine.play(state, command) != "Nothing happens."
-        assert state.won()
-    assert num_solvable >= 4
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(st.randoms(use_true_random=False))
+    def check(rng):
+        found.append(check_room(rng, task_type))
+
+    found = []
+    check()
+    assert sum(isinstance(length, int) for length in found) >= 10
+    assert found.count(TOO_MANY) < len(found) / 2
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(which=st.integers(0, 5), rng=st.randoms(use_true_random=False))
+def test_no_plan_of_a_generated_game_is_shorter(some_games, which, rng):
+    check_game(some_games[which], rng, most=3_000)
+
+
+@pytest.fixture(scope="module")
+def some_games():
+    return list(distinct_games(0, "small", "train", 6))
 
 
 def test_there_is_no_plan_without_the_appliance_or_a_place_to_lay_down():

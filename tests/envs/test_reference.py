@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paw_fast import envs
-from paw_fast.envs.alfworld import OracleExpert
+from paw_fast.envs.alfworld import OracleExpert, engine
 from paw_fast.envs.alfworld.games import reference_texts
 from paw_fast.envs.alfworld.reference import ReferenceEnv, Worker
 from paw_fast.types import Task, UserError
@@ -39,11 +39,11 @@ def reference(small_env):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(which=st.integers(0, 35), seed=st.integers(0, 1 << 20))
-def test_every_text_command_list_and_win_is_equal(worker, games, which, seed):
+@given(which=st.integers(0, 35), choices=st.lists(st.integers(0, 1 << 20), min_size=25, max_size=25))
+def test_every_text_command_list_and_win_is_equal(worker, games, which, choices):
     from differential import Tally, play_both
 
-    play_both(worker, games[which], seed, 25, Tally())
+    play_both(worker, games[which], choices, Tally())
 
 
 def test_official_games_are_equal(worker, official_games):
@@ -51,8 +51,21 @@ def test_official_games_are_equal(worker, official_games):
 
     tally = Tally()
     for path in official_games[::4]:
-        play_both(worker, path, 0, 40, tally)
+        play_both(worker, path, range(40), tally)
     assert tally.steps == 120
+
+
+def test_a_difference_is_found_and_can_be_played_again(worker, games, monkeypatch):
+    from differential import Difference, Tally, explore, play_both
+
+    monkeypatch.setitem(engine._QUIET, "inventory", lambda state, action: "You carry the world.")
+    with pytest.raises(Difference, match=r"small-0\.tw-pddl, step \d+: text differ.*\n.*You carry the world") as found:
+        explore(worker, games[0], 0, 5, 25, Tally())
+    choices = found.value.choices
+    with pytest.raises(Difference, match=rf"step {len(choices)}: text differ"):
+        play_both(worker, games[0], choices, Tally())
+    monkeypatch.undo()
+    play_both(worker, games[0], choices, Tally())
 
 
 def test_the_caches_change_nothing(games):

@@ -40,6 +40,7 @@ class GameSet:
         counts = {"train": num_train, "valid_seen": num_unseen, "valid_unseen": num_unseen}
         self._recipe = None if data is not None else (size, seed, counts)
         self.root = dataset_root(data) if data is not None else generated_root(size, seed, counts, cache_dir)
+        self.handed_over: set[Path | None] = set()  # files that the reference plays: said once for each
         self._tasks: dict[str, tuple[Task, ...]] = {}
         self._worlds: OrderedDict[tuple[Path, int], World] = OrderedDict()
 
@@ -128,9 +129,14 @@ class AlfworldEnv:
     def _hand_over(self, task: Task, why: str) -> Observation:
         if self._make_reference is None:
             raise UserError(f"{task.path}: the native engine cannot play it: {why}")
-        _LOG.warning("%s is played by the reference engine: %s", task.path, why)
         if self._reference is None:
-            self._reference = self._make_reference()
+            try:
+                self._reference = self._make_reference()
+            except UserError as error:
+                raise UserError(f"{task.path}: the native engine cannot play it ({why}), and {error}") from None
+        if task.path not in self._games.handed_over:
+            self._games.handed_over.add(task.path)
+            _LOG.warning("%s is played by the reference engine: %s", task.path, why)
         observation = self._reference.reset(task)
         self._handed_over = True
         return observation

@@ -22,9 +22,9 @@ from pathlib import Path
 from paw_fast.types import Task, UserError
 
 from .generate import GENERATOR_VERSION, SPLITS, Game, make_game
-from .pddl import PddlError, parse_problem
+from .pddl import PddlError, parse_problem, show
 from .tables import SIZES, TASK_TYPES
-from .text import WHEEL, Rules, read_rules
+from .text import WHEEL, Rules, is_plain, read_rules
 from .world import Unplayable, World
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
@@ -64,7 +64,9 @@ def list_tasks(root: Path, split: str) -> list[Task]:
     for path in sorted(folder.glob("*/*/game.tw-pddl")):
         inside = str(path.relative_to(root))
         task_type = path.parent.parent.name.split("-")[0]
-        if "movable" in inside or "Sliced" in inside or task_type not in TASK_TYPES or not _is_solvable(path):
+        if "movable" in inside or "Sliced" in inside or task_type not in TASK_TYPES:
+            continue
+        if not path.is_file() or not _is_solvable(path):
             continue
         task_id = f"{path.parent.parent.name}/{path.parent.name}"
         tasks.append(Task(task_id, "alfworld", split_name(split), task_type, path))
@@ -93,10 +95,13 @@ def _is_solvable(path: Path) -> bool:
 def read_game(path: Path) -> dict:
     """The JSON of a game file. Raises `UserError` naming the file and the place of what is wrong."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: {size} bytes, at most {MAX_FILE_BYTES} are read: not an ALFWorld game")
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise UserError(f"cannot read {path}: it is not a file")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise UserError(f"{path}: more than {MAX_FILE_BYTES} bytes: not an ALFWorld game")
+        text = content.decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -124,6 +129,8 @@ def load_world(path: Path) -> World:
     own = data.get("paw_fast")
     if not data["pddl_domain"] and not data["grammar"] and isinstance(own, dict) and isinstance(own.get("task"), str):
         rules, task = Rules(WHEEL), own["task"]
+        if not is_plain(task):
+            raise UserError(f"{path}: its task is not a plain sentence: {show(task)}")
     else:
         known = read_rules(data["pddl_domain"], data["grammar"])
         if isinstance(known, str):

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .pddl import PddlError, Problem, typed_variables
+from .pddl import PddlError, Problem, show, typed_variables
 
 if TYPE_CHECKING:
     from .world import World
 
-MAX_ALTERNATIVES = 20_000  # six official task types: below 400
-MAX_TRIES = 50_000  # official goals need below 2,000
+MAX_ALTERNATIVES = 20_000  # of all clauses together; the six official task types: below 400
+MAX_TRIES = 1_000_000  # of all clauses together; official goals need below 10,000
+MAX_ATOMS = 100  # of all clauses together; official goals have up to 12
 
 # A changing fact: (predicate, first number, second number or -1). Numbers as in `World`.
 Literal = tuple[str, int, int]
@@ -61,6 +62,19 @@ class Goal:
     clauses: tuple[tuple[frozenset[Literal], ...], ...]
 
 
+class _Budget:
+    """What settling the whole goal may cost, in facts looked at and alternatives found."""
+
+    def __init__(self) -> None:
+        self.tries = self.alternatives = 0
+
+    def spend(self, tries: int, alternatives: int = 0) -> None:
+        self.tries += tries
+        self.alternatives += alternatives
+        if self.tries > MAX_TRIES or self.alternatives > MAX_ALTERNATIVES:
+            raise PddlError("the goal is too large to check")
+
+
 @dataclass
 class _Clause:
     variables: dict[str, str]
@@ -81,19 +95,21 @@ def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -
             _flatten(node, {}, ground)
     if ground.atoms or ground.different:
         clauses.append(ground)
-    by_predicate: dict[str, set[tuple[str, ...]]] = {}
-    for fact in facts:
-        by_predicate.setdefault(fact[0], set()).add(fact[1:])
+    if sum(len(clause.atoms) + len(clause.different) + len(clause.variables) for clause in clauses) > MAX_ATOMS:
+        raise PddlError("the goal is too large to check")
+    by_predicate: dict[str, list[tuple[str, ...]]] = {}
+    for fact in sorted(set(facts)):
+        by_predicate.setdefault(fact[0], []).append(fact[1:])
     members: dict[str, list[str]] = {}
     for name, kind in problem.objects.items():
         members.setdefault(kind, []).append(name)
-    compiled = []
+    compiled, budget = [], _Budget()
     for clause in clauses:
         for atom in clause.atoms:
             for name in atom[1:]:
                 if name not in clause.variables and name not in problem.objects:
-                    raise PddlError(f"the goal names {name!r}, which (:objects ...) does not declare")
-        compiled.append(_alternatives(clause, by_predicate, members, problem, world))
+                    raise PddlError(f"the goal names {show(name)}, which (:objects ...) does not declare")
+        compiled.append(_alternatives(clause, by_predicate, members, problem, world, budget))
     return Goal(tuple(compiled))
 
 
@@ -130,7 +146,7 @@ def _flatten(node: list, scope: dict[str, str], out: _Clause) -> None:
     elif head in _CHANGING or head in _FIXED:
         out.atoms.append([head, *(_resolve(item, scope) for item in node[1:])])
     else:
-        raise UnknownGoal(f"not one of the known forms (it uses {head[:40]!r})")
+        raise UnknownGoal(f"not one of the known forms (it uses {show(head)})")
 
 
 def _resolve(item: object, scope: dict[str, str]) -> str:
@@ -139,31 +155,27 @@ def _resolve(item: object, scope: dict[str, str]) -> str:
     if not item.startswith("?"):
         return item
     if item not in scope:
-        raise PddlError(f"the goal uses the variable {item[:40]} without binding it")
+        raise PddlError(f"the goal uses the variable {show(item)} without binding it")
     return scope[item]
 
 
 def _alternatives(
     clause: _Clause,
-    facts: dict[str, set[tuple[str, ...]]],
+    facts: dict[str, list[tuple[str, ...]]],
     members: dict[str, list[str]],
     problem: Problem,
     world: World,
+    budget: _Budget,
 ) -> tuple[frozenset[Literal], ...]:
     """All distinct sets of changing facts that make the clause true."""
     fixed = [atom for atom in clause.atoms if atom[0] in _FIXED]
     changing = [atom for atom in clause.atoms if atom[0] in _CHANGING]
     found: dict[frozenset[Literal], None] = {}
-    tries = 0
 
     def value(term: str, binding: dict[str, str]) -> str | None:
         return binding.get(term) if term.startswith("?") else term
 
     def extend(binding: dict[str, str], rest: list[list[str]]) -> None:
-        nonlocal tries
-        tries += 1
-        if tries > MAX_TRIES or len(found) > MAX_ALTERNATIVES:
-            raise UnknownGoal("too large to check")
         for a, b in clause.different:
             left, right = value(a, binding), value(b, binding)
             if left is not None and left == right:
@@ -172,17 +184,22 @@ def _alternatives(
             # The atom with the fewest unbound variables first: it prunes most.
             atom = min(rest, key=lambda atom: sum(value(term, binding) is None for term in atom[1:]))
             others = [other for other in rest if other is not atom]
-            for args in sorted(facts.get(atom[0], ())):
+            known = facts.get(atom[0], ())
+            budget.spend(1 + len(known))
+            for args in known:
                 new = _match(atom[1:], args, binding, clause.variables, problem)
                 if new is not None:
                     extend(new, others)
             return
         free = [name for name in clause.variables if name not in binding and any(name in a for a in changing)]
         if free:
-            for name in members.get(clause.variables[free[0]], ()):
+            names = members.get(clause.variables[free[0]], ())
+            budget.spend(1 + len(names))
+            for name in names:
                 if name in _placed(problem, world, name):
                     extend({**binding, free[0]: name}, [])
             return
+        budget.spend(1, 1)
         literals = [_literal(atom, binding, world, problem) for atom in changing]
         if None not in literals:
             found[frozenset(literals)] = None  # type: ignore[arg-type]
@@ -226,7 +243,7 @@ def _literal(atom: list[str], binding: dict[str, str], world: World, problem: Pr
     signature = _CHANGING[atom[0]]
     names = [binding[term] if term.startswith("?") else term for term in atom[1:]]
     if tuple(problem.objects[name] for name in names) != signature:
-        raise PddlError(f"the goal's ({' '.join(atom)[:80]}) has arguments of the wrong type or number")
+        raise PddlError(f"the goal's {show(list(atom))} has arguments of the wrong type or number")
     numbers = []
     for name, kind in zip(names, signature, strict=True):
         if kind != "agent":

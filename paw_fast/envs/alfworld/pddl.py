@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-MAX_PROBLEM_CHARS = 4_000_000  # official problems have up to 75,000; more is not a household
+MAX_PROBLEM_CHARS = 2_000_000  # official problems have up to 75,000; more is not a household
 MAX_DEPTH = 64  # official goals nest 10 deep
 
 _TOKEN = re.compile(r"[()]|[^\s();]+|;[^\n]*")
 
-Node = "str | list"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PddlError(ValueError):
@@ -39,6 +39,8 @@ def read_sexpr(text: str) -> list:
     """The nested lists of the one expression in `text`, lower-cased. Raises `PddlError` with the line."""
     if len(text) > MAX_PROBLEM_CHARS:
         raise PddlError(f"{len(text)} characters long, at most {MAX_PROBLEM_CHARS} are read")
+    if (lone := _SURROGATE.search(text)) is not None:
+        raise PddlError(f"line {text.count(chr(10), 0, lone.start()) + 1}: half of a surrogate pair, which is no text")
     text = text.lower()
     stack: list[list] = []
     root: list | None = None
@@ -60,7 +62,7 @@ def read_sexpr(text: str) -> list:
                 root = node
         elif token[0] != ";":
             if not stack:
-                raise PddlError(f"line {_line(text, i)}: {token[:40]!r} stands outside of parentheses")
+                raise PddlError(f"line {_line(text, i)}: {show(token)} stands outside of parentheses")
             stack[-1].append(token)
     if stack:
         raise PddlError(f"ends inside {len(stack)} open parentheses (truncated?)")
@@ -85,7 +87,7 @@ def parse_problem(text: str) -> Problem:
     sections: dict[str, list] = {}
     for node in root[1:]:
         if not isinstance(node, list) or not node or not isinstance(node[0], str):
-            raise PddlError(f"expected a section such as (:init ...), got {_show(node)}")
+            raise PddlError(f"expected a section such as (:init ...), got {show(node)}")
         if node[0] in sections:
             raise PddlError(f"has the section {node[0]} twice")
         sections[node[0]] = node[1:]
@@ -98,14 +100,14 @@ def parse_problem(text: str) -> Problem:
     facts = []
     for node in sections[":init"]:
         if not isinstance(node, list) or not node:
-            raise PddlError(f"expected a fact in (:init ...), got {_show(node)}")
+            raise PddlError(f"expected a fact in (:init ...), got {show(node)}")
         if node[0] == "=":  # distances and costs, of which nothing is observable
             continue
         if not all(isinstance(item, str) for item in node):
-            raise PddlError(f"expected a plain fact in (:init ...), got {_show(node)}")
+            raise PddlError(f"expected a plain fact in (:init ...), got {show(node)}")
         for name in node[1:]:
             if name not in objects:
-                raise PddlError(f"the fact {_show(node)} names {name!r}, which (:objects ...) does not declare")
+                raise PddlError(f"the fact {show(node)} names {show(name)}, which (:objects ...) does not declare")
         facts.append(tuple(node))
     return Problem(objects=objects, facts=tuple(facts), goal=sections[":goal"][0])
 
@@ -116,7 +118,7 @@ def _typed_names(items: list) -> dict[str, str]:
     it = iter(items)
     for item in it:
         if not isinstance(item, str):
-            raise PddlError(f"expected a name in (:objects ...), got {_show(item)}")
+            raise PddlError(f"expected a name in (:objects ...), got {show(item)}")
         if item != "-":
             pending.append(item)
             continue
@@ -125,10 +127,10 @@ def _typed_names(items: list) -> dict[str, str]:
             raise PddlError("(:objects ...) has a '-' without a name before it or a type after it")
         for name in pending:
             if names.setdefault(name, kind) != kind:
-                raise PddlError(f"(:objects ...) declares {name!r} as {names[name]!r} and as {kind!r}")
+                raise PddlError(f"(:objects ...) declares {show(name)} as {show(names[name])} and as {show(kind)}")
         pending = []
     if pending:
-        raise PddlError(f"(:objects ...) gives no type for {pending[0]!r}")
+        raise PddlError(f"(:objects ...) gives no type for {show(pending[0])}")
     return names
 
 
@@ -137,9 +139,18 @@ def typed_variables(items: list) -> dict[str, str]:
     return _typed_names(items)
 
 
-def _show(node: object) -> str:
-    text = f"({' '.join(map(str, node))})" if isinstance(node, list) else repr(node)
+def show(node: object) -> str:
+    """A piece of a PDDL text for a message: at most 80 characters, all of them printable ASCII."""
+    text = _text(node) if isinstance(node, list) else repr(node)
+    text = ascii(text)[1:-1] if not (text.isascii() and text.isprintable()) else text
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _text(node: object) -> str:
+    """As much of the nested lists' text as `show` may need."""
+    if not isinstance(node, list):
+        return str(node)[:90]
+    return f"({' '.join(map(_text, node[:20]))})"
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import subprocess
@@ -25,7 +26,9 @@ from .env import GameSet, make_observation
 from .games import reference_texts
 from .text import TASK_PREFIX
 
+_LOG = logging.getLogger("paw_fast.envs")
 TIME_LIMIT_S = 120.0  # the largest kitchens take 6 s to load on a quiet core
+KILL_LIMIT_S = 30.0  # for a killed process to be gone
 MAX_COMMAND_CHARS = 1_000  # no admissible command is longer, so a longer one is only ever "Nothing happens."
 
 
@@ -36,40 +39,43 @@ class WorkerDied(RuntimeError):
 class Worker:
     """One process: requests go out at once, answers come back in the same order.
 
-    slow: without the caches of `reference_speed`, as the packages come.
+    Nothing here waits without an end: pipes are written without blocking (a process that is behind with its answers
+    reads no requests, so a blocking write and a full pipe on the other side would wait for each other), and an
+    answer that does not come within the time limit ends the process. slow: without the caches of
+    `reference_speed`, as the packages come. slow_because: why the caches are not in use, once started.
     """
 
     def __init__(self, time_limit_s: float = TIME_LIMIT_S, slow: bool = False) -> None:
         self._slow = slow
         self._time_limit_s = time_limit_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        self._outgoing, self._buffer = b"", b""
         self._sent: list[int] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._next_ticket = 0
+        self.slow_because: str | None = None
         self.generation = 0  # raised at each start, so that an episode knows that it was lost
 
     def send(self, request: dict[str, Any]) -> int:
         """Sends a request and returns its ticket. Starts the process where it does not run."""
         if self._process is None:
             self._start()
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            raise self._lost("ended") from None
+        self._outgoing += json.dumps(request).encode("ascii") + b"\n"
+        self._write()
         self._next_ticket += 1
         self._sent.append(self._next_ticket)
         return self._next_ticket
 
-    def receive(self, ticket: int) -> dict[str, Any]:
+    def deadline(self) -> float:
+        """The `time.monotonic()` until which an answer may be waited for from now."""
+        return time.monotonic() + self._time_limit_s
+
+    def receive(self, ticket: int, deadline: float | None = None) -> dict[str, Any]:
         """The answer to a request. Raises `WorkerDied` when none will come."""
-        deadline = time.monotonic() + self._time_limit_s
+        deadline = self.deadline() if deadline is None else deadline
         while ticket not in self._answers:
             if ticket not in self._sent:
-                raise WorkerDied("the worker was started again since")
+                raise WorkerDied("the reference engine's process was started again since")
             line = self._read_line(deadline)
             self._answers[self._sent.pop(0)] = line
         return self._answers.pop(ticket)
@@ -77,14 +83,15 @@ class Worker:
     def stop(self) -> None:
         """Ends the process. Safe to call twice."""
         process, self._process = self._process, None
-        self._sent, self._answers, self._buffer = [], {}, b""
+        self._sent, self._answers, self._buffer, self._outgoing = [], {}, b"", b""
         if process is None:
             return
         process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_LIMIT_S)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                with contextlib.suppress(OSError):  # what was still buffered for a process that is gone
+                with contextlib.suppress(OSError):
                     pipe.close()
 
     def _start(self) -> None:
@@ -94,26 +101,54 @@ class Worker:
         # The reference makes this folder when it is imported; an existing one keeps the user's home as it is.
         environment["ALFWORLD_DATA"] = tempfile.gettempdir()
         command = [sys.executable, "-m", "paw_fast.envs.alfworld.reference_worker", *["--slow"] * self._slow]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
+        # The process ends itself when a request takes longer, in case this one is no longer there to end it.
+        command += ["--time-limit", str(self._time_limit_s + KILL_LIMIT_S)]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         self.generation += 1
-        self._buffer = b""
-        self._read_line(time.monotonic() + self._time_limit_s)
+        ready = self._read_line(self.deadline())
+        if self.slow_because is None and ready["slow_because"] and not self._slow:
+            _LOG.warning("the reference engine runs without its caches: %s", ready["slow_because"])
+        self.slow_because = ready["slow_because"]
+
+    def _write(self) -> None:
+        """Writes as much of what is to go out as the pipe takes now."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            while self._outgoing:
+                num = os.write(self._process.stdin.fileno(), self._outgoing[: 1 << 16])
+                self._outgoing = self._outgoing[num:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            raise self._lost("ended") from None
 
     def _read_line(self, deadline: float) -> dict[str, Any]:
+        """The next answer; goes on writing meanwhile."""
         assert self._process is not None
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
+        source, sink = self._process.stdout.fileno(), self._process.stdin.fileno()
         while b"\n" not in self._buffer:
+            poll = select.poll()
+            poll.register(source, select.POLLIN)
+            if self._outgoing:
+                poll.register(sink, select.POLLOUT)
             left = deadline - time.monotonic()
-            ready = select.select([descriptor], [], [], max(left, 0.0))[0] if left > 0 else []
+            ready = dict(poll.poll(left * 1e3)) if left > 0 else {}
             if not ready:
                 raise self._lost(f"gave no answer within {self._time_limit_s:g} s")
-            chunk = os.read(descriptor, 1 << 16)
-            if not chunk:
-                raise self._lost("ended")
-            self._buffer += chunk
+            can_read, can_write = source in ready, sink in ready
+            if can_write:
+                self._write()
+            if can_read:
+                chunk = os.read(source, 1 << 16)
+                if not chunk:
+                    raise self._lost("ended")
+                self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
         return json.loads(line)
 
@@ -249,15 +284,21 @@ class ReferenceEnv:
                 pass
         for attempt in (1, 2):
             try:
-                answer: dict[str, Any] = {}
-                for num in range(len(self._commands) + 1):
-                    answer = self._worker.receive(self._worker.send(self._request(num)))
-                self._generation = self._worker.generation
-                return answer
+                return self._play_again()
             except WorkerDied as error:
                 if attempt == 2:
-                    raise UserError(f"{self._task.path}: {error}, also when it was started again") from None
+                    doing = f"with the command {self._commands[-1][:80]!r}" if self._commands else "when it was loaded"
+                    raise UserError(f"{self._task.path}: {error}, also when it was started again ({doing})") from None
         raise AssertionError
+
+    def _play_again(self) -> dict[str, Any]:
+        """Loads the episode and plays its commands, all within one time limit; the last answer."""
+        answer: dict[str, Any] = {}
+        deadline = self._worker.deadline()
+        for num in range(len(self._commands) + 1):
+            answer = self._worker.receive(self._worker.send(self._request(num)), deadline)
+        self._generation = self._worker.generation
+        return answer
 
     def _observation(self, answer: dict[str, Any], more: dict[str, Any] | None = None) -> Observation:
         assert self._task is not None

@@ -7,7 +7,8 @@ same PDDL problem four times for each episode. All of that can be kept from outs
 - `deepcopy`, a name that `textworld.envs.pddl.textgen` imports: replaced by a copy of the few types it is used on;
 - `fast_downward.pddl2sas`: remembered by problem.
 
-Only the exact release this was checked with is touched; with another one the engine runs as it is.
+Only the exact releases this was checked with are touched; with others, or where a name is missing, nothing is, and
+`speed_up` says why. A test holds the outputs of both together, byte for byte.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAX_PROBLEMS = 16  # a translated problem holds 2 to 10 MB
 
 
 def speed_up() -> str | None:
-    """Puts the caches in place. Returns None, or why it was not done."""
+    """Puts the caches in place, all or none. Returns None, or why it was not done."""
     for package, checked in CHECKED_WITH.items():
         try:
             found = version(package)
@@ -33,19 +34,33 @@ def speed_up() -> str | None:
             return f"{package} is not installed"
         if found != checked:
             return f"{package} is {found}, this was checked with {checked}"
+    try:
+        replacements = _replacements()
+    except (ImportError, AttributeError) as error:
+        return f"textworld lacks a name that is to be replaced: {error}"
+    for holder, name, value in replacements:
+        setattr(holder, name, value)
+    return None
+
+
+def _replacements() -> list[tuple[Any, str, Any]]:
+    """(module or class, name, what takes its place)."""
     import fast_downward
     from textworld.envs.pddl import textgen
     from textworld.envs.pddl.logic.parser import PddlLogicParser
     from textworld.envs.pddl.textgen.parser import CSGParser
     from textworld.logic import Rule
 
-    parse_query = Rule.parse_conjunctive_query
-    Rule.parse_conjunctive_query = staticmethod(functools.lru_cache(MAX_PARSED)(parse_query))
-    for parser in (CSGParser, PddlLogicParser):
-        parser.parse = _remember_parse(parser.parse)
-    textgen.deepcopy = _Copier(textgen)
-    fast_downward.pddl2sas = _remember(fast_downward.pddl2sas, MAX_PROBLEMS)
-    return None
+    if textgen.deepcopy is not copy.deepcopy:
+        raise AttributeError("textgen.deepcopy is not copy.deepcopy")
+    parse_query = _remember(Rule.parse_conjunctive_query, MAX_PARSED)
+    return [
+        (Rule, "parse_conjunctive_query", staticmethod(parse_query)),
+        (CSGParser, "parse", _remember_parse(CSGParser.parse)),
+        (PddlLogicParser, "parse", _remember_parse(PddlLogicParser.parse)),
+        (textgen, "deepcopy", _Copier(textgen)),
+        (fast_downward, "pddl2sas", _remember(fast_downward.pddl2sas, MAX_PROBLEMS)),
+    ]
 
 
 def _remember(function: Callable[..., Any], most: int) -> Callable[..., Any]:

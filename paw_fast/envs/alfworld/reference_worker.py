@@ -1,13 +1,16 @@
 """The process in which the reference engine runs: reads one JSON request a line, writes one JSON answer a line.
 
 A process because the reference is not thread-safe, replaces `sys.stdout` and `sys.argv`, prints, and leaks; the
-answers go to a file descriptor that nothing else knows. Requests: {"op": "reset", "slot": n, "path": file},
+answers go to a file descriptor that nothing else knows. A request that takes longer than `--time-limit` seconds ends
+the process, whatever it is doing. Requests: {"op": "reset", "slot": n, "path": file},
 {"op": "step", "slot": n, "command": text}. Answers: {"text", "admissible", "won"} or {"error": one line}.
 Environment objects are kept and loaded again, since a new one for each episode leaks 1.7 MB.
 """
 
 from __future__ import annotations
 
+import argparse
+import faulthandler
 import json
 import os
 import sys
@@ -50,16 +53,22 @@ def answer_request(slots: dict[int, Any], request: dict[str, Any]) -> dict[str, 
 
 def main() -> None:
     """Serves until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slow", action="store_true", help="the packages as they come")
+    parser.add_argument("--time-limit", type=float, default=150.0)
+    options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    if "--slow" not in sys.argv:
+    slow_because = "it was asked for"
+    if not options.slow:
         from .reference_speed import speed_up
 
-        speed_up()
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+        slow_because = speed_up()
+    print(json.dumps({"ready": True, "slow_because": slow_because}), file=answers, flush=True)
     slots: dict[int, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
+        faulthandler.dump_traceback_later(options.time_limit, exit=True)
         try:
             answer = answer_request(slots, request)
         except BaseException as error:
@@ -67,6 +76,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:300]}
             if isinstance(error, KeyboardInterrupt):
                 raise
+        faulthandler.cancel_dump_traceback_later()
         print(json.dumps(answer), file=answers, flush=True)
 
 

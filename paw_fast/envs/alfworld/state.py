@@ -68,18 +68,24 @@ class State:
 
     def to_bytes(self) -> bytes:
         """The state without its world; equal states give equal bytes, in any process."""
+        return repr((self.world.digest, *self.as_numbers())).encode("ascii")
+
+    def as_numbers(self) -> tuple:
+        """All that changes, as sorted numbers: equal for equal states, in any process."""
         sets = [sorted(getattr(self, name)) for name in _SETS]
-        return repr((self.place, int(self.holds_any), [sorted(s) for s in self.inside], sets)).encode("ascii")
+        return self.place, int(self.holds_any), [sorted(s) for s in self.inside], sets
 
     @classmethod
     def from_bytes(cls, world: World, data: bytes) -> State:
-        """The state that `to_bytes` stored, over `world`, which must be the same game's.
+        """The state that `to_bytes` stored, over `world`, loaded from the same game in this process or another.
 
-        Raises `ValueError` when the bytes are not such a state.
+        Raises `ValueError` when the bytes are not such a state, or are one of another game.
         """
         state = cls(world)
         try:
-            place, holds_any, inside, sets = ast.literal_eval(data.decode("ascii"))
+            digest, place, holds_any, inside, sets = ast.literal_eval(data.decode("ascii"))
+            if digest != world.digest:
+                raise ValueError("it is a state of another game")
             if len(inside) != len(world.receptacles):
                 raise ValueError(f"{len(inside)} receptacles stored, this world has {len(world.receptacles)}")
             state.place, state.holds_any = _below(place, len(world.places)), bool(holds_any)

@@ -151,27 +151,33 @@ _DOMAINS = {
     "b0b8259a4e11c9f45e91c181404bde4c2c936ad872fdc4d368c7e63094eaafac": (False, False),
     "0c42dbe9f67ce2474749f02dd32a40bcc41ef44e8ed28bcedf4526fb02078fec": (False, True),
 }
+MAX_RULE_CHARS = 200_000  # the known ones have below 30,000 together
 _SENTENCE = re.compile(r'"Your task is to: ([^"\n]*)\."')
 # Other characters mean something to the reference's grammar parser; such a sentence is left to it.
 _PLAIN = re.compile(r"[A-Za-z0-9 ,.'!?:&()/-]+")
-_grammar_names: dict[str, Dialect | None] = {}
+
+
+def is_plain(task: str) -> bool:
+    """Whether a task's sentence is text alone, in both engines."""
+    return _PLAIN.fullmatch(task) is not None and task == task.strip()
+
+
+def _dialect(bare_grammar: str) -> Dialect | None:
+    return _GRAMMARS.get(hashlib.sha256(bare_grammar.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 def read_rules(domain: str, grammar: str) -> tuple[Rules, str] | str:
     """(rules, task sentence) of a game's domain and grammar, or one clause saying why they are not known."""
+    if len(domain) + len(grammar) > MAX_RULE_CHARS:
+        return f"its domain and grammar have more than {MAX_RULE_CHARS} characters"
     match = _SENTENCE.search(grammar)
     if match is None:
         return "its grammar has no task sentence"
     task = match.group(1)
-    if not _PLAIN.fullmatch(task) or task != task.strip():
+    if not is_plain(task):
         return "its task sentence holds grammar symbols"
     bare = grammar[: match.start(1)] + "UNKNOWN GOAL" + grammar[match.end(1) :]
-    if bare not in _grammar_names:
-        if len(_grammar_names) >= 64:
-            _grammar_names.clear()
-        digest = hashlib.sha256(bare.encode("utf-8", "surrogatepass")).hexdigest()
-        _grammar_names[bare] = _GRAMMARS.get(digest)
-    dialect = _grammar_names[bare]
+    dialect = _dialect(bare)
     if dialect is None:
         return "its text grammar is not one of the two known ones"
     known = _DOMAINS.get(fingerprint(domain))

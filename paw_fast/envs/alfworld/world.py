@@ -7,12 +7,14 @@ that an object in two receptacles, shared places and odd initial states play as 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 
 from .engine import Action
 from .goal import Goal, UnknownGoal, compile_goal
-from .pddl import PddlError, Problem
+from .pddl import PddlError, Problem, show
 from .state import State
 from .text import Rules
 
@@ -56,7 +58,10 @@ _SIGNATURES = {
     "issliced": ("object",),
 }
 _KNIVES = ("knifetype", "butterknifetype")
-MAX_ENTITIES = 5_000
+# Official games name below 250 things in below 1,500 facts. The limits bound the time and memory of hostile files.
+MAX_ENTITIES = 1_000
+MAX_FACTS = 50_000
+MAX_HELD = 50
 
 
 class World:
@@ -69,6 +74,8 @@ class World:
     def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
         self.rules = rules
         self.task = task
+        if len(problem.facts) > MAX_FACTS:
+            raise PddlError(f"holds {len(problem.facts)} facts, at most {MAX_FACTS} are played")
         facts = _check_facts(problem)
         ids = {"receptacle": set(), "object": set(), "location": set(), "agent": set()}
         entities: set[str] = set()
@@ -99,6 +106,12 @@ class World:
             self.goal: Goal = compile_goal(problem, facts, self)
         except UnknownGoal as error:
             raise Unplayable(f"its goal is {error}") from None
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells games apart, the same in every process: of the ids, the places, the task and the beginning."""
+        what = (self.receptacle_ids, self.object_ids, self.place_ids, self.place_of, self.rules.dialect.name, self.task)
+        return hashlib.sha256(repr((what, self.initial.as_numbers())).encode("utf-8")).hexdigest()[:16]
 
     def index(self, kind: str, name: str) -> int:
         """The number of a receptacle, object or location id."""
@@ -131,10 +144,10 @@ class World:
         self.heatable, self.coolable = objects("heatable"), objects("coolable")
         self.toggleable, self.sliceable = objects("toggleable"), objects("sliceable")
         self.is_container = objects("isreceptacleobject")
-        self.inner = tuple(
-            tuple(sorted(self._object_index[i] for i, o in set(facts["inreceptacleobject"]) if o == outer))
-            for outer in self.object_ids
-        )
+        inner: list[set[int]] = [set() for _ in self.object_ids]
+        for thing, outer in facts["inreceptacleobject"]:
+            inner[self._object_index[outer]].add(self._object_index[thing])
+        self.inner = tuple(tuple(sorted(group)) for group in inner)
         self.object_types = _grouped(facts["objecttype"], self._object_index)
         self.receptacle_types = _grouped(facts["receptacletype"], self._receptacle_index)
         self.knives = frozenset(o for o, kinds in enumerate(self.object_types) if set(kinds) & set(_KNIVES))
@@ -148,12 +161,17 @@ class World:
             receptacles({"microwavetype"}),
             receptacles({"fridgetype"}),
         )
-        can = set(facts["cancontain"])
-        fits: dict[tuple[str, ...], frozenset[int]] = {}
+        of_type: dict[str, set[int]] = {}
+        for r, rtypes in enumerate(self.receptacle_types):
+            for rtype in rtypes:
+                of_type.setdefault(rtype, set()).add(r)
+        takers: dict[str, set[int]] = {}
+        for rtype, otype in set(facts["cancontain"]):
+            takers.setdefault(otype, set()).update(of_type.get(rtype, ()))
+        fits, shared = {}, {}
         for kinds in set(self.object_types):
-            fits[kinds] = frozenset(
-                r for r, rts in enumerate(self.receptacle_types) if any((rt, ot) in can for rt in rts for ot in kinds)
-            )
+            group = frozenset(r for kind in kinds for r in takers.get(kind, ()))
+            fits[kinds] = shared.setdefault(group, group)
         self.holders = tuple(fits[kinds] for kinds in self.object_types)
 
     def _initial_state(self, facts: dict[str, list[tuple[str, ...]]]) -> State:
@@ -171,6 +189,8 @@ class World:
             inside.setdefault(r[receptacle], set()).add(o[thing])
         state.inside = [frozenset(inside.get(i, ())) for i in range(len(self.receptacles))]
         state.held = frozenset(o[args[1]] for args in facts["holds"])
+        if len(state.held) > MAX_HELD:
+            raise PddlError(f"has an agent that holds {len(state.held)} things, at most {MAX_HELD} are played")
         state.holds_any = bool(facts["holdsany"])
         state.opened = frozenset(r[args[0]] for args in facts["opened"])
         state.lying = frozenset((o[thing], p[place]) for thing, place in facts["objectatlocation"])
@@ -192,11 +212,11 @@ def _check_facts(problem: Problem) -> list[tuple[str, ...]]:
     for fact in problem.facts:
         signature = _SIGNATURES.get(fact[0])
         if signature is None:
-            raise PddlError(f"has the unknown fact ({' '.join(fact)[:80]})")
+            raise PddlError(f"has the unknown fact {show(list(fact))}")
         kinds = tuple(problem.objects[name] for name in fact[1:])
         if kinds != signature:
             got, expected = " ".join(kinds) or "none", " ".join(signature)
-            raise PddlError(f"the fact ({' '.join(fact)[:80]}) has arguments of type {got}, expected {expected}")
+            raise PddlError(f"the fact {show(list(fact))} has arguments of type {got}, expected {expected}")
     return list(problem.facts)
 
 
@@ -207,7 +227,7 @@ def display_names(ids: Iterable[str]) -> dict[str, str]:
     for name in ids:
         base, found, _ = name.partition("_bar_")
         if found and any(code in base for code in ("_minus_", "_plus_", "_dot_", "_comma_")):
-            raise PddlError(f"the id {name[:80]!r} has an encoded character before its first '_bar_'")
+            raise PddlError(f"the id {show(name)} has an encoded character before its first '_bar_'")
         bases[name] = (base + "basin" if "basin" in name else base) if found else None
     left = Counter(base for base in bases.values() if base is not None)
     names = {}
