@@ -78,7 +78,7 @@ class AgentLoop:
                     completions = self.engine.step()
                 for completion in completions:
                     episode = live[completion.episode]
-                    with self.stage("environment"):
+                    with self.stage("prompt"):
                         trajectory = self._act(episode, completion)
                     if trajectory is None:
                         self._ask(episode)
@@ -123,7 +123,8 @@ class AgentLoop:
         """Plays a sampled action; returns the trajectory when the episode is over."""
         s, before = self.settings, episode.observation
         parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
-        step = episode.env.step(parsed.command)
+        with self.stage("environment"):
+            step = episode.env.step(parsed.command)
         valid = parsed.well_formed
         if self.template.invalid == "admissible":
             valid = valid and bool(step.info.get("admissible", parsed.command in before.admissible))

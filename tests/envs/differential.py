@@ -48,7 +48,7 @@ class Tally:
     steps: int = 0
     admissible: int = 0
     wins: int = 0
-    games: int = 0
+    episodes: int = 0
     refused: int = 0
 
 
@@ -123,7 +123,7 @@ def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, 
     earlier = list(engine.commands(state))
     try:
         compare(state, engine.introduction(state), answer, f"game {path}", history)
-        tally.games += 1
+        tally.episodes += 1
         for choice in choices:
             commands = list(engine.commands(state))
             rng = random.Random(f"{path.name} {len(history)} {choice}")

@@ -1,6 +1,8 @@
 """The protocol: episodes, batches, official games."""
 
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +62,34 @@ def test_a_saved_state_goes_on(small_env):
         assert env.step(command) == other.step(command)
 
 
+def test_a_state_goes_on_in_another_process(small_env, tmp_path):
+    env, task = small_env.spawn(), small_env.tasks("train")[2]
+    env.reset(task)
+    plan = OracleExpert().plan(env.state)
+    env.step(plan[0])
+    (tmp_path / "state").write_bytes(env.state.to_bytes())
+    script = (
+        "import sys; from pathlib import Path; from paw_fast.envs.alfworld import engine\n"
+        "from paw_fast.envs.alfworld.games import load_world; from paw_fast.envs.alfworld.state import State\n"
+        "state = State.from_bytes(load_world(Path(sys.argv[1])), Path(sys.argv[2]).read_bytes())\n"
+        "print(hash(state)); print(state.to_bytes().decode())\n"
+        "for command in sys.argv[3:]: print(engine.play(state, command)); print(*engine.commands(state), sep='|')\n"
+    )
+    command = [sys.executable, "-c", script, str(task.path), str(tmp_path / "state"), *plan[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    expected = [str(hash(env.state)), env.state.to_bytes().decode()]
+    for step in map(env.step, plan[1:]):
+        expected += [step.observation.text, "|".join(step.observation.admissible)]
+    assert done.stdout.split("\n")[:-1] == expected
+    assert env.state.won()
+
+
+def test_a_state_of_another_game_is_refused(small_env):
+    one, other = (small_env._games.world(task) for task in small_env.tasks("train")[:2])
+    with pytest.raises(ValueError, match="of another game"):
+        State.from_bytes(other, one.initial.to_bytes())
+
+
 @pytest.mark.parametrize("num", [1, 3, 8])
 def test_a_batch_gives_what_single_episodes_give(small_env, num):
     tasks = [small_env.tasks("train")[i % 24] for i in range(num)]
@@ -79,6 +109,22 @@ def test_a_batch_gives_what_single_episodes_give(small_env, num):
                 if step.done:
                     return
     batch.close()
+
+
+def test_finished_episodes_of_a_batch_are_not_played_on(small_env, monkeypatch):
+    tasks, played = small_env.tasks("train")[:3], []
+    plans = [OracleExpert().plan(small_env._games.world(task).initial) for task in tasks]
+    batch = envs.make_batch(small_env, 3)
+    batch.reset(tasks)
+    for turn in range(max(map(len, plans))):
+        steps = batch.step([plan[turn] if turn < len(plan) else "look" for plan in plans])
+        assert [step is None for step in steps] == [turn >= len(plan) for plan in plans]
+    monkeypatch.setattr(type(small_env), "step", lambda env, command: played.append(command))
+    assert batch.step(["look"] * 3) == [None] * 3
+    assert played == []
+    monkeypatch.undo()
+    assert batch.reset(tasks[:1])
+    assert [step is None for step in batch.step(["look"] * 3)] == [False, True, True]
 
 
 def test_a_batch_of_fewer_tasks_and_of_too_many(small_env):

@@ -20,7 +20,6 @@ from paw_fast.envs.alfworld.games import (
     list_tasks,
     load_world,
     make_split,
-    reference_texts,
 )
 from paw_fast.envs.alfworld.pddl import parse_problem
 from paw_fast.envs.alfworld.tables import TASK_TYPES, UNSEEN_ROOMS
@@ -282,10 +281,13 @@ def test_what_only_the_reference_may_play_is_told_apart_from_what_is_wrong(game_
         load_world(game_file)
 
 
-@pytest.mark.skipif(reference_texts() is not None, reason="the extra alfworld is installed")
-def test_without_the_extra_an_unknown_grammar_is_one_line(game_file, small_env):
+def test_without_the_extra_an_unknown_grammar_is_one_line(game_file, small_env, caplog, monkeypatch):
+    monkeypatch.setattr("paw_fast.envs.alfworld.reference.reference_texts", lambda: None)
     rewrite(game_file, other_grammar)
-    with pytest.raises(UserError, match=r"pip install 'paw-fast\[alfworld\]'"):
+    missing = r"not installed: pip install 'paw-fast\[alfworld\]'"
+    with pytest.raises(UserError, match=rf"text grammar is not one of.*{missing}") as error:
         small_env.spawn().reset(Task.from_file(game_file))
-    with pytest.raises(UserError, match=r"pip install 'paw-fast\[alfworld\]'"):
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    assert not caplog.records
+    with pytest.raises(UserError, match=missing):
         envs.make("alfworld", engine="textworld")

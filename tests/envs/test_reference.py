@@ -2,15 +2,18 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paw_fast import envs
-from paw_fast.envs.alfworld import OracleExpert, engine
-from paw_fast.envs.alfworld.games import reference_texts
+from paw_fast.envs.alfworld import OracleExpert, engine, reference_speed
+from paw_fast.envs.alfworld.games import load_world, reference_texts
 from paw_fast.envs.alfworld.reference import ReferenceEnv, Worker
 from paw_fast.types import Task, UserError
 
@@ -80,6 +83,70 @@ def test_the_caches_change_nothing(games):
         return answers
 
     assert transcript(Worker()) == transcript(Worker(slow=True))
+
+
+def test_games_played_in_turns_do_not_mix_in_the_caches(worker, games):
+    paths, rng, states = games[::7], random.Random(0), []
+    for slot, path in enumerate(paths):
+        answer = worker.receive(worker.send({"op": "reset", "slot": slot, "path": str(path)}))
+        states.append(None if "error" in answer else load_world(path).initial.clone())
+    for _ in range(60):
+        slot = rng.randrange(len(paths))
+        if (state := states[slot]) is None:
+            continue
+        command = rng.choice(list(engine.commands(state)))
+        answer = worker.receive(worker.send({"op": "step", "slot": slot, "command": command}))
+        assert engine.play(state, command) == answer["text"], (paths[slot], command)
+        assert list(engine.commands(state)) == answer["admissible"]
+
+
+def test_the_caches_are_put_in_place_whole_or_not_at_all(monkeypatch):
+    from textworld.envs.pddl import textgen
+    from textworld.logic import Rule
+
+    before = (textgen.deepcopy, Rule.__dict__["parse_conjunctive_query"])
+    with monkeypatch.context() as patch:
+        patch.setitem(reference_speed.CHECKED_WITH, "textworld", "9.9")
+        assert reference_speed.speed_up() == "textworld is 1.7.0, this was checked with 9.9"
+    with monkeypatch.context() as patch:
+        patch.setitem(reference_speed.CHECKED_WITH, "no-such-package", "1")
+        assert reference_speed.speed_up() == "no-such-package is not installed"
+    with monkeypatch.context() as patch:
+        patch.delattr(textgen, "deepcopy")
+        assert "lacks a name that is to be replaced" in reference_speed.speed_up()
+    assert before == (textgen.deepcopy, Rule.__dict__["parse_conjunctive_query"])
+
+
+def test_a_worker_without_its_caches_says_why(small_env, caplog, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata as m\nold = m.version\n"
+        "m.version = lambda name: '1.8.0' if name == 'textworld' else old(name)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    env = ReferenceEnv(small_env._games, num_workers=1)
+    assert env.reset(small_env.tasks("train")[0]) == small_env.reset(small_env.tasks("train")[0])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the reference engine runs without its caches: textworld is 1.8.0, this was checked with 1.7.0"
+    ]
+    env.close()
+
+
+def test_requests_and_answers_that_fill_the_pipes_do_not_wait_for_each_other(small_env):
+    worker = Worker(time_limit_s=60)
+    worker.receive(worker.send({"op": "reset", "slot": 0, "path": str(small_env.tasks("train")[0].path)}))
+    request = {"op": "step", "slot": 0, "command": "\U0001f600" * 1_000}
+    tickets = [worker.send(request) for _ in range(200)]  # 2.4 MB of requests, 0.1 MB of answers
+    assert {worker.receive(ticket)["text"] for ticket in tickets} == {"Nothing happens."}
+    worker.stop()
+
+
+def test_a_process_that_nobody_waits_for_ends_itself(small_env):
+    command = [sys.executable, "-m", "paw_fast.envs.alfworld.reference_worker", "--time-limit", "0.01"]
+    reset = json.dumps({"op": "reset", "slot": 0, "path": str(small_env.tasks("train")[0].path)})
+    done = subprocess.run(command, input=reset + "\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stdout.count("\n") == 1  # it was ready, and never answered
+    assert "Timeout" in done.stderr
 
 
 def test_both_engines_behind_the_protocol_agree(reference, small_env):
@@ -156,4 +223,27 @@ def test_an_unknown_grammar_is_handed_over_with_one_line(tmp_path, small_env, ca
     goto = next(command for command in first.admissible if command.startswith("go to"))
     assert env.step(goto).observation.text.startswith("You walk up to")
     assert env.reset(small_env.tasks("train")[0]).text
+    assert env.reset(Task.from_file(path)) == first
+    assert len(caplog.records) == 1  # once for each file
+    env.close()
+
+
+def test_an_unknown_domain_is_handed_over_with_one_line(tmp_path, small_env, caplog):
+    path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
+    path.parent.mkdir(parents=True)
+    task = small_env.tasks("train")[0]
+    data = json.loads(task.path.read_text())
+    assert "(:predicates" in data["pddl_domain"]
+    domain = data["pddl_domain"].replace("(:predicates", "(:predicates (painted ?o - object)", 1)
+    path.write_text(json.dumps({**data, "pddl_domain": domain}))
+    env = small_env.spawn()
+    first = env.reset(Task.from_file(path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is played by the reference engine: its PDDL domain is not one of the three known ones"
+    ]
+    assert first.text == small_env.reset(task).text
+    for command in ("look", *OracleExpert().plan(small_env.state)):
+        step = env.step(command)
+        assert step.observation.text == small_env.step(command).observation.text
+    assert step.reward == 1.0
     env.close()
