@@ -49,8 +49,9 @@ class EvalOptions:
 
 
 def _play_env(name: str) -> EnvConfig:
-    """An environment for a person, who has more patience with a large household than a small model has."""
-    return env_config(name, size="medium") if name == "alfworld" else env_config(name)
+    """An environment for a person: larger households than a small model is given, pages with a line for each button."""
+    changes = {"alfworld": {"size": "medium"}, "webshop": {"mode": "text_rich"}}
+    return env_config(name, **changes.get(name, {}))
 
 
 @dataclass(frozen=True)

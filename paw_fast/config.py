@@ -227,6 +227,7 @@ def validate(config: TrainConfig) -> None:
         "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
         "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
         "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
+        "env.num-products": (1 if c.env.num_products is None else c.env.num_products, 1),
         "token-budget": (c.token_budget, 16),
         "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
         "eval-tasks": (c.eval_tasks, 1), "keep-checkpoints": (c.keep_checkpoints, 1),

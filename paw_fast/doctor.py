@@ -203,7 +203,8 @@ def _alfworld_data() -> dict[str, Any]:
     named = os.environ.get("ALFWORLD_DATA")
     result: dict[str, Any] = {"source": "ALFWORLD_DATA" if named else "generated", "path": named, "problem": None}
     try:
-        from paw_fast.envs.alfworld.games import cache_folder, dataset_root, list_tasks
+        from paw_fast.envs.alfworld.games import dataset_root, list_tasks
+        from paw_fast.files import cache_folder
 
         if named:
             root = dataset_root(named)
@@ -231,7 +232,15 @@ def _count(root: Path) -> dict[str, int]:
 def _webshop_data() -> dict[str, Any]:
     named = os.environ.get("WEBSHOP_DATA")
     problem = f"WEBSHOP_DATA names {named}, which is no folder" if named and not Path(named).is_dir() else None
-    return {"path": named, "problem": problem}
+    result: dict[str, Any] = {"path": named, "problem": problem}
+    if named and not problem:
+        try:
+            from paw_fast.envs.webshop.factory import find_files
+
+            result["files"] = [path.name for path in find_files(Path(named), None, False) if path is not None]
+        except Exception as error:  # a folder without the files is a finding
+            result["problem"] = _line(error)
+    return result
 
 
 # ------------------------------------------------------------------------------------------------------- gaps
@@ -366,7 +375,11 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     else:
         text = "games are generated when they are needed"
     rows.append(("ALFWorld data", text))
-    rows.append(("WebShop data", info["data"]["webshop"]["path"] or "WEBSHOP_DATA is not set"))
+    webshop = info["data"]["webshop"]
+    text = "WEBSHOP_DATA is not set"
+    if webshop["path"]:
+        text = f"{webshop['path']}: {', '.join(webshop.get('files', ())) or webshop['problem']}"
+    rows.append(("WebShop data", text))
     return rows
 
 

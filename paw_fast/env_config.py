@@ -19,14 +19,14 @@ class EnvConfig:
     The first settings are every environment's; the others belong to the environments that `ENV_SETTINGS` names.
     """
 
-    name: Annotated[Literal["alfworld"], tyro.conf.arg(name="env", prefix_name=False)] = "alfworld"
+    name: Annotated[Literal["alfworld", "webshop"], tyro.conf.arg(name="env", prefix_name=False)] = "alfworld"
     """Which environment."""
     data: Path | None = None
-    """Folder of the official data set; without it the variable ALFWORLD_DATA, else generated data."""
+    """Folder of the official data set; without it the variable ALFWORLD_DATA or WEBSHOP_DATA, else generated data."""
     game_seed: int = 0
     """Seed of the generated data."""
     max_steps: int = 50
-    """An episode ends after this many actions (V: 50 on ALFWorld)."""
+    """An episode ends after this many actions (V: 50 on ALFWorld, 15 on WebShop)."""
     template: str = "verl"
     """Prompt template: `verl` (thinks, then acts), `compact` (action only), or the path of a TOML file."""
     history: int = 2
@@ -44,16 +44,30 @@ class EnvConfig:
     num_unseen: int = 200
     """Generated games in rooms that training never sees."""
 
+    # WebShop
+    mode: Literal["text", "text_rich"] = "text"
+    """Form of the pages: segments joined by [SEP], or one a line with buttons marked."""
+    goals: Literal["synthetic", "human"] = "synthetic"
+    """Instructions made from the products' attributes and options, or written by people (items_human_ins.json)."""
+    goal_seed: int = 42
+    """Seed of prices, price limits and the order of the goals, which decides what is held out."""
+    num_products: int | None = None
+    """Only the first so many products; `None` takes all of the files."""
+
 
 ENV_SETTINGS: dict[str, dict[str, str]] = {
     "alfworld": {
         "data": "data", "game_seed": "seed", "max_steps": "max_steps", "engine": "engine", "size": "size",
         "num_train": "num_train", "num_unseen": "num_unseen",
     },
+    "webshop": {
+        "data": "data", "max_steps": "max_steps", "mode": "mode", "goals": "goals", "goal_seed": "seed",
+        "num_products": "num_products",
+    },
 }  # fmt: skip
 """For each environment, the fields of `EnvConfig` that reach it, and what `envs.make` calls them."""
 
-ENV_DEFAULTS: dict[str, dict[str, Any]] = {"alfworld": {}}
+ENV_DEFAULTS: dict[str, dict[str, Any]] = {"alfworld": {}, "webshop": {"max_steps": 15}}
 """Where an environment's defaults are not those of `EnvConfig`."""
 
 _PROMPT_SETTINGS = ("name", "max_steps", "template", "history", "max_observation_chars")

@@ -20,6 +20,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where generated and converted data is kept: `cache_dir`, else `paw-fast` in the XDG cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "paw-fast"
+
+
 def error_number(error: BaseException) -> int | None:
     """The errno behind an exception, also where a library (safetensors) has turned it into text; else None."""
     seen: BaseException | None = error

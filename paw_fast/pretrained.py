@@ -9,16 +9,10 @@ import tempfile
 from pathlib import Path
 
 from paw_fast import console
-from paw_fast.files import user_errors
+from paw_fast.files import cache_folder, user_errors
 from paw_fast.types import UserError
 
 SMOLLM2 = "smollm2-135m"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/paw-fast, by default ~/.cache/paw-fast."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "paw-fast"
 
 
 def resolve_model(name: str) -> str | Path:

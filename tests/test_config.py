@@ -72,3 +72,17 @@ def test_each_environment_takes_the_settings_that_are_listed_for_it():
     for name in envs.NAMES:
         given = env_settings(env_config(name))
         assert set(given) <= set(inspect.signature(envs._factory(name).make).parameters)
+
+
+def test_a_setting_of_another_environment_is_refused_by_name():
+    with pytest.raises(UserError, match=r"--env\.size is a setting of alfworld, and --env is webshop"):
+        validate(TrainConfig(env=env_config("webshop", size="full")))
+    with pytest.raises(UserError, match=r"--env\.goal-seed is a setting of webshop, and --env is alfworld"):
+        validate(TrainConfig(env=env_config("alfworld", goal_seed=1)))
+    assert env_config("webshop").max_steps == 15
+
+
+def test_a_preset_stays_with_its_environment():
+    assert load_preset("tiny", "alfworld") == load_preset("tiny")
+    with pytest.raises(UserError, match="--preset smollm2 is for alfworld; --env webshop has"):
+        load_preset("smollm2", "webshop")

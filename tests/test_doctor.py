@@ -206,7 +206,12 @@ def test_generated_games_are_counted(tmp_path):
 
 def test_webshop_data(monkeypatch, tmp_path):
     monkeypatch.setenv("WEBSHOP_DATA", str(tmp_path))
-    assert gap(doctor.collect(), "WebShop data") is None
+    assert "neither items_shuffle.json" in gap(doctor.collect(), "WebShop data")["why"]
+    for name in ("items_shuffle_1000.json", "items_ins_v2_1000.json"):
+        (tmp_path / name).write_text("{}")
+    info = doctor.collect()
+    assert gap(info, "WebShop data") is None
+    assert info["data"]["webshop"]["files"] == ["items_shuffle_1000.json", "items_ins_v2_1000.json"]
     monkeypatch.setenv("WEBSHOP_DATA", str(tmp_path / "gone"))
     assert "is no folder" in gap(doctor.collect(), "WebShop data")["why"]
 

@@ -17,16 +17,18 @@ from .batch import BatchEnv, make_batch
 
 __all__ = ["NAMES", "BatchEnv", "make", "make_batch", "searcher"]
 
-NAMES = ("alfworld",)
+NAMES = ("alfworld", "webshop")
 
 
 def _factory(name: str) -> ModuleType:
     """The module that makes an environment; imported when it is asked for."""
     if name == "alfworld":
         from .alfworld import factory
+    elif name == "webshop":
+        from .webshop import factory
     else:
         close = difflib.get_close_matches(name, NAMES, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(NAMES)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(NAMES)}"
         raise UserError(f"no environment {name!r}: {hint}")
     return factory
 
@@ -34,7 +36,7 @@ def _factory(name: str) -> ModuleType:
 def make(name: str, **settings: Any) -> Env:
     """An environment by name, with the settings of its `factory.make` (see there).
 
-    name: "alfworld". Raises `UserError` for names and settings that do not exist.
+    name: "alfworld" or "webshop". Raises `UserError` for names and settings that do not exist.
 
     >>> make("alfwrld")
     Traceback (most recent call last):

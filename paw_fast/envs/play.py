@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -43,7 +43,11 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
             if command in ("quit", "exit", "q"):
                 console.print(f"Left after {_steps(num_steps)}.", style="yellow")
                 return False
-            if _answer_locally(command, sentence, observation, console.print):
+            if f"click[{command}]" in observation.admissible:  # a shop's button, by its name alone
+                command = f"click[{command}]"
+            accepts = getattr(env, "accepts", None)
+            possible = accepts(command) if accepts else command in observation.admissible
+            if _answer_locally(command, sentence, observation, possible, console.print):
                 continue
             step = env.step(command)
             observation, num_steps = step.observation, num_steps + 1
@@ -52,6 +56,9 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
                 if observation.info.get("won"):
                     console.print(f"You won, in {_steps(num_steps)}.", style="bold green")
                     return True
+                if parts := step.info.get("parts"):
+                    console.print(f"Not quite what was asked for: {_judgement(parts)}.", style="bold red")
+                    return False
                 console.print(f"You lost: {num_steps} steps are all an episode has.", style="bold red")
                 return False
     except KeyboardInterrupt:
@@ -63,16 +70,25 @@ def _steps(num: int) -> str:
     return f"{num} step" if num == 1 else f"{num} steps"
 
 
-def _answer_locally(command: str, sentence: str, observation: Observation, say: Callable[..., None]) -> bool:
+def _judgement(parts: Any) -> str:
+    """WebShop's reward in words."""
+    shares = [("attributes", parts.r_att), ("options", parts.r_option), ("type of product", parts.r_type)]
+    said = [f"{name} {share:.0%}" for name, share in shares if share is not None]
+    return f"score {parts.reward:.2f} ({', '.join(said)}, price {'kept' if parts.r_price else 'too high'})"
+
+
+def _answer_locally(
+    command: str, sentence: str, observation: Observation, possible: bool, say: Callable[..., None]
+) -> bool:
     """Answers what is not for the environment: ?, task, an empty line, a command that is not possible."""
     if command in ("?", "commands"):
-        for possible in observation.admissible:
-            say(f"  {escape(possible)}")
+        for one in observation.admissible:
+            say(f"  {escape(one)}")
     elif command == "task":
         say(escape(sentence))
     elif not command:
         say(HINT, style="dim")
-    elif observation.admissible and command not in observation.admissible:
+    elif observation.admissible and not possible:
         close = difflib.get_close_matches(command, observation.admissible, n=1)
         hint = f"did you mean: {close[0]}" if close else "type ? to see what is"
         say(escape(f"That is not possible here; {hint}"), style="yellow")

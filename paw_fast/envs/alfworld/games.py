@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from paw_fast.files import cache_folder
 from paw_fast.types import Task, UserError
 
 from .generate import GENERATOR_VERSION, SPLITS, Game, make_game
@@ -209,14 +210,6 @@ def distinct_games(seed: int, size: str, split: str, num: int, seen: set[tuple] 
             )
         seen.add(game.fingerprint)
         yield game
-
-
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where generated games go: `cache_dir`, else `paw-fast` in the XDG cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "paw-fast"
 
 
 def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str | os.PathLike[str] | None) -> Path:

@@ -1,0 +1,223 @@
+"""WebShop behind the `Env` protocol: search, look at products, choose options, buy."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paw_fast.types import Observation, Step, Task, UserError
+
+from . import pages
+from .pages import Page
+from .records import Goal
+from .reward import RewardParts
+from .shop import Shop
+
+MODES = ("text", "text_rich")
+_ACTION = re.compile(r"(.+)\[(.+)\]")
+
+
+@dataclass
+class Session:
+    """Where an episode stands. Light: the page is made again from it.
+
+    page: "start", "results", "item", a sub-page's name, or "done". query and number: of the last search.
+
+    >>> Session().copy() == Session()
+    True
+    """
+
+    page: str = "start"
+    query: str = ""
+    number: int = 1
+    asin: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    visited: set[str] = field(default_factory=set)
+    parts: RewardParts | None = None
+
+    def copy(self) -> Session:
+        """An independent copy."""
+        return dataclasses.replace(self, options=dict(self.options), visited=set(self.visited))
+
+
+class WebshopEnv:
+    """One shopping episode at a time.
+
+    `Step.reward` is WebShop's own reward at the purchase (0 to 1), else 0; an episode is won when it is 1. `done` is
+    true after a purchase or `max_steps` commands. Commands are `search[words]` and `click[text]`; whatever the page
+    does not offer changes nothing.
+    """
+
+    name = "webshop"
+
+    def __init__(self, shop: Shop, mode: str = "text", max_steps: int = 15) -> None:
+        if mode not in MODES:
+            raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
+        if max_steps < 1:
+            raise UserError(f"max_steps is {max_steps}, expected at least 1")
+        self._shop, self._mode, self._max_steps = shop, mode, max_steps
+        self._goal: Goal | None = None
+        self._session, self._page = Session(), Page(())
+        self._task_type, self._num_steps, self._done = "", 0, True
+
+    @property
+    def shop(self) -> Shop:
+        """The shared data: catalogue, goals, search."""
+        return self._shop
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of "train", "unseen" (also "val"), or WebShop's own "test", "eval" and "train_original"."""
+        return self._shop.tasks(split)
+
+    def reset(self, task: Task) -> Observation:
+        """Starts an episode. Raises `UserError` for a task that is no goal of this catalogue."""
+        return self.restore(task, Session())
+
+    def restore(self, task: Task, session: Session, num_steps: int = 0) -> Observation:
+        """Goes on from a session of `task`, saved (`session.copy()`) after `num_steps` commands."""
+        number = task.info.get("goal")
+        if not isinstance(number, int) or not 0 <= number < len(self._shop.goals):
+            raise UserError(
+                f"the task {task.task_id!r} is no goal of this catalogue, which has {len(self._shop.goals)}: take one "
+                "of env.tasks(split)"
+            )
+        self._goal, self._task_type = self._shop.goals[number], task.task_type
+        self._session, self._num_steps = session.copy(), num_steps
+        self._done = session.page == "done" or num_steps >= self._max_steps
+        self._page = self._render(self._goal)
+        return self._observe({"task": self._goal.instruction_text})
+
+    @property
+    def session(self) -> Session:
+        """The episode's state, for saving (copy it) and for experts."""
+        return self._session
+
+    @property
+    def goal(self) -> Goal:
+        """The goal of the episode. Raises `RuntimeError` before the first reset."""
+        if self._goal is None:
+            raise RuntimeError("no goal without an episode: call reset first")
+        return self._goal
+
+    def step(self, command: str) -> Step:
+        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        goal = self.goal
+        if self._done:
+            raise RuntimeError("step after the episode's end: call reset first")
+        accepted = self.accepts(command)
+        if accepted:
+            name, argument = _parse(command)
+            if name == "search":
+                s = self._session
+                s.page, s.query, s.number, s.asin, s.options = "results", argument, 1, "", {}
+            else:
+                self._click(goal, argument)
+            self._page = self._render(goal)
+        parts = self._session.parts
+        reward = parts.reward if parts is not None else 0.0
+        won = reward == 1.0
+        self._num_steps += 1
+        self._done = parts is not None or self._num_steps >= self._max_steps
+        info: dict[str, Any] = {"won": won, "admissible": accepted}
+        if parts is not None:
+            info["parts"] = parts
+        return Step(self._observe(), reward, self._done, info)
+
+    def accepts(self, command: str) -> bool:
+        """Whether the command would do something here: any search, and a click on what the page offers."""
+        name, argument = _parse(command)
+        if name == "search":
+            return bool(argument)
+        return name == "click" and argument != "search" and argument in self._page.clickables()
+
+    def _click(self, goal: Goal, text: str) -> None:
+        """Follows a link of the page, in the reference's order of precedence."""
+        s = self._session
+        sub_page = next((name for name in pages.SUB_PAGES if name.lower() == text), None)
+        if text == pages.BUY.lower():
+            s.parts, s.page = self._shop.judge(goal, s.asin, s.options), "done"
+        elif text == pages.BACK.lower():
+            self._session = Session()
+        elif text == pages.NEXT.lower() and s.page == "results":
+            s.number += 1
+        elif text == pages.PREVIOUS.lower() and s.page == "results":
+            s.number -= 1
+        elif text == pages.PREVIOUS.lower() and s.page == "item":
+            s.page, s.asin, s.options = "results", "", {}
+        elif text == pages.PREVIOUS.lower():
+            s.page = "item"
+        elif sub_page is not None:
+            s.page = sub_page
+        elif s.page == "results":
+            s.asin = next(n.text for n in self._page.nodes if n.kind == "link" and n.text.lower() == text)
+            s.visited.add(s.asin)
+            s.page = "item"
+        else:
+            # A value that two options share is taken for the last of them.
+            for name, values in self._shop.product(s.asin).options.items():
+                if text in values:
+                    chosen = name
+            s.options[chosen] = text
+
+    def _render(self, goal: Goal) -> Page:
+        s, shop = self._session, self._shop
+        if s.page == "start":
+            return pages.start_page(goal)
+        if s.page == "results":
+            rows = shop.results(s.query)
+            shown = rows[(s.number - 1) * pages.PAGE_SIZE : s.number * pages.PAGE_SIZE]
+            return pages.results_page(goal, [shop.store[row] for row in shown], s.number, len(rows), s.visited)
+        if s.page == "done":
+            assert s.parts is not None
+            return pages.done_page(s.asin, s.options, s.parts.reward)
+        product = shop.product(s.asin)
+        if s.page == "item":
+            return pages.item_page(goal, product, s.options, s.query, s.number, shop.show_attributes)
+        return pages.sub_page(goal, product, s.page)
+
+    def _observe(self, more: Mapping[str, Any] | None = None) -> Observation:
+        goal, page = self.goal, self._page
+        text = page.text() if self._mode == "text" else page.text_rich()
+        clickables = page.clickables()
+        admissible = tuple(f"click[{one}]" for one in clickables if one != "search")
+        if page.has_search_bar:
+            admissible = ("search[<your query>]", *admissible)
+        parts = self._session.parts
+        info = {
+            "won": parts is not None and parts.reward == 1.0, "task_type": self._task_type, "state_text": text,
+            "shown": shown_text(text, goal.instruction_text), "clickables": tuple(clickables),
+            "has_search_bar": page.has_search_bar, **(more or {}),
+        }  # fmt: skip
+        return Observation(text, admissible, info)
+
+    def spawn(self) -> WebshopEnv:
+        """Another episode over the same catalogue."""
+        return WebshopEnv(self._shop, self._mode, self._max_steps)
+
+    def close(self) -> None:
+        """Ends the episode. The shared data stays for the other episodes."""
+        self._goal, self._done = None, True
+
+
+def _parse(command: str) -> tuple[str, str]:
+    """The name and the lower-case argument of `name[argument]`; other text is a name alone."""
+    found = _ACTION.match(command)
+    return (found[1], found[2].lower()) if found else (command, "")
+
+
+def shown_text(text: str, instruction: str) -> str:
+    """The page as verl-agent puts it in the prompt: what follows the instruction, each segment in quotes.
+
+    The page after buying has no instruction and stays as it is, and so does the `text_rich` form.
+
+    >>> shown_text("WebShop [SEP] Instruction: [SEP] a red mug [SEP] Search", "a red mug")
+    "'Search'"
+    """
+    segments = text.split(pages.SEPARATOR)
+    instruction = instruction.strip()
+    if instruction not in segments:
+        return text
+    return pages.SEPARATOR.join(f"'{one}'" for one in segments[segments.index(instruction) + 1 :])

@@ -1,0 +1,119 @@
+"""Makes WebShop environments and their expert: what `envs.make("webshop")` and `envs.searcher("webshop")` call."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from paw_fast.files import cache_folder
+from paw_fast.types import UserError
+
+from . import goals as goal_rules
+from . import store as stores
+from .env import MODES, WebshopEnv
+from .goals import Goals
+from .reading import Annotations, read_products
+from .records import ReadingReport
+from .reward import SPACY_MODEL
+from .search import SearchEngine, build_index, require
+from .shop import Shop
+from .store import Store
+
+_LOG = logging.getLogger("paw_fast.envs")
+_PRODUCTS, _ATTRIBUTES, _HUMAN = "items_shuffle", "items_ins_v2", "items_human_ins"
+SMALL = 1000
+"""Products of the small official set."""
+
+PathLike = str | os.PathLike[str]
+
+
+def make(
+    data: PathLike | None = None, products: PathLike | None = None, attributes: PathLike | None = None,
+    human_goals: PathLike | None = None, goals: str = "synthetic", seed: int = 42, mode: str = "text",
+    num_products: int | None = None, max_steps: int = 15, show_attributes: bool = False,
+    search: Callable[[str], Sequence[str]] | None = None, cache_dir: PathLike | None = None,
+) -> WebshopEnv:  # fmt: skip
+    """A WebShop environment.
+
+    data: a folder of the official files (items_shuffle.json, items_ins_v2.json, items_human_ins.json, or those of the
+    1,000-product set with `_1000` in their names); None takes the variable WEBSHOP_DATA. products, attributes,
+    human_goals: single files instead. goals: "synthetic", or "human" (as `human_goals` also asks for). seed: of prices,
+    price limits and the goals' order. mode: "text" or "text_rich". num_products: only the first so many. search: gives
+    asins for a query in place of the search engine. cache_dir: where the store and the index go (default: paw-fast in
+    the XDG cache folder). Raises `UserError`.
+    """
+    if mode not in MODES:
+        raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
+    if human_goals is not None:
+        goals = "human"
+    if goals not in goal_rules.KINDS:
+        raise UserError(f"webshop has no goals {goals!r}: choose {' or '.join(goal_rules.KINDS)}")
+    if num_products is not None and num_products < 1:
+        raise UserError(f"num_products is {num_products}, expected at least 1")
+    if products is not None:
+        others = [None if one is None else existing(one) for one in (attributes, human_goals)]
+        files = (existing(products), others[0], others[1])
+    else:
+        data = data or os.environ.get("WEBSHOP_DATA") or None
+        if data is None:
+            raise UserError("no WebShop data: set WEBSHOP_DATA to the folder of items_shuffle_1000.json")
+        files = find_files(Path(data).expanduser(), num_products, goals == "human")
+    require("rapidfuzz", "spacy", SPACY_MODEL, *(() if search else ("bm25s", "Stemmer")))
+    store = open_store(*files, num_products, cache_folder(cache_dir), index=search is None)
+    shop = Shop(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes)
+    return WebshopEnv(shop, mode, max_steps)
+
+
+def existing(given: PathLike) -> Path:
+    """The path of a file that was named. Raises `UserError` when there is no such file."""
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise UserError(f"no WebShop file at {path}")
+    return path
+
+
+def find_files(folder: Path, num_products: int | None, human: bool) -> tuple[Path, Path | None, Path | None]:
+    """Products, attributes and human instructions in a folder of official files.
+
+    The full set where it is there, unless no more than 1,000 products are wanted and the small set is there too.
+    Raises `UserError` naming the file that is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no WebShop data at {folder}: it should be a folder that holds {_PRODUCTS}_{SMALL}.json")
+    small = num_products is not None and num_products <= SMALL
+    suffixes = (f"_{SMALL}", "") if small else ("", f"_{SMALL}")
+    suffix = next((s for s in suffixes if (folder / f"{_PRODUCTS}{s}.json").is_file()), None)
+    if suffix is None:
+        raise UserError(f"no WebShop data in {folder}: neither {_PRODUCTS}.json nor {_PRODUCTS}_{SMALL}.json is there")
+    attributes, people = folder / f"{_ATTRIBUTES}{suffix}.json", folder / f"{_HUMAN}.json"
+    for path, needed in ((attributes, True), (people, human)):
+        if needed and not path.is_file():
+            raise UserError(f"{path} is missing: it belongs to {_PRODUCTS}{suffix}.json")
+    return folder / f"{_PRODUCTS}{suffix}.json", attributes, people if human else None
+
+
+def open_store(
+    products: Path, attributes: Path | None, human: Path | None, num_products: int | None, cache: Path, index: bool
+) -> Store:
+    """The store of a catalogue's files, built at the first use and after a file has changed."""
+
+    def build(folder: Path) -> None:
+        report = ReadingReport()
+        stores.write_products(
+            folder, read_products(products, Annotations(attributes, human), num_products, report), report
+        )
+        if index:
+            build_index(Store(folder), folder / "index")
+
+    mark = hashlib.sha256(repr((stores.VERSION, num_products, index)).encode())
+    for path in (products, attributes, human):
+        if path is not None:
+            stat = path.stat()
+            mark.update(repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
+    store = Store(stores.cached(cache / "webshop" / f"{products.stem}-{mark.hexdigest()[:16]}", build))
+    for line in store.report.lines():
+        _LOG.warning("%s: %s", products, line)
+    return store

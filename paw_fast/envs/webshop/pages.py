@@ -1,0 +1,141 @@
+"""WebShop's pages as text. A page is a list of nodes in the order in which the reference's HTML has them.
+
+`text` joins the nodes' texts with ` [SEP] `; `text_rich` writes one node a line and marks buttons and options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .records import Goal, Product
+
+SEPARATOR = " [SEP] "
+SEARCH, BACK, PREVIOUS, NEXT, BUY = "Search", "Back to Search", "< Prev", "Next >", "Buy Now"
+SUB_PAGES = ("Description", "Features", "Reviews", "Attributes")
+PAGE_SIZE = 10
+
+
+@dataclass(frozen=True)
+class Node:
+    """A piece of a page. `button` and `link` (a product's asin) and `option` can be clicked.
+
+    >>> Node("Buy Now", "button").kind
+    'button'
+    """
+
+    text: str
+    kind: Literal["text", "button", "link", "option"] = "text"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page and what the reference's address of it ends in, which decides what `text_rich` shows as clicked.
+
+    >>> Page((Node("WebShop"),)).clickables()
+    []
+    """
+
+    nodes: tuple[Node, ...]
+    has_search_bar: bool = False
+    address: str = ""
+    visited: frozenset[str] = frozenset()
+
+    def clickables(self) -> list[str]:
+        """What can be clicked, lower case: buttons, then products, then options; each text once."""
+        found: dict[str, None] = {}
+        for kind in ("button", "link", "option"):
+            for node in self.nodes:
+                if node.kind == kind:
+                    found[node.text if kind == "option" else node.text.lower()] = None
+        return list(found)
+
+    def text(self) -> str:
+        """The `text` form."""
+        return SEPARATOR.join(node.text.strip() for node in self.nodes if node.text)
+
+    def text_rich(self) -> str:
+        """The `text_rich` form."""
+        clicked, lines = "", []
+        for node in self.nodes:
+            if not node.text:
+                continue
+            if node.kind == "button":
+                lines.append(f"[button] {node.text} [button_]")
+            elif node.kind == "option" and f'"{node.text}"' in self.address:
+                lines.append(f"  [clicked button] {node.text} [clicked button_]")
+                clicked = f"You have clicked {node.text}.\n" + clicked
+            elif node.kind == "option":
+                lines.append(f"  [button] {node.text} [button_]")
+            elif node.kind == "link":
+                mark = "clicked button" if node.text in self.visited else "button"
+                lines.append(f"\n[{mark}] {node.text} [{mark}_]")
+            else:
+                lines.append(node.text)
+        return clicked + "".join(f"{line}\n" for line in lines)
+
+
+def _header(goal: Goal, *buttons: str) -> list[Node]:
+    return [Node("Instruction:"), Node(goal.instruction_text), *(Node(text, "button") for text in buttons)]
+
+
+def start_page(goal: Goal) -> Page:
+    """Where an episode begins and `Back to Search` leads."""
+    nodes = (Node("WebShop"), Node("Instruction: "), Node(goal.instruction_text), Node(SEARCH, "button"))
+    return Page(nodes, has_search_bar=True)
+
+
+def results_page(
+    goal: Goal, products: Iterable[Product], number: int, total: int, visited: Collection[str] = ()
+) -> Page:
+    """A page of search results; there is always a next one, empty past the last result."""
+    nodes = [*_header(goal, BACK), Node(f"Page {number} (Total results: {total})")]
+    if number > 1:
+        nodes.append(Node(PREVIOUS, "button"))
+    nodes.append(Node(NEXT, "button"))
+    for product in products:
+        nodes += [Node(product.asin, "link"), Node(product.title), Node(product.price_tag)]
+    return Page(tuple(nodes), visited=frozenset(visited))
+
+
+def item_page(
+    goal: Goal, product: Product, chosen: Mapping[str, str], query: str, number: int, show_attributes: bool = False
+) -> Page:
+    """A product's page with its options."""
+    nodes = _header(goal, BACK, PREVIOUS)
+    for name, values in product.options.items():
+        nodes += [Node(name), *(Node(value, "option") for value in values)]
+    nodes += [Node(product.title), Node(f"Price: {product.price_tag}"), Node("Rating: N.A.")]
+    sub_pages = SUB_PAGES if show_attributes else SUB_PAGES[:-1]
+    nodes += [Node(text, "button") for text in (*sub_pages, BUY)]
+    address = f"{product.asin}/{query.replace(' ', '+')}/{number}/{json.dumps(dict(chosen))}"
+    return Page(tuple(nodes), address=address)
+
+
+def sub_page(goal: Goal, product: Product, name: str) -> Page:
+    """A product's description, features, reviews (the data has none) or attributes."""
+    texts: Sequence[str] = ()
+    if name == "Description":
+        texts = (product.description,)
+    elif name == "Features":
+        texts = [f" {bullet}" for bullet in product.bullets]
+    elif name == "Attributes":
+        texts = (
+            *(f" {attribute}" for attribute in product.attributes),
+            product.category, product.query, product.product_category,
+        )  # fmt: skip
+    return Page((*_header(goal, BACK, PREVIOUS), *map(Node, texts)))
+
+
+def done_page(asin: str, chosen: Mapping[str, str], reward: float) -> Page:
+    """What is shown after buying."""
+    texts = (
+        "Thank you for shopping with us!", "Your code: ", "None", " (Paste it in your MTurk interface.)", "Purchased",
+        "asin", asin, "options", json.dumps(dict(chosen)), "attrs", "None", "category", "None", "query", "None",
+        "product category", "None", "Target", "asin", "options", "attrs", "price upper", "instuction text", "category",
+        "product category", "query", "Goal ", "None", "Reward", "Your score (min 0.0, max 1.0)", str(reward),
+        "Reward Details ", "None",
+    )  # fmt: skip
+    return Page(tuple(map(Node, texts)))

@@ -1,0 +1,134 @@
+"""Files that are damaged, incomplete or odd: counted and reported, or refused with the record named."""
+
+import json
+import logging
+
+import pytest
+
+from paw_fast import envs
+from paw_fast.envs.webshop.reading import read_options, read_prices
+from paw_fast.types import UserError
+
+
+def test_records_that_cannot_be_products_are_counted_and_named(raw, write_shop, caplog):
+    products = [
+        raw("B1"), raw("B1", name="the same again"), raw("nan"), raw("B1234567890"), raw("B2", name="DROP"),
+        raw("B3", pricing="call for price"), raw("B4", full_description=7), "no record", {"name": "no asin"},
+        raw("B5", customization_options={"Color": [{"image": "x"}]}), raw("B6", customization_options=["Red"]),
+        raw("B7", pricing=None), raw("B8", product_category="DROP"),
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING, "paw_fast.envs"):
+        env = envs.make("webshop", **write_shop(products))
+    report = env.shop.store.report
+    assert (report.num_records, report.num_products) == (13, 3)
+    assert dict(report.problems) == {
+        "an asin that came before": 1, "an asin that is nan or longer than 10 characters": 2, "missing key 'name'": 1,
+        "a price without a number (taken as $100)": 1, "full_description that is no text": 1, "no object": 1,
+        "missing key 'asin'": 1, "an option without values": 1, "customization_options that are no object": 1,
+        "missing key 'product_category'": 1,
+    }  # fmt: skip
+    assert report.examples["missing key 'name'"] == "record 4, B2"
+    assert "1 with missing key 'name' (first: record 4, B2)" in caplog.text
+    assert [env.shop.store.asin(row) for row in range(3)] == ["B1", "B3", "B7"]
+    # The report is kept with the store: a second start says it again.
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "paw_fast.envs"):
+        envs.make("webshop", **write_shop(products))
+    assert "missing key 'name'" in caplog.text
+
+
+def test_an_instruction_without_attributes_is_counted(raw, write_shop):
+    empty = {"instruction": "Find me mugs", "instruction_attributes": []}
+    good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}
+    env = envs.make("webshop", **write_shop([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
+    assert list(env.shop.store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
+    assert {goal.asin for goal in env.shop.goals} == {"B2"}
+    assert env.shop.store[0].attributes == ("DUMMY_ATTR",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-30], r"p\.json: (the file ends|record 2 is not valid JSON)"),
+        (lambda text: text.replace('"B2", ', '"B2" ', 1), r"p\.json: record 1 is not valid JSON"),
+        (lambda text: '{"a": 1}', r"p\.json: expected a JSON array, found '\{'"),
+        (lambda text: "", r"p\.json: expected a JSON array, found ''"),
+        (lambda text: "[]", "none of the 0 records is a product"),
+        (lambda text: '[{"asin": "B1"}]', r"none of the 1 records is a product: 1 with missing key 'name'"),
+        (lambda text: "[" * 100_000, r"record 0 is not valid JSON: nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_catalogue_is_refused_in_one_line(raw, write_shop, change, message):
+    text = json.dumps([raw("B1"), raw("B2"), raw("B3")])
+    with pytest.raises(UserError, match=message) as error:
+        envs.make("webshop", **write_shop([raw("B1")], text=change(text)))
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text(raw, write_shop, tmp_path):
+    settings = write_shop([raw("B1")])
+    (tmp_path / "p.json").write_bytes(b'[{"asin": "\xff"}]')
+    with pytest.raises(UserError, match=r"p\.json: not UTF-8 text"):
+        envs.make("webshop", **settings)
+
+
+def test_a_record_longer_than_a_chunk_is_read_whole(raw, write_shop, monkeypatch):
+    from paw_fast.envs.webshop import reading
+
+    monkeypatch.setattr(reading, "_CHUNK", 16)
+    env = envs.make("webshop", **write_shop([raw("B1"), raw("B2", full_description="x" * 1000 + " ] } , [")]))
+    assert env.shop.store[1].description == "x" * 1000 + " ] } , ["
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "neither items_shuffle.json nor items_shuffle_1000.json is there"),
+        (["items_shuffle_1000.json"], r"items_ins_v2_1000.json is missing: it belongs to items_shuffle_1000.json"),
+    ],
+)
+def test_folders_that_lack_a_file(files, message, tmp_path, monkeypatch):
+    for name in files:
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(UserError, match=message):
+        envs.make("webshop", data=tmp_path)
+    monkeypatch.setenv("WEBSHOP_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        envs.make("webshop")
+
+
+def test_named_files_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"no WebShop file at .*nowhere"):
+        envs.make("webshop", products=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no WebShop data at .*nowhere"):
+        envs.make("webshop", data=tmp_path / "nowhere")
+
+
+def test_a_catalogue_without_goals(raw, write_shop):
+    with pytest.raises(UserError, match="no synthetic goal in the catalogue: the file items_ins_v2 names none"):
+        envs.make("webshop", **write_shop([raw("B1")], attributes={}))
+    with pytest.raises(UserError, match="no human goal in the catalogue"):
+        envs.make("webshop", goals="human", **write_shop([raw("B1")]))
+
+
+def test_a_cache_that_cannot_be_written(raw, write_shop, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write the catalogue's cache") as error:
+        envs.make("webshop", **write_shop([raw("B1")]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pricing", "tag", "prices"),
+    [
+        ("$877.80", "$877.8", (877.8,)), ("$16.99$26.99", "$16.99 to $26.99", (16.99, 26.99)),
+        ("$1,016.99", "$1016.99", (1016.99,)), ("$3$2$1", "$3.0 to $2.0", (3.0, 2.0)), ("", "$100.0", (100.0,)),
+    ],
+)  # fmt: skip
+def test_prices(pricing, tag, prices):
+    assert read_prices(pricing) == (tag, prices, True)
+
+
+def test_option_values_are_cleaned():
+    raw = {"Color": [{"value": " Black/White "}], "Size": None}
+    assert read_options(raw) == {"color": ("black | white",)}
