@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step_000040/
         config.json  generation_config.json  model.safetensors  tokenizer.json ...    Hugging Face format
-        optimizer.pt  scheduler.pt  rng.pt                                            tensors and plain values only
+        optimizer.pt  scheduler.pt  critic.pt  rng.pt                                 tensors and plain values only
         state.json                                                                    schema, step, the caller's `extra`
         manifest.json                                                                 size and SHA-256 of every file
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import stat
@@ -25,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
 from paw_fast.files import sync_file, sync_folder, user_errors
+from paw_fast.rng import capture_rng_states, restore_rng_states
 from paw_fast.types import UserError
 
 SCHEMA = 1
@@ -54,14 +53,19 @@ class Checkpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     optimizer_state: dict[str, Any] | None = None
     scheduler_state: dict[str, Any] | None = None
+    critic_state: dict[str, Any] | None = None
     rng_states: Mapping[str, Any] = field(default_factory=dict)
 
-    def restore(self, *, optimizer: Any = None, scheduler: Any = None, rng: bool = True) -> None:
+    def restore(self, *, optimizer: Any = None, scheduler: Any = None, critic: Any = None, rng: bool = True) -> None:
         """Puts the saved states into the objects given (built as they were for the saved run) and the RNGs.
 
-        Raises `UserError` when the optimizer or scheduler does not fit what was saved.
+        Raises `UserError` when one of them does not fit what was saved.
         """
-        pairs = (("optimizer", optimizer, self.optimizer_state), ("scheduler", scheduler, self.scheduler_state))
+        pairs = (
+            ("optimizer", optimizer, self.optimizer_state),
+            ("scheduler", scheduler, self.scheduler_state),
+            ("critic", critic, self.critic_state),
+        )
         for name, target, state in pairs:
             if target is None:
                 continue
@@ -69,43 +73,12 @@ class Checkpoint:
                 raise UserError(f"checkpoint {self.path} holds no {name} state: it cannot be resumed, only evaluated")
             try:
                 restore_optimizer(target, state) if name == "optimizer" else target.load_state_dict(state)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, RuntimeError) as error:
                 raise UserError(
                     f"the {name} state in {self.path} does not fit this run ({error}): resume with the saved settings"
                 ) from error
         if rng:
             restore_rng_states(self.rng_states)
-
-
-# ---------------------------------------------------------------------------------------------- random states
-
-
-def capture_rng_states() -> dict[str, Any]:
-    """The states of the global generators of Python, numpy, torch and every CUDA device."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng_states(states: Mapping[str, Any]) -> None:
-    """Puts back what `capture_rng_states` gave. Keys of the caller's own are left to the caller.
-
-    CUDA states are put back on as many devices as there are now.
-    """
-    if "python" in states:
-        version, internal, gauss = states["python"]
-        random.setstate((version, tuple(internal), gauss))
-    if "numpy" in states:
-        name, keys, position, has_gauss, gauss = states["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    if "torch" in states:
-        torch.set_rng_state(states["torch"])
-    for device, state in zip(range(torch.cuda.device_count()), states.get("cuda", ()), strict=False):
-        torch.cuda.set_rng_state(state, device)
 
 
 def restore_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
@@ -208,12 +181,13 @@ def save_checkpoint(
     tokenizer: Any = None,
     optimizer: Any = None,
     scheduler: Any = None,
+    critic: Any = None,
     extra: Mapping[str, Any] | None = None,
     rng_states: Mapping[str, Any] | None = None,
 ) -> Path:
     """Saves everything a run needs to go on, and returns the new folder `run_dir/checkpoints/step_<step>`.
 
-    `model` and `tokenizer` have `save_pretrained`; `optimizer` and `scheduler` have `state_dict`. `extra` is
+    `model` and `tokenizer` have `save_pretrained`; `optimizer`, `scheduler` and `critic` have `state_dict`. `extra` is
     JSON-able (task-sampler state, counters, policy version, path of the reference model). `rng_states` defaults to
     `capture_rng_states()`; it may hold tensors of the caller's own generators under other keys. A checkpoint of the
     same step is replaced. Raises `UserError` in one line on a full disk or a folder that may not be written: older
@@ -236,6 +210,8 @@ def save_checkpoint(
                 _save_torch(optimizer.state_dict(), temporary / "optimizer.pt")
             if scheduler is not None:
                 _save_torch(scheduler.state_dict(), temporary / "scheduler.pt")
+            if critic is not None:
+                _save_torch(critic.state_dict(), temporary / "critic.pt")
             _save_torch(dict(rng_states), temporary / "rng.pt")
             _write_json(temporary / STATE, state)
             _seal(temporary, step)
@@ -378,13 +354,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     verify_checkpoint(found)
     with user_errors("read the checkpoint", found):
         state = json.loads((found / STATE).read_text(encoding="utf-8"))
-        tensors = {name: _load_torch(found / f"{name}.pt") for name in ("optimizer", "scheduler", "rng")}
+        tensors = {name: _load_torch(found / f"{name}.pt") for name in ("optimizer", "scheduler", "critic", "rng")}
     return Checkpoint(
         path=found,
         step=int(state["step"]),
         extra=state["extra"],
         optimizer_state=tensors["optimizer"],
         scheduler_state=tensors["scheduler"],
+        critic_state=tensors["critic"],
         rng_states=tensors["rng"] or {},
     )
 

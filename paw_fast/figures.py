@@ -171,11 +171,21 @@ PANELS = (
         "Mean 1 - p over the selected observation tokens.",
         ((("wm/next_observation_error", "error"),),),
     ),
+    Panel(
+        "Held-out prediction",
+        "Mean probability of the next observation's tokens on evaluation episodes; shuffled: after another action.",
+        ((("wm/eval_probability", "played action"), ("wm/eval_shuffled_probability", "shuffled action")),),
+    ),
     Panel("Action entropy", "Mean over the sampled tokens, in nats.", ((("policy/entropy", "entropy"),),)),
     Panel(
         "KL and clip fraction",
         "KL to the reference policy (nats a token); share of action tokens whose ratio is clipped.",
         ((("policy/kl", "KL"),), (("policy/clip_fraction", "clip fraction"),)),
+    ),
+    Panel(
+        "Critic",
+        "Share of the value targets' variance that the values explain (PPO).",
+        ((("critic/explained_variance", "explained variance"),),),
     ),
     Panel("Gradient norm", "Before clipping.", ((("optim/grad_norm", "norm"),),)),
     Panel(

@@ -6,10 +6,12 @@ T packed tokens, N rows, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from paw_fast import kernels
 from paw_fast.kernels import LossRows, LossSettings
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
 class RowResults:
     """Per-row results of a micro-batch, each [N] on the CPU; `flags` as in `kernels.LossOutput`."""
 
-    losses: torch.Tensor
-    logprobs: torch.Tensor
-    entropies: torch.Tensor
-    kl: torch.Tensor
-    flags: torch.Tensor
+    losses: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+    kl: Tensor
+    flags: Tensor
 
 
 def rows_per_chunk(policy: Policy, logits_budget_bytes: int) -> int:
@@ -36,8 +38,13 @@ def rows_per_chunk(policy: Policy, logits_budget_bytes: int) -> int:
 
 
 @torch.no_grad()
-def score(policy: Policy, batch: PackedBatch, temperature: float, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the rows' targets and full-vocabulary entropies, [N] each, on the CPU. No gradient."""
+def score(
+    policy: Policy, batch: PackedBatch, temperature: float, chunk: int, values: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities of the rows' targets and full-vocabulary entropies, [N] each, on the CPU. No gradient.
+
+    `values` maps the rows' hidden states [N, H] to a third result [N] (a critic on the same backbone).
+    """
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
     softcap, divisor = logit_map(policy.model)
     logprobs, entropies = [], []
@@ -45,11 +52,29 @@ def score(policy: Policy, batch: PackedBatch, temperature: float, chunk: int) ->
         out = kernels.token_logprobs(policy.lm_head(part), targets, temperature * divisor, softcap=softcap)
         logprobs.append(out.logprobs)
         entropies.append(out.entropies)
-    return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
+    return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu(), values(hidden).cpu() if values else None
 
 
-def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: int) -> RowResults:
+@torch.no_grad()
+def predict(policy: Policy, batch: PackedBatch, chunk: int) -> tuple[Tensor, Tensor]:
+    """Of every row: the target's log-probability [N] at temperature 1, and whether it is the likeliest token [N]."""
+    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    softcap, divisor = logit_map(policy.model)
+    logprobs, hits = [], []
+    for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
+        logits = policy.lm_head(part)
+        hits.append(logits.argmax(-1) == targets)
+        logprobs.append(kernels.token_logprobs(logits, targets, divisor, softcap=softcap).logprobs)
+    return torch.cat(logprobs).cpu(), torch.cat(hits).cpu()
+
+
+def backward(
+    policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: int,
+    extra: Callable[[Tensor], Tensor] | None = None,
+) -> RowResults:  # fmt: skip
     """Adds the gradient of the micro-batch's summed row losses to the parameters.
+
+    `extra` maps the rows' hidden states [N, H] to a further loss, whose gradient is added too (a shared critic).
 
     At most `chunk` rows of logits exist at a time, and the gradient replaces them in place. A plain linear head goes
     through the fused op; any other (LoRA, hooks, a quantized one) is called as the module it is.
@@ -63,7 +88,7 @@ def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: 
         out = kernels.linear_paw_loss(
             hidden, head.weight, batch.rows, settings, bias=head.bias, chunk_bytes=chunk * row_bytes
         )
-        out.loss.backward()
+        (out.loss if extra is None else out.loss + extra(hidden)).backward()
         columns = [out]
     else:
         # The head's chunks go backward one by one into this leaf, and the backbone once.
@@ -74,6 +99,8 @@ def backward(policy: Policy, batch: PackedBatch, settings: LossSettings, chunk: 
             out = kernels.paw_loss(head(leaf[start : start + chunk]), rows, settings)
             out.loss.backward()
             columns.append(out)
+        if extra is not None:
+            extra(leaf).backward()
         if hidden.requires_grad:
             hidden.backward(leaf.grad)
     names = (f.name for f in dataclasses.fields(RowResults))

@@ -20,7 +20,8 @@ class RowTable:
     """The rows of one sequence, in order of position. Produced here, consumed by `pack`.
 
     positions [n] of the predicted tokens; kinds [n] (IGNORED, POLICY, WORLD_MODEL); weights [n] fold in the
-    denominators and lambda; old_logprobs, ref_logprobs, advantages, importance [n] count on policy rows only.
+    denominators and lambda; old_logprobs, ref_logprobs, advantages [n] and the critic's old_values and value_targets
+    [n] count on policy rows only.
 
     >>> RowTable.empty(2).weights.tolist()
     [0.0, 0.0]
@@ -32,11 +33,26 @@ class RowTable:
     old_logprobs: np.ndarray
     ref_logprobs: np.ndarray
     advantages: np.ndarray
+    old_values: np.ndarray
+    value_targets: np.ndarray
 
     @classmethod
     def empty(cls, n: int) -> RowTable:
-        zeros = lambda: np.zeros(n, dtype=np.float32)  # noqa: E731
-        return cls(np.zeros(n, np.int64), np.full(n, IGNORED, np.uint8), zeros(), zeros(), zeros(), zeros())
+        zeros = (np.zeros(n, dtype=np.float32) for _ in range(6))
+        return cls(np.zeros(n, np.int64), np.full(n, IGNORED, np.uint8), *zeros)
+
+
+@dataclass(frozen=True)
+class ValueRows:
+    """The critic's rows of a micro-batch: index [K] of the policy rows among its N rows, the rest [K] float32.
+
+    Produced by `PackedBatch.value_rows`, consumed by the critic's loss.
+    """
+
+    index: torch.Tensor
+    weights: torch.Tensor
+    old_values: torch.Tensor
+    targets: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,13 @@ class PackedBatch:
     row_tokens: torch.Tensor
     row_counts: tuple[int, ...]
     rows: LossRows
+    old_values: torch.Tensor
+    value_targets: torch.Tensor
+
+    def value_rows(self) -> ValueRows:
+        """What the critic learns from: the rows of action tokens."""
+        index = (self.rows.kinds == POLICY).nonzero()[:, 0]
+        return ValueRows(index, self.rows.weights[index], self.old_values[index], self.value_targets[index])
 
 
 def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -132,4 +155,6 @@ def pack(
             old_logprobs=move(column("old_logprobs")), ref_logprobs=move(column("ref_logprobs")),
             advantages=move(column("advantages")), importance=None,
         ),
+        old_values=move(column("old_values")),
+        value_targets=move(column("value_targets")),
     )  # fmt: skip

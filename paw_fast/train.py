@@ -31,11 +31,14 @@ from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
 from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
+from paw_fast.scores import Scores
 from paw_fast.tasks.sampler import TaskSampler
 from paw_fast.trajectories import build_sequences
-from paw_fast.types import Trajectory, UserError
-from paw_fast.update import Learner, Scores
+from paw_fast.types import Task, Trajectory, UserError
+from paw_fast.update import Learner
+from paw_fast.update.credit import has_spread
 from paw_fast.warm_start import warm_start
+from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
 
 DEMONSTRATION_STEPS = 60
 
@@ -71,7 +74,9 @@ class Trainer:
         self.loop.stage = self._stage
         self.eval_loop = at_temperature(self.loop, config.rollout.eval_temperature)
         if checkpoint:
-            checkpoint.restore(optimizer=self.learner.optimizer, scheduler=self.learner.scheduler)
+            checkpoint.restore(
+                optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic
+            )
             self.step = checkpoint.step
             self.sampler.restore(checkpoint.extra["sampler"])
             self.summary = dict(checkpoint.extra["summary"])
@@ -115,23 +120,50 @@ class Trainer:
         }  # fmt: skip
         path = save_checkpoint(
             self.run_dir, self.step, model=self.policy.model, tokenizer=self.policy.tokenizer,
-            optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, extra=extra,
+            optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic, extra=extra,
         )  # fmt: skip
         prune(self.run_dir, self.config.keep_checkpoints)
         return path
 
-    def evaluate(self, label: str) -> EvalResult:
-        """Success on the evaluation tasks, at the evaluation temperature, with the run's fixed seeds."""
+    def evaluate(self, label: str) -> tuple[EvalResult, WorldModelQuality | None]:
+        """Success on the evaluation tasks, at the evaluation temperature, with the run's fixed seeds; and how well
+        the episodes' observations are predicted."""
+        episodes: dict[tuple[int, ...], Trajectory] = {}
         with self.timer("evaluate"), console.progress(label, len(self.eval_tasks)) as advance:
-            return evaluate(self.eval_loop, self.eval_tasks, self.config.seed, lambda t: advance())
 
-    def rollout(self, advance: Callable[[], None]) -> list[Trajectory]:
-        """Plays a step's groups and returns their trajectories, group by group."""
-        r = self.config.rollout
+            def done(t: Trajectory) -> None:
+                episodes[t.seed] = t
+                advance()
+
+            result = evaluate(self.eval_loop, self.eval_tasks, self.config.seed, done)
+            quality = measure_world_model(
+                self.policy, [episodes[seed] for seed in sorted(episodes)], token_budget=self.config.token_budget,
+                chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
+            )  # fmt: skip
+        return result, quality
+
+    def rollout(self, advance: Callable[[], None]) -> tuple[list[Trajectory], int]:
+        """Plays a step's groups; returns their trajectories, group by group, and in how many rounds they were drawn.
+
+        With dynamic sampling, groups whose episodes all had the same return are followed by others in their place.
+        """
+        r, a = self.config.rollout, self.config.algo
+        played = self._play(self.sampler.draw(r.groups), 0, advance)
+        rounds = 1
+        while a.dynamic_sampling and rounds < a.max_rounds:
+            missing = r.groups - int(has_spread(played).sum()) // r.group_size
+            if missing <= 0:
+                break
+            played += self._play(self.sampler.draw(missing), len(played) // r.group_size, advance)
+            rounds += 1
+        return played, rounds
+
+    def _play(self, tasks: Sequence[Task], first: int, advance: Callable[[], None]) -> list[Trajectory]:
+        """Plays the tasks as the groups `first`, `first + 1`, ..."""
         plan = [
             (task, group, (self.config.seed, self.step, group, i))
-            for group, task in enumerate(self.sampler.draw(r.groups))
-            for i in range(r.group_size)
+            for group, task in enumerate(tasks, first)
+            for i in range(self.config.rollout.group_size)
         ]
         order: dict[tuple[int, ...], int] = {seed: n for n, (_, _, seed) in enumerate(plan)}
         played = []
@@ -145,8 +177,8 @@ class Trainer:
         sampler_state = self.sampler.state()
         try:
             with self.timer("rollout"):
-                trajectories = self.rollout(advance)
-            sequences = build_sequences(trajectories, self.config.layout)
+                trajectories, rounds = self.rollout(advance)
+            sequences = build_sequences(trajectories, self.config.layout, self.config.paw.horizon)
             with self.timer("score"):
                 scores = self.learner.score(sequences)
             self._check_interrupt()
@@ -159,7 +191,9 @@ class Trainer:
         self.step += 1
         self.engine.weights_changed(self.step)
         runs.write_episodes(self.run_dir, self.step, trajectories[: self.config.episodes_to_write])
-        metrics |= episode_metrics(trajectories) | logprob_gap(sequences, scores)
+        metrics |= episode_metrics(trajectories) | logprob_gap(trajectories, scores)
+        if self.config.algo.dynamic_sampling:
+            metrics["rollout/rounds"] = float(rounds)
         return metrics
 
     def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
@@ -167,13 +201,12 @@ class Trainer:
         c = self.config
         last = self.step == c.steps
         if (c.eval_every and self.step % c.eval_every == 0) or last:
-            result = self.evaluate("evaluating")
-            metrics |= eval_metrics(result)
+            result, quality = self.evaluate("evaluating")
+            metrics |= eval_metrics(result, quality)
             self.summary |= {
-                "final_success": result.success,
-                "final_eval": result.as_json(),
-                "evaluated_step": self.step,
-            }
+                "final_success": result.success, "final_eval": result.as_json(), "evaluated_step": self.step,
+                "final_world_model": quality.as_json() if quality else None,
+            }  # fmt: skip
         times = self.timer.take()
         busy = max(1e-9, times["time/step_s"] - times.get("time/evaluate_s", 0.0))
         tokens = metrics.pop("tokens")
@@ -191,13 +224,14 @@ class Trainer:
         """All remaining steps, then the summary and the report."""
         c = self.config
         if "warm_start_success" not in self.summary:
-            result = self.evaluate("evaluating the policy that training begins with")
+            result, quality = self.evaluate("evaluating the policy that training begins with")
             self.summary |= {
                 "warm_start_success": result.success, "final_success": result.success,
                 "num_eval_tasks": result.num_tasks, "warm_start_eval": result.as_json(), "evaluated_step": 0,
                 "num_parameters": self.policy.num_parameters(),
+                "warm_start_world_model": quality.as_json() if quality else None,
             }  # fmt: skip
-            self.writer.log(0, eval_metrics(result) | self.timer.take())
+            self.writer.log(0, eval_metrics(result, quality) | self.timer.take())
             self.save()
             console.say(f"before training: success {result.success:.0%} on {result.num_tasks} unseen tasks")
         episodes = c.rollout.groups * c.rollout.group_size
@@ -255,12 +289,13 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
     return 0
 
 
-def eval_metrics(result: EvalResult) -> dict[str, float]:
+def eval_metrics(result: EvalResult, quality: WorldModelQuality | None) -> dict[str, float]:
     """An evaluation under its metric names."""
     rates = {f"success/eval_{name}": won / total for name, (won, total) in result.by_type.items()}
+    about_world = quality.metrics() if quality else {}
     return {
         "success/eval_rate": result.success, "success/eval_total": float(result.num_tasks),
-        "reward/eval_score_mean": result.mean_score, **rates,
+        "reward/eval_score_mean": result.mean_score, **rates, **about_world,
     }  # fmt: skip
 
 
@@ -284,13 +319,10 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def logprob_gap(sequences, scores: Scores) -> dict[str, float]:
+def logprob_gap(trajectories: Sequence[Trajectory], scores: Scores) -> dict[str, float]:
     """How far the generator's log-probs lie from the trainer's, on the same tokens and weights."""
-    gaps = [
-        np.abs(np.array([p for span in s.spans for p in span.rollout_logprobs]) - old)
-        for s, old in zip(sequences, scores.old_logprobs, strict=True)
-    ]
-    flat = np.concatenate(gaps)
+    sampled = [np.array(x.rollout_logprobs) for t in trajectories for x in t.transitions]
+    flat = np.concatenate([np.abs(a - b) for a, b in zip(sampled, scores.old_logprobs, strict=True)])
     return {"rollout/logprob_gap_mean": float(flat.mean()), "rollout/logprob_gap_max": float(flat.max())}
 
 

@@ -6,13 +6,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-from paw_fast.types import Span, TokenSequence, Trajectory
+from paw_fast.types import Span, TokenSequence, Trajectory, Transition
 
 
-def build_sequences(trajectories: Sequence[Trajectory], layout: str) -> list[TokenSequence]:
-    """Training sequences of a batch, in order of trajectories and turns. `layout` is `window` or `trajectory`."""
+def build_sequences(trajectories: Sequence[Trajectory], layout: str, horizon: int = 1) -> list[TokenSequence]:
+    """Training sequences of a batch, in order of trajectories and turns. `layout` is `window` or `trajectory`.
+
+    With `horizon` k > 1 (window layout), a transition's sequence goes on with the next k - 1 turns of its episode as
+    they were played, and the transition's observation tokens are those of all k turns: the prediction of
+    o_{t+1} .. o_{t+k} given h_t and a_t .. a_{t+k-1}. The added actions have no loss.
+    """
     sequences: list[TokenSequence] = []
     number = 0
     for index, trajectory in enumerate(trajectories):
@@ -26,15 +32,23 @@ def build_sequences(trajectories: Sequence[Trajectory], layout: str) -> list[Tok
                 number += 1
             sequences.append(TokenSequence(index, ids, tuple(spans)))
             continue
-        for t in trajectory.transitions:
-            span = _span(number, t)
-            sequences.append(TokenSequence(index, t.prompt_ids + t.action_ids + t.observation_ids, (span,)))
+        turns = trajectory.transitions
+        for turn, t in enumerate(turns):
+            span, ids = _span(number, t), t.prompt_ids + t.action_ids + t.observation_ids
+            for later in turns[turn + 1 : turn + horizon]:
+                start = len(ids) + len(later.action_ids)
+                ids = ids + later.action_ids + later.observation_ids
+                span = dataclasses.replace(span, observation=span.observation + _text_positions(start, later))
+            sequences.append(TokenSequence(index, ids, (span,)))
             number += 1
     return sequences
 
 
-def _span(number: int, t) -> Span:
+def _span(number: int, t: Transition) -> Span:
     start = len(t.prompt_ids)
     end = start + len(t.action_ids)
-    observation = tuple(end + i for i, is_text in enumerate(t.observation_mask) if is_text)
-    return Span(number, (start, end), observation, t.rollout_logprobs)
+    return Span(number, (start, end), _text_positions(end, t), t.rollout_logprobs)
+
+
+def _text_positions(start: int, t: Transition) -> tuple[int, ...]:
+    return tuple(start + i for i, is_text in enumerate(t.observation_mask) if is_text)

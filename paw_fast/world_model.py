@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from paw_fast import kernels
+from paw_fast.types import Transition
 
 
 def select_transitions(
@@ -61,3 +62,17 @@ def group_lambdas(
     _, index = np.unique(groups, return_inverse=True)
     means = np.bincount(index, weights=returns) / np.bincount(index)
     return lambda_0 * np.clip(1.0 - means / max_return, 0.0, 1.0)[index]
+
+
+def first_of_equals(transitions: Sequence[Transition]) -> np.ndarray:
+    """[M] bool: False where an earlier transition had the same history, action and observation, token for token.
+
+    Episodes of one task start alike, and what they have in common need not be predicted once for each of them.
+    """
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    first = np.zeros(len(transitions), dtype=bool)
+    for number, t in enumerate(transitions):
+        key = (t.prompt_ids, t.action_ids, t.observation_ids)
+        first[number] = key not in seen
+        seen.add(key)
+    return first

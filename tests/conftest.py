@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,3 +22,8 @@ def test_data() -> Path:
     if path is None:
         pytest.skip("no test data: set PAW_FAST_TEST_DATA or put it at ../shared/data")
     return path
+
+
+# Tests hold no timing: a busy machine is no failure.
+hypothesis.settings.register_profile("paw_fast", deadline=None)
+hypothesis.settings.load_profile("paw_fast")

@@ -13,16 +13,16 @@ PACKAGE = ROOT / "paw_fast"
 STAGES = {"trajectories", "advantages", "world_model", "packing", "losses"}
 """Each takes records and gives records; none knows another."""
 
-WIRING = {"train", "update", "warm_start"}
-"""The loop and its two halves: the only modules that put stages together."""
+WIRING = {"train", "update", "warm_start", "world_model_quality"}
+"""The loop, its halves and the measurement: the only modules that put stages together."""
 
 LAYERS = [
-    {"__init__", "types", "files"},
+    {"__init__", "types", "files", "scores"},
     {"config", "env_config", "console"},
     {"kernels"},
-    {"metrics", "figures", "report", "runs", "checkpoint", "doctor", "attention", "tiny", "policy", "pretrained",
-     "optim", "envs", "tasks", "rollout", "weight_sync", *STAGES},
-    {"update", "warm_start", "evaluate"},
+    {"metrics", "figures", "report", "runs", "checkpoint", "rng", "doctor", "attention", "tiny", "critic", "policy",
+     "pretrained", "optim", "envs", "tasks", "rollout", "weight_sync", *STAGES},
+    {"update", "warm_start", "evaluate", "world_model_quality"},
     {"train", "eval_command"},
     {"cli", "__main__"},
 ]  # fmt: skip

@@ -12,9 +12,12 @@ from paw_fast.config import load_preset
 from paw_fast.kernels import LossSettings
 from paw_fast.losses import backward, score
 from paw_fast.policy import Policy
+from paw_fast.scores import Scores
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Task, Trajectory, Transition
-from paw_fast.update import Learner, build_tables
+from paw_fast.update import Learner
+from paw_fast.update.credit import Credit
+from paw_fast.update.row_tables import WorldModelWeights, build_tables
 
 VOCAB = 120
 
@@ -49,12 +52,22 @@ def episodes(count=6, seed=0, layout="trajectory"):
     return out
 
 
+def spread_credit(trajectories):
+    """Advantages from -1 to 1, one for each trajectory."""
+    values = np.linspace(-1, 1, len(trajectories))
+    turns = [
+        np.full(len(x.action_ids), a, np.float32)
+        for a, t in zip(values, trajectories, strict=True)
+        for x in t.transitions
+    ]
+    return Credit(turns, None, np.ones(len(trajectories), dtype=bool))
+
+
 def gradient(policy, learner, trajectories, sequences, scores, budget, chunk, lambdas):
     """Gradient of one optimizer batch, with the given split into micro-batches and chunks of the head."""
     policy.model.zero_grad()
     selected = np.arange(len(scores.entropies)) % 3 != 0
-    advantages = np.linspace(-1, 1, len(trajectories))
-    tables = build_tables(range(len(sequences)), sequences, scores, advantages, lambdas, selected)
+    tables = build_tables(sequences, scores, spread_credit(trajectories), WorldModelWeights(lambdas, selected))
     results = []
     for members in packing.plan_micro_batches([packing.input_length(t) for t in tables], budget):
         batch = packing.pack(sequences, tables, members, policy.device)
@@ -89,9 +102,9 @@ def test_without_lambda_the_update_is_that_of_reinforcement_learning_alone(polic
     tables = [packing.action_rows(s) for s in bare]
     total = sum(len(t.positions) for t in tables)
     advantages = np.linspace(-1, 1, len(trajectories))
-    for table, sequence, old in zip(tables, bare, scores.old_logprobs, strict=True):
+    for table, sequence in zip(tables, bare, strict=True):
         table.weights[:] = 1 / total
-        table.old_logprobs[:] = old
+        table.old_logprobs[:] = np.concatenate([scores.old_logprobs[s.transition] for s in sequence.spans])
         table.advantages[:] = advantages[sequence.trajectory]
     policy.model.zero_grad()
     batch = packing.pack(bare, tables, first[0].members, policy.device)
@@ -109,8 +122,8 @@ def test_the_appended_observation_does_not_change_the_actions_logprobs(policy, l
         packing.join_rows(packing.action_rows(s), packing.observation_rows(s, [1.0] * len(s.spans))) for s in sequences
     ]
     for i, _ in enumerate(sequences):
-        short, _ = score(policy, packing.pack(sequences, plain, [i], policy.device), 1.0, 10**6)
-        long, _ = score(policy, packing.pack(sequences, both, [i], policy.device), 1.0, 10**6)
+        short, *_ = score(policy, packing.pack(sequences, plain, [i], policy.device), 1.0, 10**6)
+        long, *_ = score(policy, packing.pack(sequences, both, [i], policy.device), 1.0, 10**6)
         torch.testing.assert_close(long[: len(short)], short, atol=1e-6, rtol=1e-6)
         assert packing.input_length(both[i]) > packing.input_length(plain[i])
 
@@ -121,29 +134,25 @@ def test_scores_match_a_plain_forward_pass(policy):
     model = copy.deepcopy(policy.model).double()
     model.set_attn_implementation("eager")
     number = 0
-    for sequence, old in zip(sequences, scores.old_logprobs, strict=True):
+    for sequence in sequences:
         with torch.no_grad():
             rows = torch.log_softmax(model(torch.tensor([sequence.ids])).logits[0], -1)
-        expected, position = [], 0
         for span in sequence.spans:
             at = torch.arange(*span.action)
-            expected += rows[at - 1, torch.tensor(sequence.ids)[at]].tolist()
+            expected = rows[at - 1, torch.tensor(sequence.ids)[at]].tolist()
+            assert scores.old_logprobs[number].tolist() == pytest.approx(expected, abs=1e-5)
             entropy = -(rows[at - 1].exp() * rows[at - 1]).sum(-1).mean().item()
             assert scores.entropies[number] == pytest.approx(entropy, abs=1e-5)
-            number, position = number + 1, position + len(at)
-        assert old.tolist() == pytest.approx(expected, abs=1e-5)
+            number += 1
 
 
 def test_denominators_are_those_of_the_whole_optimizer_batch():
     trajectories = episodes()
     sequences = build_sequences(trajectories, "trajectory")
-    scores = type("S", (), {
-        "old_logprobs": [np.zeros(sum(s.action[1] - s.action[0] for s in q.spans)) for q in sequences],
-        "ref_logprobs": None,
-    })()  # fmt: skip
-    count = sum(len(t.transitions) for t in trajectories)
-    selected = np.arange(count) % 2 == 0
-    tables = build_tables(range(len(sequences)), sequences, scores, np.ones(6), np.ones(6), selected)
+    sizes = [len(x.action_ids) for t in trajectories for x in t.transitions]
+    scores = Scores([np.zeros(n) for n in sizes], None, None, np.zeros(len(sizes)))
+    selected = np.arange(len(sizes)) % 2 == 0
+    tables = build_tables(sequences, scores, spread_credit(trajectories), WorldModelWeights(np.ones(6), selected))
     policy_weight = sum(t.weights[t.kinds == 1].astype(float).sum() for t in tables)
     observed_weight = sum(t.weights[t.kinds == 2].astype(float).sum() for t in tables)
     assert (policy_weight, observed_weight) == (pytest.approx(1.0), pytest.approx(1.0))
@@ -157,8 +166,10 @@ def test_the_policy_loss_pulls_the_right_way(policy):
         learner = Learner(fresh, None, config())
         before = np.concatenate(learner.score(sequences).old_logprobs)
         tables = [packing.action_rows(s) for s in sequences]
-        for table, old in zip(tables, learner.score(sequences).old_logprobs, strict=True):
-            table.weights[:], table.advantages[:], table.old_logprobs[:] = 1e-2, sign, old
+        old = learner.score(sequences).old_logprobs
+        for table, sequence in zip(tables, sequences, strict=True):
+            table.weights[:], table.advantages[:] = 1e-2, sign
+            table.old_logprobs[:] = np.concatenate([old[s.transition] for s in sequence.spans])
         backward(fresh, packing.pack(sequences, tables, range(len(tables)), fresh.device), LossSettings(), 10**6)
         with torch.no_grad():
             for parameter in fresh.model.parameters():

@@ -1,0 +1,34 @@
+"""Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
+
+from paw_fast.config.files import describe, from_mapping, load_preset, load_toml, recipes, to_toml
+from paw_fast.config.rules import validate
+from paw_fast.config.settings import (
+    AlgoConfig,
+    CriticConfig,
+    EnvConfig,
+    ModelConfig,
+    OptimConfig,
+    PawConfig,
+    RolloutConfig,
+    TrainConfig,
+    WarmStartConfig,
+)
+
+__all__ = [
+    "AlgoConfig",
+    "CriticConfig",
+    "EnvConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PawConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "WarmStartConfig",
+    "describe",
+    "from_mapping",
+    "load_preset",
+    "load_toml",
+    "recipes",
+    "to_toml",
+    "validate",
+]

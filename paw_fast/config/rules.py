@@ -1,0 +1,109 @@
+"""What settings cannot be meant, alone or together."""
+
+from __future__ import annotations
+
+from paw_fast.config.settings import TrainConfig
+from paw_fast.env_config import env_settings
+from paw_fast.types import UserError
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuses settings that cannot be meant, before anything is loaded. Raises `UserError`, naming the key."""
+
+    def need(ok: bool, key: str, value: object, expected: str) -> None:
+        if not ok:
+            raise UserError(f"--{key} is {value}, expected {expected}")
+
+    c = config
+    env_settings(c.env)
+    need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
+    need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
+    need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")
+    need(c.rollout.temperature > 0, "rollout.temperature", c.rollout.temperature, "more than 0")
+    need(c.rollout.eval_temperature > 0, "rollout.eval-temperature", c.rollout.eval_temperature, "more than 0")
+    need(0 < c.algo.clip_low < 1, "algo.clip-low", c.algo.clip_low, "a number in (0, 1)")
+    need(c.algo.clip_high > 0, "algo.clip-high", c.algo.clip_high, "more than 0")
+    need(c.algo.dual_clip is None or c.algo.dual_clip > 1, "algo.dual-clip", c.algo.dual_clip, "more than 1, or None")
+    need(c.algo.kl_coef >= 0, "algo.kl-coef", c.algo.kl_coef, "0 or more")
+    need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
+    need(c.algo.similarity is None or 0 < c.algo.similarity <= 1, "algo.similarity", c.algo.similarity, "in (0, 1]")
+    for key, share in (("algo.gamma", c.algo.gamma), ("critic.gamma", c.critic.gamma), ("critic.lam", c.critic.lam)):
+        need(0 <= share <= 1, key, share, "a number in [0, 1]")
+    need(c.critic.learning_rate > 0, "critic.learning-rate", c.critic.learning_rate, "more than 0")
+    need(c.critic.coef > 0, "critic.coef", c.critic.coef, "more than 0")
+    clip = c.critic.value_clip
+    need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
+    need(c.optim.learning_rate > 0, "optim.learning-rate", c.optim.learning_rate, "more than 0")
+    need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
+    w = c.warm_start
+    for key, share in (("hesitation", w.hesitation), ("hesitant-share", w.hesitant_share), ("slips", w.slips)):
+        need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
+    counts = {
+        "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
+        "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
+        "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
+        "algo.minibatch-size": (1 if c.algo.minibatch_size is None else c.algo.minibatch_size, 1),
+        "algo.max-rounds": (c.algo.max_rounds, 1), "critic.warmup-steps": (c.critic.warmup_steps, 0),
+        "paw.interval": (c.paw.interval, 1), "paw.horizon": (c.paw.horizon, 1),
+        "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
+        "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
+        "env.num-products": (1 if c.env.num_products is None else c.env.num_products, 1),
+        "token-budget": (c.token_budget, 16),
+        "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
+        "eval-tasks": (c.eval_tasks, 1), "eval-transitions": (c.eval_transitions, 1),
+        "keep-checkpoints": (c.keep_checkpoints, 1),
+        "warm-start.episodes": (c.warm_start.episodes, 1), "warm-start.epochs": (c.warm_start.epochs, 1),
+    }  # fmt: skip
+    for key, (value, least) in counts.items():
+        need(value >= least, key, value, f"{least} or more")
+    need(
+        c.algo.name == "ppo" or c.rollout.group_size > 1, "rollout.group-size", c.rollout.group_size,
+        f"2 or more with --algo {c.algo.name} (it compares episodes of one task)",
+    )  # fmt: skip
+    _validate_combinations(c)
+    need(
+        c.rollout.groups * c.rollout.group_size >= c.algo.minibatches,
+        "algo.minibatches", c.algo.minibatches,
+        f"at most the {c.rollout.groups * c.rollout.group_size} episodes of a step",
+    )  # fmt: skip
+
+
+STATE_TEXT_ENVS = ("alfworld", "webshop")
+"""Environments whose states have a text that is equal where the state is: what GiGPO groups by."""
+
+
+def _validate_combinations(c: TrainConfig) -> None:
+    """Refuses settings that contradict each other. Raises `UserError`, naming both."""
+
+    def refuse(wrong: bool, message: str) -> None:
+        if wrong:
+            raise UserError(message)
+
+    a = c.algo
+    refuse(
+        a.name == "gigpo" and a.similarity is None and c.env.name not in STATE_TEXT_ENVS,
+        f"--algo gigpo groups transitions by the text of the state, and --env {c.env.name} has none that repeats: "
+        "give --algo.similarity (0.9) to group by similar texts, or take --algo grpo",
+    )
+    refuse(
+        a.name == "ppo" and c.critic.backbone == "none",
+        "--algo ppo needs a critic, and --critic.backbone is none: say own or shared",
+    )
+    refuse(
+        a.similarity is not None and a.name != "gigpo",
+        f"--algo.similarity belongs to --algo gigpo, not to {a.name}: leave it out",
+    )
+    refuse(
+        a.penalty_in == "row" and a.statistics == "episode" and a.name != "ppo",
+        "--algo.penalty-in row takes the penalty from single transitions, so the group's statistics must be over them "
+        "too: add --algo.statistics step",
+    )
+    refuse(
+        a.dynamic_sampling and a.name == "ppo",
+        "--algo.dynamic-sampling drops groups whose episodes cannot be compared, and PPO compares none: leave it out",
+    )
+    refuse(
+        c.paw.horizon > 1 and c.layout == "trajectory",
+        f"--paw.horizon is {c.paw.horizon} and --layout trajectory: there every observation already follows all that "
+        "was before it, so more than one step means nothing; say --layout window",
+    )

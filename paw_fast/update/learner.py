@@ -1,0 +1,238 @@
+"""Scores a step's rollouts and updates the policy with them.
+
+    trajectories -> sequences -> score: old and reference log-probs, values, action entropies
+                        |              |
+                        |     credit, selected transitions, lambda
+                        v              v
+                    row tables -> packed micro-batches -> fused loss -> optimizer
+
+B trajectories, M transitions, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from paw_fast import packing
+from paw_fast.config import TrainConfig
+from paw_fast.critic import Critic, value_loss
+from paw_fast.kernels import LossSettings
+from paw_fast.losses import backward, rows_per_chunk, score
+from paw_fast.packing import PackedBatch, RowTable
+from paw_fast.policy import Policy
+from paw_fast.scores import Scores
+from paw_fast.types import TokenSequence, Trajectory
+from paw_fast.update.credit import Credit, assign_credit
+from paw_fast.update.row_tables import WorldModelWeights, build_tables, longest_action
+from paw_fast.update.totals import Totals
+from paw_fast.world_model import first_of_equals, group_lambdas, select_transitions
+
+
+class Learner:
+    """Owns the optimizer and the critic. `reference` is the frozen policy of the KL term, None where there is none."""
+
+    def __init__(self, policy: Policy, reference: Policy | None, config: TrainConfig):
+        self.policy, self.reference, self.config = policy, reference, config
+        o, a = config.optim, config.algo
+        self.critic = Critic(policy, config.critic, o) if a.name == "ppo" else None
+        groups = [{"params": list(policy.model.parameters())}, *(self.critic.parameter_groups() if self.critic else [])]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay
+        )
+
+        def factor(step: int) -> float:  # of training steps, whose number of optimizer steps may vary
+            if step < o.warmup_steps:
+                return (step + 1) / (o.warmup_steps + 1)
+            return 1.0 if o.schedule == "constant" else max(0.0, 1 - step / max(1, config.steps))
+
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        self.settings = LossSettings(
+            clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
+            kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0, entropy_coef=a.entropy_coef, wm_loss=config.paw.loss,
+            tau=config.paw.tau, temperature=config.rollout.temperature,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------ scoring
+
+    def score(self, sequences: Sequence[TokenSequence]) -> Scores:
+        """One pass of the policy and, where they are wanted, of reference and critic; only action tokens are scored.
+
+        The sequences' transitions may be those of a part of the batch: `Scores.join` puts parts together.
+        """
+        shared = self.critic if self.critic is not None and self.critic.backbone is None else None
+        old, entropies, values = self._score_with(self.policy, sequences, shared)
+        ref = self._score_with(self.reference, sequences, None)[0] if self.reference is not None else None
+        if self.critic is not None and self.critic.backbone is not None:
+            values = self._values_of_own(self.critic, sequences)
+        return Scores(old, ref, values, np.array([float(e.mean()) for e in entropies]))
+
+    def _batches(self, sequences: Sequence[TokenSequence]) -> Iterator[PackedBatch]:
+        tables = [packing.action_rows(s) for s in sequences]
+        lengths = [packing.input_length(t) for t in tables]
+        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+            yield packing.pack(sequences, tables, members, self.policy.device)
+
+    def _score_with(self, policy: Policy, sequences: Sequence[TokenSequence], critic: Critic | None):
+        """Log-probs, entropies and (with a shared critic) values, an array for each transition."""
+        columns: list[dict[int, np.ndarray]] = [{}, {}, {}]
+        for batch in self._batches(sequences):
+            got = score(policy, batch, self.config.rollout.temperature, self.chunk, critic.values if critic else None)
+            for column, flat in zip(columns, got, strict=True):
+                if flat is not None:
+                    _scatter(column, flat.numpy(), batch, sequences)
+        logprobs, entropies, values = ([column[m] for m in sorted(column)] for column in columns)
+        return logprobs, entropies, values if critic else None
+
+    @torch.no_grad()
+    def _values_of_own(self, critic: Critic, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
+        assert critic.backbone is not None
+        values: dict[int, np.ndarray] = {}
+        for batch in self._batches(sequences):
+            hidden = critic.backbone.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+            _scatter(values, critic.values(hidden).cpu().numpy(), batch, sequences)
+        return [values[m] for m in sorted(values)]
+
+    # ------------------------------------------------------------------------------------------------ updating
+
+    def update(
+        self, trajectories: Sequence[Trajectory], sequences: Sequence[TokenSequence], scores: Scores, step: int
+    ) -> dict[str, float]:
+        """The optimizer steps of one rollout batch; returns its metrics."""
+        c = self.config
+        credit = assign_credit(trajectories, scores, c.algo, c.critic)
+        lambdas, selected = self._world_model(trajectories, sequences, scores, step)
+        world_model = WorldModelWeights(lambdas, selected)
+        joint = world_model if c.paw.update == "joint" else WorldModelWeights(lambdas, np.zeros_like(selected))
+        totals = Totals()
+        for epoch in range(c.algo.epochs):
+            for chosen in self._minibatches(len(sequences), step, epoch):
+                if self.critic is not None and self.critic.backbone is not None:
+                    self._critic_step(chosen, sequences, scores, credit, totals)
+                if step >= c.critic.warmup_steps or self.critic is None:
+                    self._optimizer_step(chosen, sequences, scores, credit, joint, totals)
+                elif self.critic.backbone is None:
+                    self._head_step(chosen, sequences, scores, credit, totals)
+        if c.paw.enabled and c.paw.update == "alternate" and (step + 1) % c.paw.interval == 0:
+            nothing = Credit(credit.advantages, credit.value_targets, np.zeros_like(credit.in_policy))
+            self._optimizer_step(range(len(sequences)), sequences, scores, nothing, world_model, totals)
+        totals.learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        metrics = totals.metrics(c.paw.enabled, scores.ref_logprobs is not None, self.critic is not None)
+        flat = np.concatenate(credit.advantages)
+        metrics["policy/advantage_abs_mean"] = float(np.abs(flat).mean())
+        metrics["policy/entropy"] = float(scores.entropies.mean())
+        metrics["policy/group_spread_share"] = float(credit.in_policy.mean())
+        if c.paw.enabled:
+            metrics["wm/lambda_mean"] = float(lambdas.mean())
+            metrics["wm/selected_share"] = float(selected.mean())
+        return metrics
+
+    def _world_model(self, trajectories, sequences, scores: Scores, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """lambda of each trajectory [B] and the selected transitions [M]."""
+        c = self.config
+        if not c.paw.enabled:
+            return np.zeros(len(trajectories)), np.zeros(len(scores.entropies), dtype=bool)
+        success = np.array([t.success_return for t in trajectories])
+        groups = np.array([t.group for t in trajectories])
+        lambdas = group_lambdas(success, groups, c.algo.success_reward, c.paw.lambda_0, c.paw.balance)
+        seed = (c.seed, 3, step)
+        if not c.paw.deduplicate:
+            return lambdas, select_transitions(scores.entropies, c.paw.alpha, c.paw.selection, seed=seed)
+        fresh = np.flatnonzero(first_of_equals([t for trajectory in trajectories for t in trajectory.transitions]))
+        selected = np.zeros(len(scores.entropies), dtype=bool)
+        picked = select_transitions(scores.entropies[fresh], c.paw.alpha, c.paw.selection, seed=seed)
+        selected[fresh[picked]] = True
+        return lambdas, selected
+
+    def _minibatches(self, total: int, step: int, epoch: int) -> list[list[int]]:
+        """Sequences of each optimizer step, in order of their numbers."""
+        a = self.config.algo
+        count = a.minibatches if a.minibatch_size is None else -(-total // a.minibatch_size)
+        count = min(count, total)
+        if count == 1:
+            return [list(range(total))]
+        order = np.random.default_rng([self.config.seed, 2, step, epoch]).permutation(total)
+        return [sorted(int(i) for i in part) for part in np.array_split(order, count)]
+
+    def _optimizer_step(
+        self, chosen: Sequence[int], sequences, scores: Scores, credit: Credit, world_model: WorldModelWeights,
+        totals: Totals,
+    ) -> None:  # fmt: skip
+        """Gradient of one optimizer batch, whose denominators are those of the whole of it, and the step."""
+        picked = [sequences[i] for i in chosen]
+        c = self.config
+        tables = build_tables(
+            picked, scores, credit, world_model, c.algo.aggregation, longest_action(c.rollout, c.env, c.layout)
+        )
+        shared = self.critic if self.critic is not None and self.critic.backbone is None else None
+        for batch in self._packed(picked, tables):
+            extra = (lambda h, b=batch: self._value_loss(shared, h, b, totals, c.critic.coef)) if shared else None
+            totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, c.optim.max_grad_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        totals.skipped += not torch.isfinite(norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        totals.norms.append(float(norm))
+
+    def _packed(self, sequences: Sequence[TokenSequence], tables: Sequence[RowTable]) -> Iterator[PackedBatch]:
+        """Micro-batches of the sequences that have a row at all."""
+        live = [i for i, t in enumerate(tables) if len(t.positions)]
+        lengths = [packing.input_length(tables[i]) for i in live]
+        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+            yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device)
+
+    # ------------------------------------------------------------------------------------------------ critic
+
+    def _value_loss(self, critic: Critic, hidden, batch: PackedBatch, totals: Totals, coef: float) -> torch.Tensor:
+        """The critic's summed loss on the policy rows of a micro-batch; `hidden` [N, H] are the rows' hidden states."""
+        rows = batch.value_rows()
+        values = critic.values(hidden[rows.index])
+        loss, clipped = value_loss(
+            values, rows.old_values, rows.targets, coef * rows.weights, self.config.critic.value_clip
+        )
+        totals.add_values(values.detach(), rows.targets, clipped, float(loss.detach()) / coef)
+        return loss
+
+    def _critic_tables(self, picked: Sequence[TokenSequence], scores: Scores, credit: Credit) -> list[RowTable]:
+        nothing = WorldModelWeights(np.zeros(len(credit.in_policy)), np.zeros(len(scores.entropies), dtype=bool))
+        return build_tables(picked, scores, credit, nothing, "token-mean", 1)
+
+    def _critic_step(self, chosen, sequences, scores: Scores, credit: Credit, totals: Totals) -> None:
+        """One optimizer step of a critic with a backbone of its own."""
+        assert self.critic is not None
+        assert self.critic.backbone is not None
+        picked = [sequences[i] for i in chosen]
+        for batch in self._packed(picked, self._critic_tables(picked, scores, credit)):
+            hidden = self.critic.backbone.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+            self._value_loss(self.critic, hidden, batch, totals, 1.0).backward()
+        totals.critic_norms.append(self.critic.step())
+
+    def _head_step(self, chosen, sequences, scores: Scores, credit: Credit, totals: Totals) -> None:
+        """Critic warm-up on a shared backbone: the head alone moves."""
+        assert self.critic is not None
+        picked = [sequences[i] for i in chosen]
+        for batch in self._packed(picked, self._critic_tables(picked, scores, credit)):
+            with torch.no_grad():
+                hidden = self.policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+            self._value_loss(self.critic, hidden, batch, totals, 1.0).backward()
+        # Parameters of the policy have no gradient here, and AdamW leaves such parameters alone.
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _scatter(
+    column: dict[int, np.ndarray], flat: np.ndarray, batch: PackedBatch, sequences: Sequence[TokenSequence]
+) -> None:
+    """Puts a micro-batch's flat results under the numbers of their transitions."""
+    at = 0
+    for i in batch.members:
+        for span in sequences[i].spans:
+            size = span.action[1] - span.action[0]
+            column[span.transition] = flat[at : at + size]
+            at += size

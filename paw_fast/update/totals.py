@@ -1,0 +1,85 @@
+"""Sums of row results over an update, and the metrics made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paw_fast.kernels import CLIPPED, POLICY, SATURATED, WORLD_MODEL
+from paw_fast.losses import RowResults
+from paw_fast.packing import PackedBatch
+
+
+class Totals:
+    """Collects micro-batches. `norms` and `critic_norms` hold an entry for each optimizer step."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.critic_norms: list[float] = []
+        self.learning_rate = 0.0
+        self.skipped = 0
+        self.tokens = 0
+        names = ("policy", "wm", "clipped", "kl", "rows", "saturated", "error", "wm_rows")
+        self._sums = dict.fromkeys(names, 0.0)
+        self._value_loss, self._value_clipped = 0.0, 0
+        self._values: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def add(self, batch: PackedBatch, result: RowResults) -> None:
+        """A micro-batch of the policy's update."""
+        kinds = batch.rows.kinds.cpu()
+        policy, observed = kinds == POLICY, kinds == WORLD_MODEL
+        s = self._sums
+        s["policy"] += float(result.losses[policy].double().sum())
+        s["wm"] += float(result.losses[observed].double().sum())
+        s["clipped"] += int((result.flags[policy] & CLIPPED).ne(0).sum())
+        s["kl"] += float(result.kl[policy].double().sum())
+        s["rows"] += int(policy.sum())
+        s["saturated"] += int((result.flags[observed] & SATURATED).ne(0).sum())
+        s["error"] += float((1 - result.logprobs[observed].double().exp()).sum())
+        s["wm_rows"] += int(observed.sum())
+        self.tokens += sum(batch.lengths)
+
+    def add_values(self, values: Tensor, targets: Tensor, clipped: Tensor, loss: float) -> None:
+        """A micro-batch of the critic's update; `loss` is weighted over the optimizer batch already."""
+        self._values.append(values.cpu())
+        self._targets.append(targets.cpu())
+        self._value_clipped += int(clipped.sum())
+        self._value_loss += loss
+
+    def metrics(self, world_model: bool, reference: bool, critic: bool) -> dict[str, float]:
+        """Means over rows and optimizer steps, under their names in `metrics.METRICS` (and `tokens`)."""
+        s, steps = self._sums, max(1, len(self.norms))
+        out = {
+            "policy/loss": s["policy"] / steps,
+            "policy/clip_fraction": s["clipped"] / max(1, s["rows"]),
+            "optim/grad_norm": float(np.mean(self.norms)) if self.norms else 0.0,
+            "optim/learning_rate": self.learning_rate,
+            "optim/skipped_steps": float(self.skipped),
+            "tokens": float(self.tokens),
+        }
+        if reference:
+            out["policy/kl"] = s["kl"] / max(1, s["rows"])
+        if world_model:
+            out["wm/loss"] = s["wm"] / steps
+            if s["wm_rows"]:
+                out["wm/clipped_token_ratio"] = s["saturated"] / s["wm_rows"]
+                out["wm/next_observation_error"] = s["error"] / s["wm_rows"]
+        if critic and self._values:
+            out |= self._critic_metrics(max(1, len(self.critic_norms) or steps))
+        return out
+
+    def _critic_metrics(self, steps: int) -> dict[str, float]:
+        values, targets = torch.cat(self._values).double(), torch.cat(self._targets).double()
+        spread = float(targets.var(unbiased=False))
+        explained = 1 - float((targets - values).var(unbiased=False)) / spread if spread > 0 else 0.0
+        out = {
+            "critic/loss": self._value_loss / steps,
+            "critic/value_mean": float(values.mean()),
+            "critic/explained_variance": explained,
+            "critic/clip_fraction": self._value_clipped / len(values),
+        }
+        if self.critic_norms:
+            out["critic/grad_norm"] = float(np.mean(self.critic_norms))
+        return out
