@@ -78,6 +78,7 @@ class TitleNouns:
 
             # The tags do not depend on the parts that are left out.
             self._model = spacy.load(SPACY_MODEL, disable=["parser", "ner", "lemmatizer"])
+        assert self._model is not None
         return tuple(t.text.lower() for t in self._model(title) if t.pos_ in ("NOUN", "PROPN"))
 
 
