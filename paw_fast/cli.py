@@ -1,4 +1,4 @@
-"""The command line: `paw-fast train | eval | play | report | doctor | recipes`.
+"""The command line: `paw-fast train | eval | play | retriever | report | doctor | recipes`.
 
 Heavy packages are imported inside the commands, so that help and mistakes answer at once.
 """
@@ -299,10 +299,24 @@ def _recipes(args: list[str]) -> int:
     return 0
 
 
+def _retriever(args: list[str]) -> int:
+    from paw_fast.retrieval import command
+
+    if not args or args[0] in ("-h", "--help"):
+        print(command.USAGE)
+        return 0 if args else 2
+    if args[0] not in command.OPTIONS:
+        near = difflib.get_close_matches(args[0], command.OPTIONS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(command.OPTIONS)}"
+        raise UserError(f"unknown command 'retriever {args[0]}'; {hint}")
+    return command.run(_parse(command.OPTIONS[args[0]], args[1:], f"retriever {args[0]}"))
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train an agent: rollouts, GRPO and the world-model loss"),
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
     "play": (_play, "play an episode yourself, in the terminal"),
+    "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "curves of one or several runs as one HTML file"),
     "doctor": (_doctor, "what is installed, which kernels run, how to mend what is missing"),
     "recipes": (_recipes, "list the presets"),

@@ -36,8 +36,8 @@ def _bar(*extra) -> Progress:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar over `total` items; call what it gives once for each (or with a number of them)."""
+def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A bar over `total` items (None: not known); call what it gives once for each (or with a number of them)."""
     if not console.is_terminal:
         say(f"{label} ...")
     with _bar() as bar:

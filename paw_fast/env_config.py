@@ -19,7 +19,7 @@ class EnvConfig:
     The first settings are every environment's; the others belong to the environments that `ENV_SETTINGS` names.
     """
 
-    name: Annotated[Literal["alfworld", "webshop"], tyro.conf.arg(name="env", prefix_name=False)] = "alfworld"
+    name: Annotated[Literal["alfworld", "webshop", "search"], tyro.conf.arg(name="env", prefix_name=False)] = "alfworld"
     """Which environment."""
     data: Path | None = None
     """Folder of the official data set; without it the variable ALFWORLD_DATA or WEBSHOP_DATA, else generated data."""
@@ -33,6 +33,8 @@ class EnvConfig:
     """Earlier turns shown in the prompt, in the `window` layout (V)."""
     max_observation_chars: int = 0
     """Longer observations are cut to this many characters in the prompt; 0 cuts none."""
+    max_observation_tokens: int = 0
+    """The same in tokens of the policy's tokenizer; a closing tag at the end stays."""
 
     # ALFWorld
     engine: Literal["native", "textworld"] = "native"
@@ -40,9 +42,29 @@ class EnvConfig:
     size: Literal["small", "medium", "full"] = "small"
     """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
     num_train: int = 3600
-    """Generated training games."""
+    """Generated training games; search: generated training questions."""
     num_unseen: int = 200
-    """Generated games in rooms that training never sees."""
+    """Generated games in rooms that training never sees; search: questions on facts that training never asks for."""
+
+    # Search question answering
+    train: tuple[str, ...] = ()
+    """Question files to train on, each as FILE or FILE:WEIGHT; without files and passages a world is generated."""
+    eval: tuple[str, ...] = ()
+    """Question files to evaluate on, each as FILE or FILE:WEIGHT."""
+    corpus: Path | None = None
+    """Passages: a corpus file (indexed at its first use) or the folder of an index."""
+    retriever: str | None = None
+    """Address of a server that speaks /retrieve, instead of a corpus."""
+    dialect: Literal["auto", "queries", "query"] = "auto"
+    """How that server is asked: many queries a request, one, or whichever it understands."""
+    retriever_timeout_s: float = 30.0
+    """Seconds a request may take."""
+    retriever_retries: int = 3
+    """Further tries of a request before the run waits for the server."""
+    topk: int = 3
+    """Passages that a search shows (V)."""
+    format_reward: float = 0.0
+    """Reward of a wrong answer in the right form, as a share of the reward of a right one."""
 
     # WebShop
     mode: Literal["text", "text_rich"] = "text"
@@ -64,13 +86,23 @@ ENV_SETTINGS: dict[str, dict[str, str]] = {
         "data": "data", "max_steps": "max_steps", "mode": "mode", "goals": "goals", "goal_seed": "seed",
         "num_products": "num_products",
     },
+    "search": {
+        "game_seed": "seed", "max_steps": "max_steps", "num_train": "num_train", "num_unseen": "num_unseen",
+        "train": "train", "eval": "eval", "corpus": "corpus", "retriever": "retriever", "dialect": "dialect",
+        "retriever_timeout_s": "timeout_s", "retriever_retries": "retries", "topk": "topk",
+        "format_reward": "format_reward",
+    },
 }  # fmt: skip
 """For each environment, the fields of `EnvConfig` that reach it, and what `envs.make` calls them."""
 
-ENV_DEFAULTS: dict[str, dict[str, Any]] = {"alfworld": {}, "webshop": {"max_steps": 15}}
+ENV_DEFAULTS: dict[str, dict[str, Any]] = {
+    "alfworld": {},
+    "webshop": {"max_steps": 15},
+    "search": {"max_steps": 5, "history": 4, "max_observation_tokens": 500},
+}
 """Where an environment's defaults are not those of `EnvConfig`."""
 
-_PROMPT_SETTINGS = ("name", "max_steps", "template", "history", "max_observation_chars")
+_PROMPT_SETTINGS = ("name", "max_steps", "template", "history", "max_observation_chars", "max_observation_tokens")
 
 
 def env_config(name: str, **changes: Any) -> EnvConfig:

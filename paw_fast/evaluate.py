@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class EvalResult:
     by_type: dict[str, tuple[int, int]]
     mean_length: float
     mean_score: float = 0.0
+    mean_scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def success(self) -> float:
@@ -45,7 +46,7 @@ class EvalResult:
         return {
             "success": self.success, "low": low, "high": high, "successes": self.successes,
             "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "mean_score": self.mean_score,
-            "by_task_type": types,
+            "mean_scores": self.mean_scores, "by_task_type": types,
         }  # fmt: skip
 
 
@@ -63,12 +64,17 @@ def evaluate(
     """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     steps, score = 0, 0.0
+    scores: dict[str, float] = defaultdict(float)
     for trajectory in loop.play([(task, i, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]):
         count = counts[trajectory.task.task_type]
         count[0] += trajectory.won
         count[1] += 1
         steps += len(trajectory.transitions)
         score += trajectory.score
+        for name, value in trajectory.scores.items():
+            scores[name] += value / len(tasks)
         done(trajectory)
     by_type = {name: (won, total) for name, (won, total) in counts.items()}
-    return EvalResult(sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks))
+    return EvalResult(
+        sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores)
+    )

@@ -61,6 +61,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
         self.env = make_env(config.env)
+        if wait := getattr(self.env, "while_waiting", None):
+            wait(self._check_interrupt)
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
         checkpoint = load_checkpoint(run_dir) if resume and find_checkpoint(run_dir) else None
@@ -194,6 +196,8 @@ class Trainer:
         metrics |= episode_metrics(trajectories) | logprob_gap(trajectories, scores)
         if self.config.algo.dynamic_sampling:
             metrics["rollout/rounds"] = float(rounds)
+        if take := getattr(self.env, "take_metrics", None):
+            metrics |= take()
         return metrics
 
     def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
@@ -296,6 +300,7 @@ def eval_metrics(result: EvalResult, quality: WorldModelQuality | None) -> dict[
     return {
         "success/eval_rate": result.success, "success/eval_total": float(result.num_tasks),
         "reward/eval_score_mean": result.mean_score, **rates, **about_world,
+        **{f"score/eval_{name}": value for name, value in result.mean_scores.items()},
     }  # fmt: skip
 
 
@@ -316,6 +321,10 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/truncated_rate": mean([t.truncated for t in trajectories]),
         "episode/cut_rate": sum(t.num_cut for t in trajectories) / max(1, len(actions)),
         **{f"success/{name}": mean(won) for name, won in sorted(by_type.items())},
+        **{
+            f"score/{name}": sum(t.scores.get(name, 0.0) for t in trajectories) / len(trajectories)
+            for name in sorted({name for t in trajectories for name in t.scores})
+        },
     }
 
 

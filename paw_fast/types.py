@@ -74,8 +74,9 @@ class Step:
     """The answer to one command. Produced by `Env.step`, consumed by the agent loop.
 
     `reward` is the environment's own score, 0 to 1 (ALFWorld: 1.0 at the step that wins, else 0.0; WebShop: how well
-    the bought product fits). What the policy is rewarded for is `info["won"]`. `info["admissible"]` (bool), where
-    present, says whether the command was one that the environment accepts.
+    the bought product fits). What the policy is rewarded for is `info["won"]`, or where present `info["reward"]`
+    (float, a share of the reward of winning). `info["admissible"]` (bool), where present, says whether the command
+    was one that the environment accepts; `info["scores"]` holds further scores of an episode by name, at its end.
 
     >>> Step(Observation("Nothing happens."), 0.0, False).done
     False
@@ -149,7 +150,8 @@ class Trajectory:
     """One episode. Produced by the agent loop, consumed by advantages, selection, packing and the metrics.
 
     `episode_return` is the sum of rewards with penalties; `success_return` leaves the penalties out and is
-    what the world-model weight compares with `R_max`. `score` is the sum of the environment's own rewards;
+    what the world-model weight compares with `R_max`. `score` is the sum of the environment's own rewards, `scores`
+    what else it measured (each 0 to 1, by name);
     `num_cut` counts the turns whose observation or history was cut to fit the prompt.
 
     >>> Trajectory(Task("t"), group=0, transitions=(), episode_return=10.0, success_return=10.0, won=True).won
@@ -167,6 +169,7 @@ class Trajectory:
     seed: tuple[int, ...] = ()
     score: float = 0.0
     num_cut: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from paw_fast.kernels import WORLD_MODEL, LossSettings
 from paw_fast.losses import backward, rows_per_chunk
 from paw_fast.policy import Policy, resolve_device
 from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.prompts import PromptTemplate, shown
+from paw_fast.rollout.prompts import PromptTemplate, shown, write_action
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Env, Observation, Task, TokenSequence, Trajectory, Transition, UserError
 
@@ -39,10 +39,13 @@ def demonstrate(
 
     Before a command of the expert there may come, with the chances of `settings`, a needless `look` (a bad habit
     that is imitated too, and that reinforcement learning can break) and a slip: a command that does nothing here,
-    not imitated, after which the expert's command shows how to go on.
+    not imitated, after which the expert's command shows how to go on. An expert's own `hesitation` (None: it has
+    none) and `is_slip(command, observation)` stand for another habit and other slips.
     """
     rng = random.Random(seed)
-    spoken: list[str] = [HESITATION]
+    habit: str | None = getattr(expert, "hesitation", HESITATION)
+    is_slip = getattr(expert, "is_slip", lambda command, seen: command not in seen.admissible)
+    spoken: list[str] = [habit or ""]
     kept = []
     tasks = list(tasks)
     hesitant_from = round(len(tasks) * (1 - settings.hesitant_share))
@@ -54,10 +57,10 @@ def demonstrate(
         while not over:
             planned = expert.act(observation)
             queue = [(planned, True)]
-            if number >= hesitant_from and rng.random() < settings.hesitation:
-                queue.insert(0, (HESITATION, True))
+            if habit is not None and number >= hesitant_from and rng.random() < settings.hesitation:
+                queue.insert(0, (habit, True))
             slip = rng.choice(spoken)
-            if rng.random() < settings.slips and slip not in observation.admissible:
+            if rng.random() < settings.slips and is_slip(slip, observation):
                 queue.insert(0, (slip, False))
             for command, imitate_it in queue:
                 step = env.step(command)
@@ -84,10 +87,7 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
     observation, history, transitions = first, [], []
     prompt = chat.first(template.first(first) if trajectory_layout else template.window(first, instruction, [], 0))
     for command, after, imitated in turns:
-        text = (
-            command if template.style == "action" else f"<think>I choose: {command}</think><action>{command}</action>"
-        )
-        action = chat.encode(text) + list(end)
+        action = chat.encode(write_action(command, template.style)) + list(end)
         head, tail = template.split_next(after) if trajectory_layout else ("", "")
         ids, mask = chat.follow(action, head, after.text, tail)
         transitions.append(
@@ -185,13 +185,14 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     settings = config.warm_start
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
-        demos = demonstrate(env, envs.searcher(env.name), tasks, settings, config.seed, lambda: (advance(), check()))
+        expert = envs.searcher(env.name)
+        demos = demonstrate(env, expert, tasks, settings, config.seed, lambda: (advance(), check()))
     if not demos:
         raise UserError(
-            f"the searcher won none of {len(tasks)} games in {config.env.max_steps} steps: nothing to imitate"
+            f"the expert won none of {len(tasks)} episodes in {config.env.max_steps} steps: nothing to imitate"
         )
     template = PromptTemplate.load(config.env.template, config.env.name)
-    tokenizer = tiny.train_tokenizer(_texts(demos[:1000]), settings.vocab_size)
+    tokenizer = tiny.train_tokenizer(_texts(demos[:1000], template), settings.vocab_size, getattr(expert, "names", ""))
     model = tiny.build_model(len(tokenizer), seed=config.seed, max_positions=config.rollout.max_sequence_tokens)
     policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
     chat = ChatFormat(tokenizer)
@@ -213,10 +214,10 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
         write_text(folder / "done", f"{len(demos)} episodes of {len(tasks)}, last action loss {loss:.4f}\n")
 
 
-def _texts(demos: Sequence[Demonstration]) -> Iterable[str]:
+def _texts(demos: Sequence[Demonstration], template: PromptTemplate) -> Iterable[str]:
     for first, turns in demos:
         yield shown(first)[0].text
         yield str(first.info.get("task", ""))
         for command, observation, _ in turns:
-            yield command
+            yield write_action(command, template.style)
             yield shown(observation)[0].text

@@ -21,7 +21,7 @@ LAYERS = [
     {"config", "env_config", "console"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "rng", "doctor", "attention", "tiny", "critic", "policy",
-     "pretrained", "optim", "envs", "tasks", "rollout", "weight_sync", *STAGES},
+     "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync", *STAGES},
     {"update", "warm_start", "evaluate", "world_model_quality"},
     {"train", "eval_command"},
     {"cli", "__main__"},
@@ -202,7 +202,22 @@ def test_vllm_is_imported_where_generation_is():
 
 
 def test_optional_packages_are_imported_when_they_are_needed():
-    optional = {"vllm", "alfworld", "textworld", "wandb", "ray", "bm25s", "spacy", "rapidfuzz", "fastapi", "gguf"}
+    optional = {
+        "vllm",
+        "alfworld",
+        "textworld",
+        "wandb",
+        "ray",
+        "bm25s",
+        "spacy",
+        "rapidfuzz",
+        "fastapi",
+        "gguf",
+        "uvicorn",
+        "httpx",
+        "Stemmer",
+        "faiss",
+    }
     workers = {"envs.alfworld.reference_worker", "envs.alfworld.reference_speed"}  # run where the extra is installed
     wrong = [
         where(module, one.line)

@@ -17,7 +17,7 @@ from .batch import BatchEnv, make_batch
 
 __all__ = ["NAMES", "BatchEnv", "make", "make_batch", "searcher"]
 
-NAMES = ("alfworld", "webshop")
+NAMES = ("alfworld", "webshop", "search")
 
 
 def _factory(name: str) -> ModuleType:
@@ -26,6 +26,8 @@ def _factory(name: str) -> ModuleType:
         from .alfworld import factory
     elif name == "webshop":
         from .webshop import factory
+    elif name == "search":
+        from .search import factory
     else:
         close = difflib.get_close_matches(name, NAMES, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(NAMES)}"
@@ -36,7 +38,7 @@ def _factory(name: str) -> ModuleType:
 def make(name: str, **settings: Any) -> Env:
     """An environment by name, with the settings of its `factory.make` (see there).
 
-    name: "alfworld" or "webshop". Raises `UserError` for names and settings that do not exist.
+    name: one of `NAMES`. Raises `UserError` for names and settings that do not exist.
 
     >>> make("alfwrld")
     Traceback (most recent call last):

@@ -12,8 +12,8 @@ from itertools import count
 
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
-from paw_fast.rollout.prompts import PromptTemplate, parse_action, shown
-from paw_fast.types import Env, Observation, Task, Trajectory, Transition
+from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action, shown
+from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class AgentSettings:
     success_reward: float = 10.0
     invalid_penalty: float = 0.1
     max_observation_chars: int = 0
+    max_observation_tokens: int = 0
 
 
 @dataclass
@@ -76,10 +77,13 @@ class AgentLoop:
                     self._ask(episode)
                 with self.stage("generate"):
                     completions = self.engine.step()
-                for completion in completions:
+                with self.stage("prompt"):
+                    # All begin before the first ends, so that environments can work together (search: one request).
+                    actions = [self._begin(live[completion.episode], completion) for completion in completions]
+                for completion, action in zip(completions, actions, strict=True):
                     episode = live[completion.episode]
                     with self.stage("prompt"):
-                        trajectory = self._act(episode, completion)
+                        trajectory = self._act(episode, completion, action)
                     if trajectory is None:
                         self._ask(episode)
                         continue
@@ -93,7 +97,7 @@ class AgentLoop:
 
     def _start(self, task: Task, group: int, seed: tuple[int, ...], env: Env) -> _Episode:
         with self.stage("environment"):
-            observation, cut = shown(env.reset(task), self.settings.max_observation_chars)
+            observation, cut = self._shown(env.reset(task))
         instruction = str(observation.info.get("task", ""))
         if self.settings.layout == "trajectory":
             message = self.template.first(observation)
@@ -119,20 +123,39 @@ class AgentLoop:
             ActionRequest(episode.number, episode.prompt, seed, s.max_action_tokens, s.temperature, self.template.stop)
         )
 
-    def _act(self, episode: _Episode, completion: Completion) -> Trajectory | None:
+    def _shown(self, observation: Observation) -> tuple[Observation, bool]:
+        """The observation as the policy reads it, within its budgets, and whether it was cut."""
+        s = self.settings
+        observation, cut = shown(observation, s.max_observation_chars)
+        if s.max_observation_tokens:
+            text = self.chat.fit(observation.text, s.max_observation_tokens)
+            if text != observation.text:
+                return Observation(text, observation.admissible, observation.info), True
+        return observation, cut
+
+    def _begin(self, episode: _Episode, completion: Completion) -> ParsedAction:
+        """Reads a sampled action, and gives it to an environment that takes it before it must answer."""
+        parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
+        if begin := getattr(episode.env, "begin_step", None):
+            with self.stage("environment"):
+                begin(parsed.command)
+        return parsed
+
+    def _act(self, episode: _Episode, completion: Completion, parsed: ParsedAction) -> Trajectory | None:
         """Plays a sampled action; returns the trajectory when the episode is over."""
         s, before = self.settings, episode.observation
-        parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
+        finish = getattr(episode.env, "finish_step", None)
         with self.stage("environment"):
-            step = episode.env.step(parsed.command)
+            step: Step = finish() if finish else episode.env.step(parsed.command)
         valid = parsed.well_formed
         if self.template.invalid == "admissible":
             valid = valid and bool(step.info.get("admissible", parsed.command in before.admissible))
-        after, cut = shown(step.observation, s.max_observation_chars)
+        after, cut = self._shown(step.observation)
         won = bool(step.info.get("won"))
         head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
         ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
-        reward = (s.success_reward if won else 0.0) - (0.0 if valid else s.invalid_penalty)
+        share = float(step.info.get("reward", won))
+        reward = s.success_reward * share - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(
                 prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
@@ -166,5 +189,5 @@ class AgentLoop:
         return Trajectory(
             episode.task, episode.group, tuple(episode.transitions), episode_return=total,
             success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated, seed=episode.seed,
-            score=episode.score, num_cut=episode.num_cut,
+            score=episode.score, num_cut=episode.num_cut, scores=dict(step.info.get("scores", {})),
         )  # fmt: skip

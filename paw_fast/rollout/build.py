@@ -38,6 +38,7 @@ def make_loop(policy: Policy, engine: RolloutEngine, env: Env, config: TrainConf
         max_action_tokens=r.max_action_tokens, max_sequence_tokens=min(r.max_sequence_tokens, limit),
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
+        max_observation_tokens=config.env.max_observation_tokens,
     )  # fmt: skip
     slots = [env.spawn() for _ in range(r.slots)]
     template = PromptTemplate.load(config.env.template, config.env.name)

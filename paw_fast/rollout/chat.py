@@ -10,11 +10,13 @@ template works. Text pieces are encoded one by one, and so every prompt is an ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from paw_fast.types import UserError
 
+_CLOSING_TAG = re.compile(r"</\w+>\s*\Z")
 _ACTION, _MESSAGE = "\u2402paw-action\u2403", "\u2402paw-message\u2403"
 
 
@@ -64,6 +66,26 @@ class ChatFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of sampled ids, without end tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def fit(self, text: str, max_tokens: int) -> str:
+        """The text, or as much of its start as `max_tokens` tokens hold; a closing tag at its end is kept.
+
+        >>> chat.fit("<information>a very long passage</information>", 12)      # doctest: +SKIP
+        '<information>a very</information>'
+        """
+        ids = self.encode(text)
+        if len(ids) <= max_tokens:
+            return text
+        tag = _CLOSING_TAG.search(text)
+        end = tag.group() if tag else ""
+        room = max_tokens - len(self.encode(end))
+        while room > 0:
+            # A cut inside a character's bytes leaves a replacement sign; cut text may need more tokens than it had.
+            short = self.tokenizer.decode(ids[:room]).rstrip("\ufffd")[: len(text) - len(end)] + end
+            if len(self.encode(short)) <= max_tokens:
+                return short
+            room -= 1
+        return end
 
     def first(self, message: str) -> list[int]:
         """Ids of a conversation of one user message, up to where the policy writes."""

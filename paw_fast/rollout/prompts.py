@@ -1,8 +1,10 @@
 """Prompt templates and the parsing of actions. A template is a TOML file of Jinja texts that a user can replace.
 
-Rules after verl-agent: the action is the text between the first `<action>` and `</action>`, lower-cased; without
-them the last 20 characters, marked invalid; invalid too without `<think>...</think>` or with Chinese, Japanese
-or Korean characters.
+Rules of games, after verl-agent: the action is the text between the first `<action>` and `</action>`, lower-cased;
+without them the last 20 characters, marked invalid; invalid too without `<think>...</think>` or with Chinese, Japanese
+or Korean characters. Rules of search, after Search-R1: the text is read up to the first
+`</search>` or `</answer>`, the query or answer is what follows the last tag that opens it, and the command is
+`search[...]` or `answer[...]`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,13 @@ else:
 FALLBACK_CHARS = 20
 _OBSERVATION = "\u2402paw-observation\u2403"
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+STYLES = ("action", "think_action", "search", "think_search")
+# Up to the first closing tag of either kind; then from the last opening tag of that kind.
+_SEARCH_ACTION = re.compile(
+    r"\A(?:(?!</(?:search|answer)>).)*<(?P<kind>search|answer)>(?P<content>(?:(?!<(?P=kind)>|</(?:search|answer)>).)*)"
+    r"</(?P=kind)>",
+    re.DOTALL,
+)
 _TEXTS = ("first", "next", "window", "window_first")
 
 
@@ -45,7 +54,10 @@ class ParsedAction:
 
 
 def parse_action(text: str, style: str) -> ParsedAction:
-    """The command in a policy's answer; `style` is `action` (all of it) or `think_action` (tags)."""
+    """The command in a policy's answer. `style` is one of `STYLES`: `action` (all of it), `think_action` (tags),
+    `search` (search and answer tags), `think_search` (the same after a thought)."""
+    if style.endswith("search"):
+        return _parse_search(text, style == "think_search")
     if style == "action":
         command = text.strip().lower()
         return ParsedAction(command, bool(command) and not _CJK.search(text))
@@ -56,6 +68,30 @@ def parse_action(text: str, style: str) -> ParsedAction:
         return ParsedAction(lower[-FALLBACK_CHARS:].strip(), False)
     thought = 0 <= lower.find("<think>") < lower.find("</think>")
     return ParsedAction(lower[start + len("<action>") : end].strip(), thought and not _CJK.search(text))
+
+
+def _parse_search(text: str, wants_thought: bool) -> ParsedAction:
+    found = _SEARCH_ACTION.search(text)
+    if found is None:
+        return ParsedAction(f"invalid[{text[-FALLBACK_CHARS:].strip()}]", False)
+    thought = re.search(r"<think>.*</think>", text[: found.start("content")], re.DOTALL) is not None
+    content = found["content"].strip()
+    return ParsedAction(f"{found['kind']}[{content}]", bool(content) and (thought or not wants_thought))
+
+
+def write_action(command: str, style: str) -> str:
+    """A command as a policy would write it: what `parse_action` reads back.
+
+    >>> write_action("search[Ada Lovelace]", "search")
+    '<search> Ada Lovelace </search>'
+    """
+    if style == "action":
+        return command
+    if style == "think_action":
+        return f"<think>I choose: {command}</think><action>{command}</action>"
+    kind, _, content = command.removesuffix("]").partition("[")
+    thought = f"<think>I choose: {kind}</think>" if style == "think_search" else ""
+    return f"{thought}<{kind}> {content} </{kind}>"
 
 
 def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
@@ -88,8 +124,8 @@ class PromptTemplate:
         self.invalid = str(values.get("invalid", "format"))
         self.stop = tuple(values.get("stop", ()))
         self.max_chars = int(values.get("max_chars", 13000))
-        if self.style not in ("action", "think_action"):
-            raise UserError(f"template {name}: style is '{self.style}', expected 'action' or 'think_action'")
+        if self.style not in STYLES:
+            raise UserError(f"template {name}: style is '{self.style}', expected one of {', '.join(STYLES)}")
         if self.invalid not in ("format", "admissible"):
             raise UserError(f"template {name}: invalid is '{self.invalid}', expected 'format' or 'admissible'")
         engine = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)

@@ -1,0 +1,253 @@
+"""Corpora and indexes: what is read, that BM25 is BM25, that an index survives and says when it cannot."""
+
+import gzip
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_extras import need
+
+from paw_fast.retrieval import bm25, index_of, open_index, store
+from paw_fast.retrieval.corpus import count_hint, read_corpus
+from paw_fast.retrieval.records import Passage
+from paw_fast.types import UserError
+
+need("bm25s", "Stemmer")
+
+
+def passages(*texts):
+    return [Passage(str(i), f"T{i}", text) for i, text in enumerate(texts)]
+
+
+def index(folder, *texts):
+    return open_index(bm25.build_from(passages(*texts), folder / "index"))
+
+
+# ----------------------------------------------------------------------------------------------------- corpora
+
+
+def test_wiki18_as_published(test_data):
+    path = test_data / "qa" / "search_r1_example_corpus.jsonl"
+    found = list(read_corpus(path))
+    assert len(found) == count_hint(path) == 10
+    assert (found[0].passage_id, found[0].title) == ("0", "Evan Morris")
+    assert found[0].text.startswith("Evan Morris Evan L. Morris (January 26, 1977")
+    first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert found[0].contents == first["contents"]  # written as it was read
+
+
+def test_titles_with_sentences_as_published(test_data):
+    found = list(read_corpus(test_data / "qa" / "hotpotqa_train_corpus.json"))
+    assert len(found) == 994
+    assert found[0].title == "Demon Dice"
+    assert "  " not in found[0].text
+
+
+def test_the_passages_of_questions(test_data, tmp_path):
+    """Each passage once, though questions share them."""
+    found = list(read_corpus(test_data / "qa" / "hotpotqa_train.json"))
+    assert len({p.contents for p in found}) == len(found) > 900
+    path = tmp_path / "musique.jsonl.gz"
+    record = {"paragraphs": [{"title": "A", "paragraph_text": "x"}, {"title": "A", "paragraph_text": "x"}]}
+    path.write_bytes(gzip.compress((json.dumps(record) + "\n").encode() * 2))
+    assert list(read_corpus(path)) == [Passage("0", "A", "x")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.jsonl", '{"id": "1", "contents": "x"}\n{"id": "1", "contents": "y"}', "the id '1' comes twice"),
+        ("c.jsonl", '{"id": "1"}', "c.jsonl:1: a passage needs `contents`"),
+        ("c.jsonl", '{"id": "1", "contents": 3}', "a passage needs `contents`"),
+        ("c.jsonl", '{"paragraphs": [{"title": "A"}]}', "c.jsonl:1: a paragraph without"),
+        ("c.json", '{"A": [1]}', "neither a string nor a list of sentences"),
+        ("c.json", "3", "expected a JSON object of titles"),
+        ("c.json", '[{"question": "q"}]', "record 0: no `context`"),
+        ("c.json", '[{"context": [["A"]]}]', "record 0: no `context`"),
+        ("c.txt", "x", "expected .jsonl or .json"),
+        ("c.jsonl", "", "the corpus has no passages"),
+        ("c.json", "{}", "the corpus has no passages"),
+    ],
+)
+def test_a_broken_corpus_names_the_place_and_leaves_nothing(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        bm25.build(path, tmp_path / "out" / "index")
+    assert message in str(error.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_contents_keep_title_and_text(title, text):
+    if "\n" in title or not title:
+        return
+    assert Passage.from_contents("1", Passage("1", title, text).contents) == Passage("1", title, text)
+
+
+# -------------------------------------------------------------------------------------------------------- BM25
+
+DOCUMENTS = [
+    "red apples and green pears",
+    "green green apples",
+    "the pears of the north were never red",
+    "nothing of interest",
+    "apples apples apples pears",
+]
+
+
+def reference(documents, query):
+    """Lucene's BM25 from its formula: idf ln(1 + (N - n + 0.5) / (n + 0.5)), tf / (tf + k1 (1 - b + b dl / avgdl))."""
+    stem = {"apples": "appl", "pears": "pear", "north": "north", "never": "never", "were": "were", "red": "red",
+            "green": "green", "nothing": "noth", "interest": "interest"}  # fmt: skip
+    texts = [
+        [stem.get(w, w) for w in re.findall(r"\w\w+", f"t{i} {text}".lower()) if w not in bm25.STOP_WORDS]
+        for i, text in enumerate(documents)
+    ]
+    average = sum(map(len, texts)) / len(texts)
+    scores = []
+    for words in texts:
+        total = 0.0
+        for word in [stem.get(w, w) for w in query.split()]:
+            n, tf = sum(word in t for t in texts), words.count(word)
+            idf = math.log(1 + (len(texts) - n + 0.5) / (n + 0.5))
+            total += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(words) / average))
+        scores.append(total)
+    return sorted(((i, s) for i, s in enumerate(scores) if s > 0), key=lambda pair: (-pair[1], pair[0]))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from(["red", "green", "apples", "pears", "north", "interest"]), min_size=1, max_size=5))
+def test_scores_are_those_of_the_formula(tmp_path_factory, words):
+    folder = tmp_path_factory.getbasetemp() / "formula"
+    found = open_index(folder) if folder.exists() else open_index(bm25.build_from(passages(*DOCUMENTS), folder))
+    query = " ".join(words)
+    expected = reference(DOCUMENTS, query)
+    got = found.rank(query, 10)
+    assert [i for i, _ in got] == [i for i, _ in expected]
+    assert [s for _, s in got] == pytest.approx([s for _, s in expected], rel=1e-5)
+    found.close()
+
+
+def test_ties_go_to_the_earlier_passage_and_topk_cuts_the_same_list(tmp_path):
+    found = index(tmp_path, *["blue whale"] * 5, "blue whale whale")
+    everything = [hit.passage.passage_id for hit in found.search(["whale"], 10)[0]]
+    assert everything == ["5", "0", "1", "2", "3", "4"]
+    for topk in range(1, 7):
+        assert [hit.passage.passage_id for hit in found.search(["whale"], topk)[0]] == everything[:topk]
+
+
+def test_queries_that_match_nothing_find_nothing(tmp_path):
+    found = index(tmp_path, *DOCUMENTS)
+    assert found.search(["zebra", "", "the of", "?!", "apples"], 1)[:4] == [[], [], [], []]
+    assert found.search([], 3) == []
+
+
+def test_an_index_is_read_again_and_kept_until_its_corpus_changes(tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"id": "x", "contents": "\\"Ümlaut\\"\\nHöhe 北京"}\n', encoding="utf-8")
+    folder = index_of(corpus, tmp_path / "cache")
+    made = (folder / "meta.json").stat().st_mtime_ns
+    assert index_of(corpus, tmp_path / "cache") == folder
+    assert (folder / "meta.json").stat().st_mtime_ns == made
+    (hit,) = open_index(folder).search(["höhe"], 3)[0]
+    assert hit.passage == Passage("x", "Ümlaut", "Höhe 北京")
+    corpus.write_text('{"id": "x", "contents": "other"}\n', encoding="utf-8")
+    assert index_of(corpus, tmp_path / "cache") != folder
+    assert index_of(folder) == folder
+
+
+def test_folders_that_are_no_index(tmp_path):
+    with pytest.raises(UserError, match="is not an index"):
+        open_index(tmp_path)
+    with pytest.raises(UserError, match="no corpus at"):
+        index_of(tmp_path / "none.jsonl")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    with pytest.raises(UserError, match="exists and is not an index"):
+        bm25.build_from(passages("x"), tmp_path / "mine")
+    folder = bm25.build_from(passages("words"), tmp_path / "i")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"version": store.VERSION + 1}))
+    with pytest.raises(UserError, match="make it again"):
+        open_index(folder)
+    bm25.build_from(passages("other"), folder)  # an old index is replaced
+    assert open_index(folder).search(["other"], 1)[0]
+
+
+def test_progress_counts_every_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(bm25._Watched, "CHUNK", 1)
+    corpus = tmp_path / "c.json"
+    corpus.write_text(json.dumps({f"t{i}": "word" for i in range(7)}))
+    seen = []
+    bm25.build(corpus, tmp_path / "i", seen.append)
+    assert sum(seen) == 7 * bm25.PASSES
+
+
+# ------------------------------------------------------------------------------------------------------- dense
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A small random encoder with a tokenizer of words."""
+    need("faiss")
+    import tokenizers
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "query", "passage", "red", "green", "blue", "whale", "tree", "stone"]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_dense_index_finds_the_nearest_vectors(encoder, tmp_path):
+    import numpy as np
+    import torch
+    import transformers
+
+    from paw_fast.retrieval import dense
+
+    texts = ["red whale", "green tree", "blue stone", "red red tree", "stone"]
+    corpus = tmp_path / "c.json"
+    corpus.write_text(json.dumps({f"t{i}": text for i, text in enumerate(texts)}))
+    settings = dense.EncoderSettings(encoder, batch_size=2)
+    found = open_index(dense.build(corpus, tmp_path / "dense", settings))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+    model = transformers.AutoModel.from_pretrained(encoder).eval()
+
+    def vector(text):
+        """One text at a time, without padding."""
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        mean = hidden.mean(0).double().numpy()
+        return mean / np.linalg.norm(mean)
+
+    matrix = np.stack([vector(f"passage: t{i} {text}") for i, text in enumerate(texts)])
+    queries = ["whale", "green stone tree"]
+    for query, hits in zip(queries, found.search(queries, 3), strict=True):
+        scores = matrix @ vector("query: " + query)
+        assert [int(hit.passage.passage_id) for hit in hits] == list(np.argsort(-scores)[:3])
+        assert [hit.score for hit in hits] == pytest.approx(sorted(scores, reverse=True)[:3], abs=1e-5)
+    assert found.search([], 3) == []
+    assert len(found.search(["red"], 50)[0]) == len(texts)
+    found.close()
+
+
+def test_an_encoder_that_cannot_be_loaded_is_one_line(tmp_path):
+    need("faiss")
+    from paw_fast.retrieval import dense
+
+    with pytest.raises(UserError, match="--encoder /no/such/encoder"):
+        dense.Encoder(dense.EncoderSettings("/no/such/encoder"))
