@@ -3,7 +3,8 @@
     python bench/envs/games_table.py --data ../shared/data/alfworld --games 120
 
 prints a Markdown table. Rows give the mean and, in brackets, the least and the most. Texts, admissible commands
-and episode lengths are those of the searcher's episodes.
+and episode lengths are those of the searcher's episodes. Generated games are shown in the official files' wording
+here (no articles, no help), so that the texts' lengths can be compared. --room kitchen leaves the other rooms out.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import OracleExpert, SearcherExpert
+from paw_fast.envs.alfworld.tables import ROOMS
+from paw_fast.envs.alfworld.text import OFFICIAL, Rules
 from paw_fast.types import Task
 
 
@@ -25,8 +28,12 @@ def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
         rows.setdefault(name, []).append(value)
 
     for task in tasks:
-        observation = env.reset(task)
+        env.reset(task)
         world, state = env.state.world, env.state
+        world.rules = Rules(OFFICIAL, has_help=False)
+        world.initial.commands = None
+        observation = env.reset(task)
+        state = env.state
         add("receptacles", len(world.receptacles))
         add("of these openable", len(world.openable))
         add("places", len(set(world.place_of)))
@@ -49,6 +56,12 @@ def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
     return rows
 
 
+def in_room(task: Task, room: str | None) -> bool:
+    """Whether the task's scene is one of the room type."""
+    scene = int(task.task_id.split("/")[0].rsplit("-", 1)[1])
+    return room is None or any(kind.name == room and scene in kind.scenes for kind in ROOMS)
+
+
 def cell(values: list[float], show: Callable[[float], str] = "{:.1f}".format) -> str:
     if set(values) <= {0.0, 100.0}:
         return f"{statistics.mean(values):.1f}"
@@ -59,17 +72,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the official data set")
     parser.add_argument("--games", type=int, default=120, help="of each size, half of them in unseen rooms")
+    parser.add_argument("--room", choices=[kind.name for kind in ROOMS])
     options = parser.parse_args()
     columns: dict[str, dict[str, list[float]]] = {}
     if options.data:
         env = envs.make("alfworld", data=options.data)
-        paths = sorted(options.data.glob("**/game.tw-pddl"))
-        columns[f"official ({len(paths)})"] = measure(env, [Task.from_file(path) for path in paths])
+        tasks = [Task.from_file(path) for path in sorted(options.data.glob("**/game.tw-pddl"))]
+        tasks = [task for task in tasks if in_room(task, options.room)]
+        columns[f"official ({len(tasks)})"] = measure(env, tasks)
     with tempfile.TemporaryDirectory() as cache:
         for size in ("full", "medium", "small"):
             half = options.games // 2
             env = envs.make("alfworld", size=size, num_train=half, num_unseen=half, cache_dir=cache)
-            columns[f"{size} ({2 * half})"] = measure(env, [*env.tasks("train"), *env.tasks("unseen")])
+            tasks = [task for split in ("train", "unseen") for task in env.tasks(split) if in_room(task, options.room)]
+            columns[f"{size} ({len(tasks)})"] = measure(env, tasks)
     print("| | " + " | ".join(columns) + " |")
     print("| --- |" + " --- |" * len(columns))
     for name in next(iter(columns.values())):

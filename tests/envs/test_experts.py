@@ -28,8 +28,8 @@ def test_plans_are_as_short_as_brute_force_finds(task_type):
 
     found = []
     check()
-    assert sum(isinstance(length, int) for length in found) >= 10
-    assert found.count(TOO_MANY) < len(found) / 2
+    assert sum(length != TOO_MANY for length in found) >= 10
+    assert sum(isinstance(length, int) and length > 0 for length in found) >= 5
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from paw_fast.files import cache_folder
 from paw_fast.types import Task, UserError
 
-from .generate import GENERATOR_VERSION, SPLITS, Game, make_game
+from .generate import GENERATOR_VERSIONS, SPLITS, Game, make_game
 from .pddl import PddlError, parse_problem, show
 from .tables import SIZES, TASK_TYPES
 from .text import WHEEL, Rules, is_plain, read_rules
@@ -167,7 +167,7 @@ def game_json(game: Game) -> str:
         "grammar": grammar.replace("UNKNOWN GOAL", game.sentence),
         "pddl_problem": game.problem,
         "walkthrough": list(game.plan),
-        "paw_fast": {"version": GENERATOR_VERSION, "task": game.sentence},
+        "paw_fast": {"version": game.version, "task": game.sentence},
         "solvable": True,
     }
     return json.dumps(data)
@@ -223,7 +223,7 @@ def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str 
         if num < 1:
             raise UserError(f"{num} games asked for in the split {split}, expected at least 1")
     kind = "ref" if reference_texts() else "own"  # files made without the extra do not carry its texts
-    name = f"{size}-seed{seed}-{'-'.join(str(counts[split]) for split in SPLITS)}-v{GENERATOR_VERSION}-{kind}"
+    name = f"{size}-seed{seed}-{'-'.join(str(counts[split]) for split in SPLITS)}-v{GENERATOR_VERSIONS[size]}-{kind}"
     return cache_folder(cache_dir) / "alfworld" / name / "json_2.1.1"
 
 

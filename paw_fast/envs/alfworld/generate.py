@@ -18,6 +18,7 @@ from .tables import (
     CLEANABLE,
     CONTAINERS,
     COOLABLE,
+    CROWDED,
     HEATABLE,
     HOLDS,
     LAMP_STANDS,
@@ -33,7 +34,7 @@ from .tables import (
 from .text import WHEEL, Rules
 from .world import World
 
-GENERATOR_VERSION = 1  # raise it whenever the same seed gives other games
+GENERATOR_VERSIONS = {"small": 1, "medium": 2, "full": 2}  # raised whenever the same seed gives other games
 SPLITS = ("train", "valid_seen", "valid_unseen")
 _RULES = Rules(WHEEL)
 # The reference's domain names these types, so each problem declares them.
@@ -54,6 +55,8 @@ class Receptacle:
 class Game:
     """A generated game, ready to be written. `folder` is its path under the split's folder."""
 
+    version: int
+
     task_type: str
     target: str
     goal: str
@@ -69,7 +72,7 @@ def make_game(seed: int, size: str, split: str, number: int, attempt: int = 0) -
     """Game `number` of a split; `attempt` gives another draw (used when two games come out equal)."""
     task_type = TASK_TYPES[number % len(TASK_TYPES)]
     while True:
-        rng = random.Random(f"paw-fast alfworld {GENERATOR_VERSION} {seed} {size} {split} {number} {attempt}")
+        rng = random.Random(f"paw-fast alfworld {GENERATOR_VERSIONS[size]} {seed} {size} {split} {number} {attempt}")
         game = _draw(rng, seed, size, split, task_type)
         if game is not None:
             return game
@@ -79,20 +82,24 @@ def make_game(seed: int, size: str, split: str, number: int, attempt: int = 0) -
 @lru_cache(maxsize=512)
 def room(seed: int, size: str, kind: RoomKind, scene: int) -> tuple[Receptacle, ...]:
     """The receptacles of a room, the same for each of its games."""
-    rng = random.Random(f"paw-fast room {GENERATOR_VERSION} {seed} {size} {scene}")
+    rng = random.Random(f"paw-fast room {GENERATOR_VERSIONS[size]} {seed} {size} {scene}")
     least, most = kind.num_receptacles[size]
     num = rng.randint(least, most)
     types = list(kind.required) + (list(kind.required_full) if size == "full" else [])
     limit = ("small", "medium", "full").index(size) + 1
     while len(types) < num:
-        pool = [(name, row[0]) for name, row in kind.optional.items() if types.count(name) < row[limit]]
+        pool = [
+            (name, kind.full_weights.get(name, row[0]) if size == "full" else row[0])
+            for name, row in kind.optional.items()
+            if types.count(name) < row[limit]
+        ]
         if not pool:
             break
         names, weights = zip(*pool, strict=True)
         types.append(rng.choices(names, weights)[0])
     rng.shuffle(types)
     shared = {"small": 0.0, "medium": 0.06, "full": 0.1}[size]
-    stuck = {"small": 0.0, "medium": 0.1, "full": 0.2}[size]  # drawers and cabinets that are always open to see
+    stuck = {"small": 0.0, "medium": 0.1, "full": 0.25}[size]  # drawers and cabinets that are always open to see
     receptacles, places = [], []
     for kind_name in types:
         if not places or rng.random() >= shared:
@@ -149,7 +156,7 @@ def _draw(rng: random.Random, seed: int, size: str, split: str, task_type: str) 
     trial = f"trial_G{rng.getrandbits(60):015x}"
     contents = tuple(sorted((kind_name, where) for _, kind_name, where in objects))
     return Game(
-        task_type, target, goal, scene, f"{name}/{trial}", sentence, problem, tuple(plan),
+        GENERATOR_VERSIONS[size], task_type, target, goal, scene, f"{name}/{trial}", sentence, problem, tuple(plan),
         (task_type, target, goal, scene, contents),
     )  # fmt: skip
 
@@ -205,20 +212,29 @@ def _place_objects(
     num_targets = rng.randint(1, 2) if size == "small" else rng.randint(1, 4)
     if task_type == "pick_two_obj_and_place":
         num_targets = max(2, num_targets + (size == "small"))
+
+    def place_for(o: str) -> int:
+        if size == "small":
+            return rng.choice(places_for(o))
+        return rng.choices(places_for(o), [CROWDED.get(receptacles[i].kind, 1) for i in places_for(o)])[0]
+
     if not places_for(target):
         return None
-    found = [(_pddl_id(rng, target), target, rng.choice(places_for(target))) for _ in range(num_targets)]
+    found = [(_pddl_id(rng, target), target, place_for(target)) for _ in range(num_targets)]
     num_objects = max(rng.randint(*kind.num_objects[size]), num_targets)
-    others = [o for o in kind.objects if o != target and places_for(o)]
+    others = [o for o in kind.objects + kind.objects_full * (size == "full") if o != target and places_for(o)]
+    if size != "small":
+        others = rng.sample(others, min(len(others), round(kind.types_per_object * num_objects) - 1))
     counts = dict.fromkeys(others, 0)
     most = {"small": 2, "medium": 2, "full": 3}[size]
     while len(found) < num_objects:
         pool = [o for o in others if counts[o] < most]
         if not pool:
             break
-        o = rng.choice(pool)
+        fresh = [o for o in pool if counts[o] == 0] if size != "small" else []
+        o = rng.choice(fresh or pool)
         counts[o] += 1
-        found.append((_pddl_id(rng, o), o, rng.choice(places_for(o))))
+        found.append((_pddl_id(rng, o), o, place_for(o)))
     if goal in LAMPS:
         stands = [i for i, r in enumerate(receptacles) if r.kind in LAMP_STANDS]
         found.append((_pddl_id(rng, goal), goal, rng.choice(stands)))

@@ -89,7 +89,7 @@ def parse_problem(text: str) -> Problem:
         if not isinstance(node, list) or not node or not isinstance(node[0], str):
             raise PddlError(f"expected a section such as (:init ...), got {show(node)}")
         if node[0] in sections:
-            raise PddlError(f"has the section {node[0]} twice")
+            raise PddlError(f"has the section {show(node[0])} twice")
         sections[node[0]] = node[1:]
     for name in (":objects", ":init", ":goal"):
         if name not in sections:

@@ -7,7 +7,7 @@ official games' sizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -131,7 +131,9 @@ class RoomKind:
 
     scenes: room numbers, as in ALFWorld. tasks: the types that suit it. required: receptacle types that each
     such room has one of (`full` alone adds those of required_full). optional: type -> (weight, most in
-    small, medium, full). objects: what may lie about. num_receptacles, num_objects: (least, most) by size.
+    small, medium, full). objects: what may lie about; objects_full also in `full`. full_weights: weights that
+    differ there. types_per_object: how many object types there are, of the objects, but in `small`.
+    num_receptacles, num_objects: (least, most) by size.
     """
 
     name: str
@@ -143,6 +145,9 @@ class RoomKind:
     objects: tuple[str, ...]
     num_receptacles: dict[str, tuple[int, int]]
     num_objects: dict[str, tuple[int, int]]
+    objects_full: tuple[str, ...] = ()
+    full_weights: dict[str, int] = field(default_factory=dict)
+    types_per_object: float = 0.55
 
 
 _ANYWHERE = {"pick_and_place_simple", "pick_two_obj_and_place"}
@@ -171,6 +176,8 @@ ROOMS = (
         ),
         num_receptacles={"small": (6, 10), "medium": (11, 17), "full": (22, 32)},
         num_objects={"small": (6, 9), "medium": (14, 22), "full": (40, 57)},
+        objects_full=("CellPhone", "CreditCard"),
+        full_weights={"Cabinet": 7, "Drawer": 3, "Shelf": 4, "DiningTable": 1},
     ),
     RoomKind(
         name="living room",
@@ -222,7 +229,8 @@ ROOMS = (
             "BasketBall Box TennisRacket TissueBox Cloth Watch RemoteControl Vase Statue"
         ),
         num_receptacles={"small": (6, 10), "medium": (10, 15), "full": (9, 23)},
-        num_objects={"small": (5, 8), "medium": (10, 16), "full": (19, 29)},
+        num_objects={"small": (5, 8), "medium": (10, 16), "full": (18, 26)},
+        full_weights={"Drawer": 5, "Shelf": 9, "SideTable": 1, "Dresser": 2, "Cabinet": 0},
     ),
     RoomKind(
         name="bathroom",
@@ -254,3 +262,10 @@ ROOMS = (
 # Rooms never seen in training; the official unseen rooms (10, 219, 308, 424) are among them.
 UNSEEN_ROOMS = frozenset({4, 8, 10, 19, 24})
 SIZES = ("small", "medium", "full")
+# How likely an object is to lie in a receptacle of a type beside one of another (1 where none is named); as in the
+# official games, where a counter holds nine times as much as a cabinet. Not in `small`, where all are alike.
+CROWDED = {
+    "CounterTop": 7, "DiningTable": 12, "CoffeeTable": 8, "Desk": 8, "Dresser": 8, "Fridge": 10, "Bed": 9, "Sofa": 6,
+    "SinkBasin": 6, "SideTable": 5, "GarbageCan": 6, "Toilet": 3, "Microwave": 4, "ArmChair": 2, "Ottoman": 2,
+    "Safe": 4, "Cart": 3, "BathtubBasin": 2, "TVStand": 2, "StoveBurner": 4, "CoffeeMachine": 2, "Drawer": 2,
+}  # fmt: skip

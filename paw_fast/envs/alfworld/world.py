@@ -215,7 +215,7 @@ def _check_facts(problem: Problem) -> list[tuple[str, ...]]:
             raise PddlError(f"has the unknown fact {show(list(fact))}")
         kinds = tuple(problem.objects[name] for name in fact[1:])
         if kinds != signature:
-            got, expected = " ".join(kinds) or "none", " ".join(signature)
+            got, expected = show(list(kinds)).strip("()") or "none", " ".join(signature)
             raise PddlError(f"the fact {show(list(fact))} has arguments of type {got}, expected {expected}")
     return list(problem.facts)
 
