@@ -90,11 +90,12 @@ def choose(commands: list[str], earlier: list[str], rng: random.Random) -> str:
 
 
 def compare(state, text: str, answer: dict, where: str, history: list[str]) -> None:
-    """Raises `Difference` unless text, admissible commands and won are equal."""
+    """Raises `Difference` unless text, admissible commands, won and reward are equal."""
     pairs = (
         ("text", text, answer["text"]),
         ("admissible commands", list(engine.commands(state)), answer["admissible"]),
         ("won", state.won(), answer["won"]),
+        ("reward", float(state.won() and bool(history)), answer["reward"]),
     )
     for name, ours, reference in pairs:
         if ours != reference:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import OracleExpert, engine, reference_speed
-from paw_fast.envs.alfworld.games import load_world, reference_texts
+from paw_fast.envs.alfworld.games import list_tasks, load_world, reference_texts
 from paw_fast.envs.alfworld.reference import ReferenceEnv, Worker
 from paw_fast.types import Task, UserError
 
@@ -147,6 +147,24 @@ def test_a_process_that_nobody_waits_for_ends_itself(small_env):
     assert done.returncode != 0
     assert done.stdout.count("\n") == 1  # it was ready, and never answered
     assert "Timeout" in done.stderr
+
+
+def test_the_same_games_are_listed_as_by_the_reference_s_loader(tmp_path, small_env, official_games):
+    roots = {path.parents[3] for path in official_games} | {small_env.tasks("train")[0].path.parents[3]}
+    script = (
+        "import json, sys; from alfworld.agents.environment.alfred_tw_env import AlfredTWEnv\n"
+        "data = dict(data_path=sys.argv[1], num_train_games=-1)\n"
+        "config = {'env': {'goal_desc_human_anns_prob': 0, 'task_types': [1, 2, 3, 4, 5, 6]}, 'dataset': data}\n"
+        "print(json.dumps(AlfredTWEnv(config).game_files))\n"
+    )
+    for root in roots:
+        folder = root / "json_2.1.1" / "train" if (root / "json_2.1.1").is_dir() else root / "train"
+        environment = {**os.environ, "ALFWORLD_DATA": str(tmp_path)}
+        command = [sys.executable, "-c", script, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
+        listed = json.loads(done.stdout.splitlines()[-1])
+        assert sorted(str(task.path) for task in list_tasks(folder.parent, "train")) == sorted(listed)
+        assert listed
 
 
 def test_both_engines_behind_the_protocol_agree(reference, small_env):

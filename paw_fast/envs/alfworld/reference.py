@@ -162,17 +162,19 @@ class _Pool:
 
     def __init__(self, num_workers: int, time_limit_s: float) -> None:
         self.workers = [Worker(time_limit_s) for _ in range(num_workers)]
-        self._num_slots, self._open = 0, 0
+        self._free: list[int] = []  # used again, since a worker's environment objects are never freed
+        self._num_slots = 0
 
     def take_slot(self) -> tuple[int, Worker]:
-        slot = self._num_slots
-        self._num_slots += 1
-        self._open += 1
+        if not self._free:
+            self._free.append(self._num_slots)
+            self._num_slots += 1
+        slot = self._free.pop()
         return slot, self.workers[slot % len(self.workers)]
 
-    def give_back(self) -> None:
-        self._open -= 1
-        if self._open == 0:
+    def give_back(self, slot: int) -> None:
+        self._free.append(slot)
+        if len(self._free) == self._num_slots:
             for worker in self.workers:
                 worker.stop()
 
@@ -243,6 +245,7 @@ class ReferenceEnv:
         """The first half of `step`: sends the command."""
         if self._task is None or self._done:
             raise RuntimeError("step without an episode, or after its end: call reset first")
+        command = command.strip()  # as the engine does
         self._commands.append(command if len(command) <= MAX_COMMAND_CHARS else "")
         self._send()
 
@@ -312,7 +315,7 @@ class ReferenceEnv:
         """Ends the workers when this was the last environment that used them. Safe to call twice."""
         if not self._closed:
             self._closed, self._done = True, True
-            self._pool.give_back()
+            self._pool.give_back(self._slot)
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

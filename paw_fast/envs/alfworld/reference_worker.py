@@ -3,7 +3,7 @@
 A process because the reference is not thread-safe, replaces `sys.stdout` and `sys.argv`, prints, and leaks; the
 answers go to a file descriptor that nothing else knows. A request that takes longer than `--time-limit` seconds ends
 the process, whatever it is doing. Requests: {"op": "reset", "slot": n, "path": file},
-{"op": "step", "slot": n, "command": text}. Answers: {"text", "admissible", "won"} or {"error": one line}.
+{"op": "step", "slot": n, "command": text}. Answers: {"text", "admissible", "won", "reward"} or {"error": one line}.
 Environment objects are kept and loaded again, since a new one for each episode leaks 1.7 MB.
 """
 
@@ -42,13 +42,14 @@ def _game(path: str) -> Any:
 def answer_request(slots: dict[int, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Carries out one request (see the module's text) on the environment objects in `slots`."""
     if request["op"] == "step":
-        state, _, _ = slots[request["slot"]].step(request["command"])
+        state, reward, _ = slots[request["slot"]].step(request["command"])
     else:
         env = slots.setdefault(request["slot"], None) or _make_slot()
         slots[request["slot"]] = env
         env.load(_game(request["path"]))
-        state = env.reset()
-    return {"text": state.feedback, "admissible": list(state.admissible_commands), "won": bool(state.won)}
+        state, reward = env.reset(), 0
+    answer = {"text": state.feedback, "admissible": list(state.admissible_commands), "won": bool(state.won)}
+    return {**answer, "reward": float(reward)}
 
 
 def main() -> None:
