@@ -27,6 +27,7 @@ from paw_fast.checkpoint import find_checkpoint, load_checkpoint, prune, save_ch
 from paw_fast.config import TrainConfig
 from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
+from paw_fast.passages import PassageMemory
 from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
@@ -37,7 +38,7 @@ from paw_fast.trajectories import build_sequences
 from paw_fast.types import Task, Trajectory, UserError
 from paw_fast.update import Learner
 from paw_fast.update.credit import has_spread
-from paw_fast.warm_start import warm_start
+from paw_fast.warm_start import read_passages, warm_start
 from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
 
 DEMONSTRATION_STEPS = 60
@@ -85,6 +86,9 @@ class Trainer:
             self.earlier_s = float(checkpoint.extra["elapsed_s"])
             self.engine.weights_changed(self.step)
         resumed = self.step if checkpoint else -1 if resume else None
+        self.learner.passages = PassageMemory(run_dir / "passages.jsonl", resumed)
+        if not checkpoint:
+            self.learner.passages.add(0, read_passages(run_dir / "warm_start"))
         settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
         self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
 

@@ -58,7 +58,8 @@ class Observation:
     `text` is the environment's own text; `admissible` the commands that it would accept now, in its order.
     `info` holds `won` (bool), `task_type` (str), `state_text` (str: equal exactly where the environment's
     state looks equal; GiGPO's anchor observation) and, after a reset, `task` (the instruction's text). It may hold
-    `shown` (str), the form in which the policy reads the text.
+    `shown` (str), the form in which the policy reads the text, and `passages`: (first, end, id) of the stretches of
+    the text that come from a corpus, in characters.
 
     >>> Observation("You arrive at cabinet 1. The cabinet 1 is closed.", ("open cabinet 1",), {"won": False}).text
     'You arrive at cabinet 1. The cabinet 1 is closed.'
@@ -125,6 +126,7 @@ class Transition:
     rollout_logprobs [A]  their log-probabilities, as the generating engine reported them
     observation_ids  [O]  the tokens that follow the action: chat glue and the next observation's text
     observation_mask [O]  True on the tokens of the observation's text itself (glue is not predicted)
+    passages              (first, end, id) of what in `observation_ids` comes from a passage of a corpus
 
     >>> t = Transition((1, 2), (3,), (-0.1,), (4, 5), (False, True), command="look", observation_text="a room",
     ...                anchor_obs="s0", reward=0.0, valid=True)
@@ -143,6 +145,7 @@ class Transition:
     reward: float
     valid: bool
     policy_version: int = 0
+    passages: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclass(frozen=True)

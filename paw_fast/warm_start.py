@@ -6,6 +6,7 @@ The episodes use only what was shown in them, because an oracle's moves cannot b
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -211,7 +212,19 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     with user_errors("save the warm-started model", folder):
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
+        shown_ones = [
+            name for first, turns in demos for _, seen, _ in turns for *_, name in seen.info.get("passages", ())
+        ]
+        write_text(folder / "passages.json", json.dumps(list(dict.fromkeys(shown_ones))) + "\n")
         write_text(folder / "done", f"{len(demos)} episodes of {len(tasks)}, last action loss {loss:.4f}\n")
+
+
+def read_passages(folder: Path) -> list[str]:
+    """The ids of the passages that the demonstrations of a warm start have shown; [] where there is none."""
+    try:
+        return json.loads((folder / "passages.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
 
 
 def _texts(demos: Sequence[Demonstration], template: PromptTemplate) -> Iterable[str]:

@@ -86,3 +86,15 @@ def test_a_preset_stays_with_its_environment():
     assert load_preset("tiny", "alfworld") == load_preset("tiny")
     with pytest.raises(UserError, match="--preset smollm2 is for alfworld; --env webshop has"):
         load_preset("smollm2", "webshop")
+
+
+def test_lists_of_files_go_through_a_run_config(tmp_path):
+    config = load_preset("tiny", "search")
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, train=("a.jsonl:2", "b.json")))
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_toml(tmp_path / "config.toml") == config
+    for text, message in [('train = "a.jsonl"', "expected a list"), ("train = [3]", "train[0] is 3, expected str")]:
+        (tmp_path / "mine.toml").write_text(f"[env]\nname = 'search'\n{text}\n")
+        with pytest.raises(UserError) as error:
+            load_toml(tmp_path / "mine.toml")
+        assert message in str(error.value)

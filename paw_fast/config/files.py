@@ -34,6 +34,8 @@ def _plain(value: Any) -> Any:
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
         # TOML has no null: "none" stands for a value that was turned off on purpose.
         return {k: "none" if v is None else _plain(v) for k, v in pairs}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -62,6 +64,11 @@ def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [h for h in typing.get_args(hint) if h is not type(None)]
         return None if value == "none" else _coerce(options[0], value, base, where)
+    if typing.get_origin(hint) is tuple:
+        one = typing.get_args(hint)[0]
+        if not isinstance(value, list):
+            raise UserError(f"{where} is {value!r}, expected a list")
+        return tuple(_coerce(one, item, None, f"{where}[{number}]") for number, item in enumerate(value))
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -35,6 +35,8 @@ def validate(config: TrainConfig) -> None:
     need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
     need(c.optim.learning_rate > 0, "optim.learning-rate", c.optim.learning_rate, "more than 0")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
+    need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
+    need(c.env.retriever_timeout_s > 0, "env.retriever-timeout-s", c.env.retriever_timeout_s, "more than 0")
     w = c.warm_start
     for key, share in (("hesitation", w.hesitation), ("hesitant-share", w.hesitant_share), ("slips", w.slips)):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
@@ -47,6 +49,8 @@ def validate(config: TrainConfig) -> None:
         "paw.interval": (c.paw.interval, 1), "paw.horizon": (c.paw.horizon, 1),
         "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
         "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
+        "env.max-observation-tokens": (c.env.max_observation_tokens, 0), "env.topk": (c.env.topk, 1),
+        "env.retriever-retries": (c.env.retriever_retries, 0),
         "env.num-products": (1 if c.env.num_products is None else c.env.num_products, 1),
         "token-budget": (c.token_budget, 16),
         "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),

@@ -133,6 +133,14 @@ class AgentLoop:
                 return Observation(text, observation.admissible, observation.info), True
         return observation, cut
 
+    def _passages(self, observation: Observation, mask: list[bool]) -> tuple[tuple[int, int, str], ...]:
+        """Where in the observation's tokens (of which `mask` marks the text's own) passages stand."""
+        places = observation.info.get("passages", ())
+        if not places:
+            return ()
+        first = mask.index(True)
+        return tuple((first + a, first + b, name) for a, b, name in self.chat.locate(observation.text, places))
+
     def _begin(self, episode: _Episode, completion: Completion) -> ParsedAction:
         """Reads a sampled action, and gives it to an environment that takes it before it must answer."""
         parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
@@ -162,7 +170,7 @@ class AgentLoop:
                 rollout_logprobs=completion.logprobs,
                 observation_ids=tuple(ids), observation_mask=tuple(mask), command=parsed.command,
                 observation_text=after.text, anchor_obs=str(before.info.get("state_text", before.text)), reward=reward,
-                valid=valid, policy_version=completion.policy_version,
+                valid=valid, policy_version=completion.policy_version, passages=self._passages(after, mask),
             )
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})

@@ -11,6 +11,7 @@ template works. Text pieces are encoded one by one, and so every prompt is an ex
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,16 @@ class ChatFormat:
                 return short
             room -= 1
         return end
+
+    def locate(self, text: str, places: Sequence[tuple[int, int, str]]) -> tuple[tuple[int, int, str], ...]:
+        """Stretches of a text, (first character, end, name), as stretches of its tokens. What lies past the text's end
+        is left out, and all of it where the tokenizer cannot tell (it is none of the fast ones)."""
+        if not places or not getattr(self.tokenizer, "is_fast", False):
+            return ()
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        starts = [start for start, _ in offsets]
+        found = ((bisect_left(starts, start), bisect_left(starts, end), name) for start, end, name in places)
+        return tuple((start, end, name) for start, end, name in found if start < end)
 
     def first(self, message: str) -> list[int]:
         """Ids of a conversation of one user message, up to where the policy writes."""

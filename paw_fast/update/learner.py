@@ -22,6 +22,7 @@ from paw_fast.critic import Critic, value_loss
 from paw_fast.kernels import LossSettings
 from paw_fast.losses import backward, rows_per_chunk, score
 from paw_fast.packing import PackedBatch, RowTable
+from paw_fast.passages import PassageMemory, shown_passages
 from paw_fast.policy import Policy
 from paw_fast.scores import Scores
 from paw_fast.types import TokenSequence, Trajectory
@@ -49,6 +50,7 @@ class Learner:
             return 1.0 if o.schedule == "constant" else max(0.0, 1 - step / max(1, config.steps))
 
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.passages = PassageMemory()
         self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
@@ -107,7 +109,7 @@ class Learner:
         lambdas, selected = self._world_model(trajectories, sequences, scores, step)
         world_model = WorldModelWeights(lambdas, selected)
         joint = world_model if c.paw.update == "joint" else WorldModelWeights(lambdas, np.zeros_like(selected))
-        totals = Totals()
+        totals = Totals(self.passages.label(trajectories, sequences))
         for epoch in range(c.algo.epochs):
             for chosen in self._minibatches(len(sequences), step, epoch):
                 if self.critic is not None and self.critic.backbone is not None:
@@ -119,6 +121,7 @@ class Learner:
         if c.paw.enabled and c.paw.update == "alternate" and (step + 1) % c.paw.interval == 0:
             nothing = Credit(credit.advantages, credit.value_targets, np.zeros_like(credit.in_policy))
             self._optimizer_step(range(len(sequences)), sequences, scores, nothing, world_model, totals)
+        self.passages.add(step + 1, shown_passages(trajectories))
         totals.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         metrics = totals.metrics(c.paw.enabled, scores.ref_logprobs is not None, self.critic is not None)
@@ -171,7 +174,7 @@ class Learner:
         shared = self.critic if self.critic is not None and self.critic.backbone is None else None
         for batch in self._packed(picked, tables):
             extra = (lambda h, b=batch: self._value_loss(shared, h, b, totals, c.critic.coef)) if shared else None
-            totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra))
+            totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra), chosen)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.optim.max_grad_norm)
         if torch.isfinite(norm):

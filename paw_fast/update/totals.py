@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,12 +11,19 @@ from torch import Tensor
 from paw_fast.kernels import CLIPPED, POLICY, SATURATED, WORLD_MODEL
 from paw_fast.losses import RowResults
 from paw_fast.packing import PackedBatch
+from paw_fast.passages import NEW, REPEATED
 
 
 class Totals:
-    """Collects micro-batches. `norms` and `critic_norms` hold an entry for each optimizer step."""
+    """Collects micro-batches. `norms` and `critic_norms` hold an entry for each optimizer step.
 
-    def __init__(self) -> None:
+    `labels` says of every token of every sequence of the step which kind of passage it is part of (see `passages`).
+    """
+
+    def __init__(self, labels: Sequence[np.ndarray] | None = None) -> None:
+        self._labels = labels
+        self._passage_errors = {REPEATED: 0.0, NEW: 0.0}
+        self._passage_tokens = {REPEATED: 0, NEW: 0}
         self.norms: list[float] = []
         self.critic_norms: list[float] = []
         self.learning_rate = 0.0
@@ -26,8 +35,8 @@ class Totals:
         self._values: list[Tensor] = []
         self._targets: list[Tensor] = []
 
-    def add(self, batch: PackedBatch, result: RowResults) -> None:
-        """A micro-batch of the policy's update."""
+    def add(self, batch: PackedBatch, result: RowResults, chosen: Sequence[int] = ()) -> None:
+        """A micro-batch of the policy's update; its members are indices of `chosen`, the step's sequences in it."""
         kinds = batch.rows.kinds.cpu()
         policy, observed = kinds == POLICY, kinds == WORLD_MODEL
         s = self._sums
@@ -39,6 +48,15 @@ class Totals:
         s["saturated"] += int((result.flags[observed] & SATURATED).ne(0).sum())
         s["error"] += float((1 - result.logprobs[observed].double().exp()).sum())
         s["wm_rows"] += int(observed.sum())
+        if self._labels is not None and chosen:
+            # A row reads the token before the one that it predicts.
+            parts = zip(batch.members, batch.lengths, strict=True)
+            of_targets = np.concatenate([self._labels[chosen[i]][1 : length + 1] for i, length in parts])
+            labels = of_targets[batch.row_tokens.cpu().numpy()[observed.numpy()]]
+            errors = (1 - result.logprobs[observed].double().exp()).numpy()
+            for label in (REPEATED, NEW):
+                self._passage_errors[label] += float(errors[labels == label].sum())
+                self._passage_tokens[label] += int((labels == label).sum())
         self.tokens += sum(batch.lengths)
 
     def add_values(self, values: Tensor, targets: Tensor, clipped: Tensor, loss: float) -> None:
@@ -66,6 +84,12 @@ class Totals:
             if s["wm_rows"]:
                 out["wm/clipped_token_ratio"] = s["saturated"] / s["wm_rows"]
                 out["wm/next_observation_error"] = s["error"] / s["wm_rows"]
+            for name, label in (("repeated", REPEATED), ("new", NEW)):
+                if self._passage_tokens[label]:
+                    error = self._passage_errors[label] / self._passage_tokens[label]
+                    out[f"wm/{name}_passage_error"] = error
+            if total := sum(self._passage_tokens.values()):
+                out["wm/new_passage_share"] = self._passage_tokens[NEW] / total
         if critic and self._values:
             out |= self._critic_metrics(max(1, len(self.critic_norms) or steps))
         return out
