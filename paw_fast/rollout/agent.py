@@ -170,7 +170,7 @@ class AgentLoop:
                 rollout_logprobs=completion.logprobs,
                 observation_ids=tuple(ids), observation_mask=tuple(mask), command=parsed.command,
                 observation_text=after.text, anchor_obs=str(before.info.get("state_text", before.text)), reward=reward,
-                valid=valid, policy_version=completion.policy_version, passages=self._passages(after, mask),
+                valid=valid, policy_versions=completion.policy_versions, passages=self._passages(after, mask),
             )
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
 
 from paw_fast import envs
 from paw_fast.config import TrainConfig
@@ -14,6 +19,7 @@ from paw_fast.rollout.engine import RolloutEngine
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.transformers_engine import TransformersEngine
 from paw_fast.types import Env
+from paw_fast.weight_sync import ModelWeights, WeightSource
 
 
 def make_env(config: EnvConfig) -> Env:
@@ -22,20 +28,51 @@ def make_env(config: EnvConfig) -> Env:
 
 
 def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
-    """The generator of a config, over the policy's own weights."""
+    """The generator of a config in this process, over the policy's own weights."""
+    if config.rollout.engine == "transformers":
+        return transformers_engine(policy, config)
+    with tempfile.TemporaryDirectory(prefix="paw-fast-") as folder:
+        policy.model.config.save_pretrained(folder)
+        share = config.rollout.memory_share or (0.4 if policy.device.type == "cuda" else None)
+        return vllm_engine(
+            Path(folder), ChatFormat(policy.tokenizer), ModelWeights(policy.model), config,
+            dtype=str(policy.model.dtype).removeprefix("torch."), memory_share=share,
+        )  # fmt: skip
+
+
+def transformers_engine(policy: Policy, config: TrainConfig, source: WeightSource | None = None) -> RolloutEngine:
+    """Hugging Face's model as the generator; with a source, on weights of its own."""
+    length = _max_length(policy.model.config, config)
+    chat = ChatFormat(policy.tokenizer)
+    return TransformersEngine(policy.model, chat, slots=config.rollout.slots, max_length=length, source=source)
+
+
+def vllm_engine(
+    folder: Path, chat: ChatFormat, source: WeightSource, config: TrainConfig, *, dtype: str,
+    memory_share: float | None, version: int = 0,
+) -> RolloutEngine:  # fmt: skip
+    """vLLM as the generator; `folder` holds the model's config.json."""
+    from paw_fast.rollout.vllm_engine import VllmEngine, VllmSettings
+
     r = config.rollout
-    limit = getattr(policy.model.config, "max_position_embeddings", r.max_sequence_tokens)
-    length = min(r.max_sequence_tokens, limit)
-    return TransformersEngine(policy.model, ChatFormat(policy.tokenizer), slots=r.slots, max_length=length)
+    settings = VllmSettings(
+        slots=r.slots, max_length=_max_length(AutoConfig.from_pretrained(folder), config), dtype=dtype,
+        tensor_parallel=r.tensor_parallel, memory_share=memory_share, seed=config.seed % 2**31,
+    )  # fmt: skip
+    return VllmEngine(folder, chat, source, settings, version)
+
+
+def _max_length(model_config: Any, config: TrainConfig) -> int:
+    limit = config.rollout.max_sequence_tokens
+    return min(limit, getattr(model_config, "max_position_embeddings", limit))
 
 
 def make_loop(policy: Policy, engine: RolloutEngine, env: Env, config: TrainConfig) -> AgentLoop:
     """The agent loop of a config, with its training temperature."""
     r, a = config.rollout, config.algo
-    limit = getattr(policy.model.config, "max_position_embeddings", r.max_sequence_tokens)
     settings = AgentSettings(
         layout=config.layout, history=config.env.history, max_steps=config.env.max_steps,
-        max_action_tokens=r.max_action_tokens, max_sequence_tokens=min(r.max_sequence_tokens, limit),
+        max_action_tokens=r.max_action_tokens, max_sequence_tokens=_max_length(policy.model.config, config),
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
         max_observation_tokens=config.env.max_observation_tokens,

@@ -56,6 +56,7 @@ class ChatFormat:
         self.stop_ids = frozenset(i for i in stops if i is not None)
         if not self.stop_ids:
             raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token: set `eos_token`")
+        self._may_complete: dict[tuple[int, tuple[str, ...]], bool] = {}
 
     def _is_special(self, token: int) -> bool:
         return token in set(self.tokenizer.all_special_ids)
@@ -97,6 +98,23 @@ class ChatFormat:
         starts = [start for start, _ in offsets]
         found = ((bisect_left(starts, start), bisect_left(starts, end), name) for start, end, name in places)
         return tuple((start, end, name) for start, end, name in found if start < end)
+
+    def ended(self, ids: Sequence[int], stop: tuple[str, ...] = ()) -> bool:
+        """Whether the last of the sampled ids ends the action: an end token, or the completion of a text in `stop`."""
+        if ids[-1] in self.stop_ids:
+            return True
+        if not stop:
+            return False
+        key = (ids[-1], stop)
+        if key not in self._may_complete:
+            # Most tokens hold no stop text's last character: they need no look at the text before them.
+            text = self.decode(ids[-1:])
+            ends = {s[-1] for s in stop}
+            self._may_complete[key] = any(c in text or not c.isascii() for c in ends)
+        if not self._may_complete[key]:
+            return False
+        tail = self.decode(ids[-(2 + 2 * max(map(len, stop))) :])
+        return any(s in tail for s in stop)
 
     def first(self, message: str) -> list[int]:
         """Ids of a conversation of one user message, up to where the policy writes."""

@@ -30,9 +30,9 @@ class Completion:
     """A sampled action. Produced by an engine, consumed by the agent loop.
 
     `logprobs` are those of the distribution that was sampled (temperature applied); `stopped` is False when the
-    action was cut at `max_tokens`.
+    action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled with.
 
-    >>> Completion(3, (5, 2), (-0.1, -0.01), True, 0).action_ids
+    >>> Completion(3, (5, 2), (-0.1, -0.01), True, (0, 0)).action_ids
     (5, 2)
     """
 
@@ -40,7 +40,11 @@ class Completion:
     action_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stopped: bool
-    policy_version: int
+    policy_versions: tuple[int, ...]
+
+
+class EngineError(RuntimeError):
+    """A generator failed: it died, hangs, or was found to use stale state. The message says what was waited for."""
 
 
 class RolloutEngine(Protocol):
@@ -57,9 +61,17 @@ class RolloutEngine(Protocol):
         ...
 
     def release(self, episode: int) -> None:
-        """The episode is over: what was kept for it goes."""
+        """The episode is over: what was kept for it goes, and so does an action in flight."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what it holds (memory, processes). Safe to call twice."""
         ...
 
     def weights_changed(self, policy_version: int) -> None:
-        """The policy was updated: nothing computed with older weights may be used again."""
+        """The policy was updated: nothing computed with older weights may be used again.
+
+        An engine that does not share the policy's tensors reads them from its weight source. Actions that are in
+        flight go on, token by token under the new weights, and are stamped accordingly.
+        """
         ...

@@ -18,6 +18,7 @@ from paw_fast.attention import SlotCache, SlotPlan
 from paw_fast.policy import map_logits
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion
+from paw_fast.weight_sync import WeightSource, named_weights
 
 PREFILL_TOKENS = 16384
 """Prompt tokens that one step reads at most (one prompt may be longer)."""
@@ -30,16 +31,22 @@ class _Running:
     draws: np.random.Generator
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
 
 
 class TransformersEngine:
     """Samples actions with `model` (on the `paw_packed` attention). See `RolloutEngine` for the methods.
 
-    slots: episodes that are in flight at once; more wait. max_length: tokens a slot can hold.
+    slots: episodes that are in flight at once; more wait. max_length: tokens a slot can hold. source: where new
+    weights come from; None where `model` is the policy itself.
     """
 
-    def __init__(self, model: torch.nn.Module, chat: ChatFormat, *, slots: int, max_length: int):
+    def __init__(
+        self, model: torch.nn.Module, chat: ChatFormat, *, slots: int, max_length: int,
+        source: WeightSource | None = None,
+    ):  # fmt: skip
         self.model: Any = model
+        self.source = source
         self.chat = chat
         config = self.model.config
         self.device = next(model.parameters()).device
@@ -68,14 +75,23 @@ class TransformersEngine:
     def release(self, episode: int) -> None:
         slot = self._slot_of.pop(episode, None)
         self._running.pop(episode, None)
+        self._waiting = deque(r for r in self._waiting if r.episode != episode)
         if slot is not None:
             self._cached[slot] = []
             self._free.append(slot)
             self._free.sort(reverse=True)  # low slots first: a decode step reads rows 0 to the highest in use
 
     def weights_changed(self, policy_version: int) -> None:
+        if self.source is not None:
+            mine = named_weights(self.model)
+            with torch.no_grad():
+                for name, tensor in self.source.tensors(policy_version):
+                    mine[name].copy_(tensor)
         self.policy_version = policy_version
         self._cached = [[] for _ in self._cached]
+
+    def close(self) -> None:
+        """Nothing to give back: the cache goes with the object."""
 
     def _admit(self) -> None:
         budget = PREFILL_TOKENS
@@ -135,12 +151,15 @@ class TransformersEngine:
         for run, token, logprob in zip(runs, tokens, logprobs, strict=True):
             run.ids.append(token)
             run.logprobs.append(logprob)
-            stopped = self._stopped(run)
+            run.versions.append(self.policy_version)
+            stopped = self.chat.ended(run.ids, run.request.stop)
             if stopped or len(run.ids) >= run.request.max_tokens:
                 del self._running[run.request.episode]
                 done.append(
-                    Completion(run.request.episode, tuple(run.ids), tuple(run.logprobs), stopped, self.policy_version)
-                )
+                    Completion(
+                        run.request.episode, tuple(run.ids), tuple(run.logprobs), stopped, tuple(run.versions)
+                    )
+                )  # fmt: skip
         return done
 
     def _sample(self, logits: torch.Tensor, runs: list[_Running]) -> tuple[list[int], list[float]]:
@@ -151,11 +170,3 @@ class TransformersEngine:
         cdf = logprobs.double().exp().cumsum(-1)
         tokens = (cdf <= draws * cdf[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
         return tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-
-    def _stopped(self, run: _Running) -> bool:
-        if run.ids[-1] in self.chat.stop_ids:
-            return True
-        if not run.request.stop:
-            return False
-        tail = self.chat.decode(run.ids[-(2 + 2 * max(map(len, run.request.stop))) :])
-        return any(s in tail for s in run.request.stop)
