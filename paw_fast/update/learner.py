@@ -123,7 +123,8 @@ class Learner:
             self._optimizer_step(range(len(sequences)), sequences, scores, nothing, world_model, totals)
         self.passages.add(step + 1, shown_passages(trajectories))
         totals.learning_rate = float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
+        if totals.moved:  # training steps in which the policy stayed do not count
+            self.scheduler.step()
         metrics = totals.metrics(c.paw.enabled, scores.ref_logprobs is not None, self.critic is not None)
         flat = np.concatenate(credit.advantages)
         metrics["policy/advantage_abs_mean"] = float(np.abs(flat).mean())
@@ -179,6 +180,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.optim.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
+            totals.moved = True
         totals.skipped += not torch.isfinite(norm)
         self.optimizer.zero_grad(set_to_none=True)
         totals.norms.append(float(norm))

@@ -28,6 +28,7 @@ class Totals:
         self.critic_norms: list[float] = []
         self.learning_rate = 0.0
         self.skipped = 0
+        self.moved = False
         self.tokens = 0
         names = ("policy", "wm", "clipped", "kl", "rows", "saturated", "error", "wm_rows")
         self._sums = dict.fromkeys(names, 0.0)
