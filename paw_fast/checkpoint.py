@@ -28,6 +28,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from paw_fast.files import sync_file, sync_folder, user_errors
+from paw_fast.optim import restore_optimizer
 from paw_fast.rng import capture_rng_states, restore_rng_states
 from paw_fast.types import UserError
 
@@ -79,24 +80,6 @@ class Checkpoint:
                 ) from error
         if rng:
             restore_rng_states(self.rng_states)
-
-
-def restore_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)`, keeping every tensor's saved dtype.
-
-    torch casts the state to its parameter's dtype on loading (float32 moments of bfloat16 weights would be
-    rounded), which a bit-exact resume cannot have. Raises `ValueError` when the groups differ.
-    """
-    optimizer.load_state_dict(state)
-    if not hasattr(optimizer, "param_groups") or "state" not in state:
-        return
-    saved_ids = [index for group in state["param_groups"] for index in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, parameter in zip(saved_ids, parameters, strict=True):
-        for key, value in state["state"].get(index, {}).items():
-            current = optimizer.state[parameter].get(key)
-            if isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor) and current.dtype != value.dtype:
-                optimizer.state[parameter][key] = value.to(device=current.device, copy=True)
 
 
 # ---------------------------------------------------------------------------------------------------- saving

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from paw_fast.config import CriticConfig, OptimConfig
+from paw_fast.optim import MasterAdamW, restore_optimizer
 from paw_fast.policy import Policy
 
 
@@ -48,12 +49,13 @@ class Critic:
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         self.backbone: Policy | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: MasterAdamW | None = None
         if config.backbone == "own":
             self.backbone = Policy(copy.deepcopy(policy.model), policy.tokenizer)
-            self.optimizer = torch.optim.AdamW(
-                [*self.backbone.model.base_model.parameters(), *self.head.parameters()],
-                lr=config.learning_rate, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay,
+            parameters = [*self.backbone.model.base_model.parameters(), *self.head.parameters()]
+            self.optimizer = MasterAdamW(
+                [{"params": parameters}], lr=config.learning_rate, betas=(optim.beta1, optim.beta2),
+                weight_decay=optim.weight_decay,
             )  # fmt: skip
 
     def values(self, hidden: Tensor) -> Tensor:
@@ -69,8 +71,7 @@ class Critic:
     def step(self) -> float:
         """One step of the critic's own optimizer; returns the gradient's norm. Leaves out a step that is not finite."""
         assert self.optimizer is not None
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)
+        norm = self.optimizer.clip_gradients(self.optim.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -91,4 +92,4 @@ class Critic:
         self.head.load_state_dict(state["head"])
         if self.backbone is not None and self.optimizer is not None:
             self.backbone.model.base_model.load_state_dict(state["backbone"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(self.optimizer, state["optimizer"])

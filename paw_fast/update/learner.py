@@ -21,6 +21,7 @@ from paw_fast.config import TrainConfig
 from paw_fast.critic import Critic, value_loss
 from paw_fast.kernels import LossSettings
 from paw_fast.losses import backward, rows_per_chunk, score
+from paw_fast.optim import MasterAdamW
 from paw_fast.packing import PackedBatch, RowTable
 from paw_fast.passages import PassageMemory, shown_passages
 from paw_fast.policy import Policy
@@ -40,9 +41,7 @@ class Learner:
         o, a = config.optim, config.algo
         self.critic = Critic(policy, config.critic, o) if a.name == "ppo" else None
         groups = [{"params": list(policy.model.parameters())}, *(self.critic.parameter_groups() if self.critic else [])]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay
-        )
+        self.optimizer = MasterAdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
 
         def factor(step: int) -> float:  # of training steps, whose number of optimizer steps may vary
             if step < o.warmup_steps:
@@ -176,8 +175,7 @@ class Learner:
         for batch in self._packed(picked, tables):
             extra = (lambda h, b=batch: self._value_loss(shared, h, b, totals, c.critic.coef)) if shared else None
             totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra), chosen)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, c.optim.max_grad_norm)
+        norm = self.optimizer.clip_gradients(c.optim.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
             totals.moved = True
