@@ -44,6 +44,10 @@ class EvalOptions:
     """By default the run's evaluation temperature."""
     preset: str | None = None
     """Settings for a model folder that belongs to no run."""
+    world_model: bool = False
+    """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
+    transitions: int = 256
+    """Transitions of those episodes that --world-model draws."""
     json: bool = False
     """Print one JSON object."""
 

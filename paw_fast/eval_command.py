@@ -10,10 +10,12 @@ from paw_fast import console, runs
 from paw_fast.checkpoint import find_checkpoint, verify_checkpoint
 from paw_fast.config import TrainConfig, load_preset
 from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.losses import rows_per_chunk
 from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
-from paw_fast.types import UserError
+from paw_fast.types import Trajectory, UserError
+from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
 
 
 def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[Path | str, TrainConfig]:
@@ -47,8 +49,9 @@ def run_eval(options) -> int:
     path, config = find_model(options.checkpoint, options.preset, options.env)
     if options.env not in (None, config.env.name):
         raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
-    if options.tasks < 1:
-        raise UserError(f"--tasks is {options.tasks}, expected 1 or more")
+    for name in ("tasks", "transitions"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}, expected 1 or more")
     env = make_env(config.env)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
@@ -58,8 +61,21 @@ def run_eval(options) -> int:
         )
         loop = make_loop(policy, make_engine(policy, config), env, config)
         temperature = options.temperature or config.rollout.eval_temperature
+        episodes: dict[tuple[int, ...], Trajectory] = {}
         with console.progress("evaluating", len(tasks)) as advance:
-            result = evaluate(at_temperature(loop, temperature), tasks, options.seed, lambda t: advance())
+
+            def done(t: Trajectory) -> None:
+                episodes[t.seed] = t
+                advance()
+
+            result = evaluate(at_temperature(loop, temperature), tasks, options.seed, done)
+        quality = None
+        if options.world_model:
+            quality = measure_world_model(
+                policy, [episodes[seed] for seed in sorted(episodes)], token_budget=config.token_budget,
+                chunk=rows_per_chunk(policy, config.logits_budget_mb << 20), seed=options.seed,
+                max_transitions=options.transitions,
+            )  # fmt: skip
     finally:
         env.close()
     about = {
@@ -70,9 +86,11 @@ def run_eval(options) -> int:
         "temperature": temperature,
     }
     if options.json:
-        print(json.dumps(about | result.as_json()))
+        print(json.dumps(about | result.as_json() | ({"world_model": quality.as_json()} if quality else {})))
     else:
         _show(result, about)
+        if quality:
+            _show_world_model(quality)
     return 0
 
 
@@ -87,4 +105,17 @@ def _show(result: EvalResult, about: dict) -> None:
     for name, row in [*shown["by_task_type"].items(), ("all", shown)]:
         interval = f"{row['low']:.0%} to {row['high']:.0%}"
         table.add_row(name, f"{row['success']:.1%}", interval, f"{row['successes']} of {row['num_tasks']}")
+    Console().print(table)
+
+
+def _show_world_model(quality: WorldModelQuality) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"next observation, {quality.num_tokens} tokens of {quality.num_transitions} transitions")
+    for name in ("after", "likeliest token is right", "mean probability"):
+        table.add_column(name, justify="left" if name == "after" else "right")
+    table.add_row("the played action", f"{quality.accuracy:.1%}", f"{quality.probability:.3f}")
+    table.add_row("another action", f"{quality.shuffled_accuracy:.1%}", f"{quality.shuffled_probability:.3f}")
+    table.add_row("gap", f"{quality.accuracy - quality.shuffled_accuracy:.1%}", f"{quality.action_gap:.3f}")
     Console().print(table)

@@ -145,6 +145,12 @@ def _world_model(config: Any) -> str:
     )
 
 
+def _gap(run: Run) -> str:
+    """Probability of held-out observations minus that after other actions, before and after training."""
+    ends = [_get(run.summary, key, "action_gap") for key in ("warm_start_world_model", "final_world_model")]
+    return " to ".join(f"{gap:.3f}" for gap in ends if isinstance(gap, float))
+
+
 def _facts(run: Run) -> dict[str, str]:
     """What the table says of a run: a row's name and its text, `-` where it is not known."""
     config, total = run.config, run.number("num_eval_tasks")
@@ -163,6 +169,7 @@ def _facts(run: Run) -> dict[str, str]:
         "world model": _world_model(config),
         "episodes a step": _join(f"{groups} groups of {size}" if groups and size else None),
         "learning rate": _join(_get(config, "optim", "learning_rate")),
+        "action gap of the world model": _gap(run),
         "seed": _join(_get(config, "seed")),
     }
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "paw_fast"
 STAGES = {"trajectories", "advantages", "world_model", "packing", "losses"}
 """Each takes records and gives records; none knows another."""
 
-WIRING = {"train", "update", "warm_start", "world_model_quality"}
+WIRING = {"train", "update", "warm_start", "world_model_quality", "eval_command"}
 """The loop, its halves and the measurement: the only modules that put stages together."""
 
 LAYERS = [

@@ -8,6 +8,7 @@ import pytest
 from paw_fast.config import (
     PawConfig,
     TrainConfig,
+    describe,
     load_preset,
     load_toml,
     recipes,
@@ -19,9 +20,56 @@ from paw_fast.types import UserError
 
 
 def test_every_recipe_loads_and_is_valid():
-    assert {"tiny", "qwen2.5-1.5b", "smollm2"} <= set(recipes())
-    for name in recipes():
+    assert {"tiny", "smollm2", "echo", "tapo"} <= set(recipes())
+    models = ("qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b", "llama-3.2-3b")
+    assert {f"{env}-{model}" for env in ("alfworld", "webshop", "search") for model in models} <= set(recipes())
+    for name, path in recipes().items():
         validate(load_preset(name))
+        assert describe(path)
+
+
+def test_a_recipe_lies_over_its_base_and_may_leave_out_the_environment(tmp_path):
+    base, echo = load_preset("alfworld-qwen2.5-1.5b"), load_preset("echo")
+    assert echo.paw != base.paw
+    assert dataclasses.replace(echo, paw=base.paw) == base
+    assert load_preset("qwen2.5-3b", "webshop") == load_preset("webshop-qwen2.5-3b")
+    assert load_preset("qwen2.5-3b") == load_preset("alfworld-qwen2.5-3b")
+    (tmp_path / "mine.toml").write_text('base = "tinny"')
+    with pytest.raises(UserError, match=r"mine\.toml: base is 'tinny'"):
+        load_toml(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algo": {"name": "gigpo"}, "env": {"name": "search"}}, "--algo gigpo .* --env search has none"),
+        ({"algo": {"name": "ppo"}, "critic": {"backbone": "none"}}, "--algo ppo needs a critic"),
+        ({"algo": {"similarity": 0.9}}, r"--algo\.similarity belongs to --algo gigpo"),
+        ({"algo": {"similarity": 1.9, "name": "gigpo"}}, r"--algo\.similarity is 1\.9"),
+        ({"algo": {"penalty_in": "row"}}, r"--algo\.statistics step"),
+        ({"algo": {"name": "ppo", "dynamic_sampling": True}}, r"--algo\.dynamic-sampling"),
+        ({"paw": {"horizon": 2}, "layout": "trajectory"}, r"--paw\.horizon is 2 and --layout trajectory"),
+        ({"paw": {"horizon": 0}}, r"--paw\.horizon is 0"),
+        ({"critic": {"lam": 1.5}}, r"--critic\.lam is 1\.5"),
+        ({"rollout": {"group_size": 1}, "algo": {"name": "rloo"}}, "2 or more with --algo rloo"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
+    config = TrainConfig()
+    for key, value in changes.items():
+        part = getattr(config, key)
+        value = dataclasses.replace(part, **value) if isinstance(value, dict) else value
+        config = dataclasses.replace(config, **{key: value})
+    with pytest.raises(UserError, match=message):
+        validate(config)
+
+
+def test_gigpo_takes_search_by_similarity_and_ppo_takes_groups_of_one():
+    search = load_preset("search-qwen2.5-3b")
+    validate(dataclasses.replace(search, algo=dataclasses.replace(search.algo, name="gigpo", similarity=0.9)))
+    base = TrainConfig()
+    one = dataclasses.replace(base.rollout, group_size=1)
+    validate(dataclasses.replace(base, rollout=one, algo=dataclasses.replace(base.algo, name="ppo")))
 
 
 def test_a_run_config_repeats_the_run(tmp_path):

@@ -145,3 +145,58 @@ def test_help_of_every_command(capsys):
             status = e.code
         assert not status
         assert "paw-fast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("world_model", ["--paw.enabled", "--paw.no-enabled"])
+@pytest.mark.parametrize("algo", ["grpo", "rloo", "gigpo", "ppo"])
+def test_every_algorithm_takes_two_steps_and_resumes(finished, cache, tmp_path, algo, world_model):
+    """From the other run's warm start, in this process; the second step after a resume."""
+    common = [*SHORT, "--model", str(finished / "warm_start"), "--algo", algo, world_model, "--run-dir"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert main_in(cache, ["train", *common, str(whole), "--steps", "2"]) == 0
+    assert main_in(cache, ["train", *common, str(parted), "--steps", "1"]) == 0
+    assert main_in(cache, ["train", "--resume", str(parted), "--steps", "2"]) == 0
+    rows = read_metrics(whole)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert ("wm/loss" in rows[-1]) == (world_model == "--paw.enabled")
+    assert ("critic/loss" in rows[-1]) == (algo == "ppo")
+    assert 0 <= rows[-1]["wm/eval_probability"] <= 1
+    skip = ("optim/learning_rate", "success/eval", "wm/eval", "reward/eval")
+    for a, b in zip(numbers(whole), numbers(parted), strict=True):
+        shared = {k for k in a.keys() & b.keys() if not k.startswith(skip)}
+        assert {k: a[k] for k in shared} == {k: b[k] for k in shared}
+
+
+def main_in(cache, args):
+    """The command in this process, with the test's cache folder."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = cache["XDG_CACHE_HOME"]
+    try:
+        return cli.run(args)
+    finally:
+        if before is None:
+            del os.environ["XDG_CACHE_HOME"]
+        else:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
+def test_contradictions_are_refused_before_anything_is_loaded(tmp_path):
+    for args, message in (
+        (["--algo", "ppo", "--critic.backbone", "none"], "--algo ppo needs a critic"),
+        (["--paw.alpha", "1.5"], "--paw.alpha is 1.5"),
+        (["--paw.tau", "0"], "--paw.tau is 0"),
+        (["--env", "search", "--preset", "tiny", "--algo", "gigpo"], "--algo gigpo"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cli.run(["train", "--run-dir", str(tmp_path / "never"), *args])
+        assert not (tmp_path / "never").exists()
+
+
+def test_the_world_model_is_measured_by_the_eval_command(finished, cache, capsys):
+    assert main_in(cache, ["eval", str(finished), "--tasks", "4", "--world-model", "--transitions", "9", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["world_model"]["num_transitions"] == 9
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["final_world_model"]["num_tokens"] > 0
+    with pytest.raises(UserError, match="--transitions is 0"):
+        cli.run(["eval", str(finished), "--world-model", "--transitions", "0"])

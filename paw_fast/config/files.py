@@ -79,7 +79,10 @@ def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:
 
 
 def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
-    """Reads a recipe or a run's config.toml. Raises `UserError` naming the file and the key."""
+    """Reads a recipe or a run's config.toml. Raises `UserError` naming the file and the key.
+
+    A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
@@ -87,6 +90,11 @@ def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not valid TOML: {e}") from e
     values.pop("description", None)
+    under = values.pop("base", None)
+    if under is not None:
+        if under not in recipes():
+            raise UserError(f"{path}: base is {under!r}, expected a recipe; there are {', '.join(recipes())}")
+        base = load_toml(recipes()[under])
     return from_mapping(TrainConfig, values, base, str(path))
 
 
@@ -104,13 +112,13 @@ def describe(path: Path) -> str:
 def load_preset(name: str, env: str | None = None) -> TrainConfig:
     """A preset by the name of a recipe, or by the path of a TOML file.
 
-    With `env`, `tiny` also means that environment's recipe `<env>-tiny`, and a recipe for another one is refused.
+    A name may leave out the environment: `qwen2.5-3b` is `<env>-qwen2.5-3b`, `alfworld-...` without `env`. A recipe for
+    another environment than `env` is refused.
     """
     known = recipes()
     if name.endswith(".toml"):
         return load_toml(Path(name), TrainConfig(env=env_config(env or "alfworld")))
-    if f"{env}-{name}" in known:
-        return load_toml(known[f"{env}-{name}"])
+    name = next((full for full in (f"{env}-{name}", name, f"alfworld-{name}") if full in known), name)
     if name in known:
         config = load_toml(known[name])
         if env in (None, config.env.name) or env not in ENV_SETTINGS:
