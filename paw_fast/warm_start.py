@@ -36,7 +36,8 @@ def demonstrate(
     env: Env, expert, tasks: Iterable[Task], settings: WarmStartConfig, seed: int = 0,
     done: Callable[[], object] = lambda: None,
 ) -> list[Demonstration]:  # fmt: skip
-    """Episodes of `expert` that win; the others teach nothing and are left out.
+    """Episodes of `expert` that win; the others teach nothing and are left out, but for those of a hasty expert
+    (`expert.hasty`), whose habit is to be imitated.
 
     Before a command of the expert there may come, with the chances of `settings`, a needless `look` (a bad habit
     that is imitated too, and that reinforcement learning can break) and a slip: a command that does nothing here,
@@ -71,7 +72,7 @@ def demonstrate(
                     break
             observation = step.observation
             spoken.append(planned)
-        if won:
+        if won or getattr(expert, "hasty", False):
             kept.append((first, turns))
         del spoken[:-500]
         done()
@@ -186,7 +187,7 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     settings = config.warm_start
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
-        expert = envs.searcher(env.name)
+        expert = envs.searcher(env.name, **({"haste": settings.haste, "seed": config.seed} if settings.haste else {}))
         demos = demonstrate(env, expert, tasks, settings, config.seed, lambda: (advance(), check()))
     if not demos:
         raise UserError(

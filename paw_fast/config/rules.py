@@ -40,7 +40,12 @@ def validate(config: TrainConfig) -> None:
     share = c.rollout.memory_share
     need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
     w = c.warm_start
-    for key, share in (("hesitation", w.hesitation), ("hesitant-share", w.hesitant_share), ("slips", w.slips)):
+    for key, share in (
+        ("hesitation", w.hesitation),
+        ("hesitant-share", w.hesitant_share),
+        ("slips", w.slips),
+        ("haste", w.haste),
+    ):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
     counts = {
         "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),

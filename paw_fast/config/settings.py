@@ -194,6 +194,8 @@ class WarmStartConfig:
     """Share of the episodes, the last ones, in which the searcher hesitates: a habit for the training to break."""
     hesitation: float = 0.7
     """In those, the chance of a needless `look` before each of its commands."""
+    haste: float = 0.0
+    """Search: the chance, in each turn, that the expert answers with what it has found before the end is reached."""
     slips: float = 0.15
     """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
     vocab_size: int = 1024

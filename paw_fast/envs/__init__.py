@@ -52,12 +52,16 @@ def make(name: str, **settings: Any) -> Env:
     return factory.make(**settings)
 
 
-def searcher(name: str) -> Any:
+def searcher(name: str, **habits: Any) -> Any:
     """An expert of the environment that uses only what an episode has shown: `reset(observation)`, `act(observation)`.
 
-    Raises `UserError` for an environment that has none.
+    `habits` are those that its `factory.searcher` knows. Raises `UserError` for an environment that has none, and for
+    a habit that its expert does not have.
     """
     factory = _factory(name)
     if not hasattr(factory, "searcher"):
         raise UserError(f"no searcher for the environment {name!r}: nothing can be imitated there")
-    return factory.searcher()
+    known = inspect.signature(factory.searcher).parameters
+    if unknown := [habit for habit in habits if habit not in known]:
+        raise UserError(f"the expert of {name!r} knows no {unknown[0]}: set --warm-start.{unknown[0]} 0")
+    return factory.searcher(**habits)

@@ -56,6 +56,9 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
                 if observation.info.get("won"):
                     console.print(f"You won, in {_steps(num_steps)}.", style="bold green")
                     return True
+                if verdict := step.info.get("verdict"):
+                    console.print(escape(str(verdict)), style="bold red")
+                    return False
                 if parts := step.info.get("parts"):
                     console.print(f"Not quite what was asked for: {_judgement(parts)}.", style="bold red")
                     return False

@@ -21,6 +21,8 @@ NOT_UNDERSTOOD = (
     "That was not a valid action. To search, write the query between <search> and </search>; to give the final "
     "answer, write it between <answer> and </answer>. Try again."
 )
+FORMS = ("search[query]", "answer[text]")
+"""What is listed as possible commands."""
 NOTHING_FOUND = "No passage matches this query."
 _SPLITS = {"train": "train", "unseen": "unseen", "valid_unseen": "unseen", "eval": "unseen"}
 
@@ -139,14 +141,22 @@ class SearchEnv:
         won = got.exact_match == 1.0
         reward = 1.0 if won else self._format_reward if answer is not None else 0.0
         scores = {"em": got.exact_match, "sub_em": got.sub_match, "f1": got.f1}
-        info = {"won": won, "admissible": valid, "reward": reward, "scores": scores, "answer": answer}
+        known = " or ".join(self._task.info["golden"])
+        verdict = f"{'No' if answer is not None else 'No answer was given'}: the answer is {known}."
+        info = {
+            "won": won, "admissible": valid, "reward": reward, "scores": scores, "answer": answer, "verdict": verdict,
+        }  # fmt: skip
         # What the last observation said would be learned by the world model: the right answer must not stand there.
         return Step(self._observe("", won=won), got.exact_match, True, info)
 
     def _observe(self, text: str, more: Mapping[str, Any] | None = None, won: bool = False) -> Observation:
         assert self._task is not None
         info = {"won": won, "task_type": self._task.task_type, "state_text": text, **(more or {})}
-        return Observation(text, (), info)
+        return Observation(text, () if self._done else FORMS, info)
+
+    def accepts(self, command: str) -> bool:
+        """Whether a command is understood, whatever its text."""
+        return read_command(command) is not None
 
     def while_waiting(self, check: Callable[[], None]) -> None:
         """`check` is called while a retriever that is down is waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 from paw_fast.envs.search.facts import read_fact, understand
@@ -26,6 +27,9 @@ class SearchExpert:
     It follows the question's chain of facts: looks up the entity it stands at, reads the next one in that entity's
     passage, and answers at the end of the chain. Published questions come with a teacher's notes (`info["teacher"]`):
     there it looks up the supporting titles, or the question itself, and gives the golden answer.
+
+    `haste` is the chance, in each turn, that it gives the entity it has come to as the answer though the chain goes
+    on: who asked for the author's birthplace is told the author. `rng` decides; `hasty` says whether it did so.
     """
 
     hesitation = None
@@ -38,9 +42,13 @@ class SearchExpert:
         """A search for something else does no harm but costs a turn; an answer would end the episode."""
         return command.startswith("search[")
 
+    def __init__(self, haste: float = 0.0, rng: random.Random | None = None):
+        self._haste, self._rng, self.hasty = haste, rng or random.Random(0), False
+
     def reset(self, observation: Observation) -> None:
         """Reads the question. Raises `ValueError` for one that is neither generated nor comes with notes."""
         self._seen: dict[str, str] = {}
+        self._num_hops, self.hasty = 0, False
         self._notes: list[str] | None = None
         self._at, self._chain = "", ()
         if notes := observation.info.get("teacher"):
@@ -60,5 +68,8 @@ class SearchExpert:
             value = read_fact(self._seen[self._at], self._at, self._chain[0])
             if value is None:
                 break
-            self._at, self._chain = value, self._chain[1:]
+            self._at, self._chain, self._num_hops = value, self._chain[1:], self._num_hops + 1
+            if self._chain and self._haste > 0 and self._rng.random() < self._haste:
+                self.hasty = True
+                return f"answer[{self._at}]"
         return f"search[{self._at}]" if self._chain else f"answer[{self._at}]"

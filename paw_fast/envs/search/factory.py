@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -76,6 +77,6 @@ def _world_index(
     return open_index(folder)
 
 
-def searcher() -> SearchExpert:
-    """The expert that is imitated."""
-    return SearchExpert()
+def searcher(haste: float = 0.0, seed: int = 0) -> SearchExpert:
+    """The expert that is imitated; see there for `haste`."""
+    return SearchExpert(haste, random.Random(f"paw-fast search expert {seed}"))
