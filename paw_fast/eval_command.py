@@ -105,6 +105,8 @@ def _show(result: EvalResult, about: dict) -> None:
     for name, row in [*shown["by_task_type"].items(), ("all", shown)]:
         interval = f"{row['low']:.0%} to {row['high']:.0%}"
         table.add_row(name, f"{row['success']:.1%}", interval, f"{row['successes']} of {row['num_tasks']}")
+    if shown["mean_scores"]:
+        table.caption = ", ".join(f"{name} {value:.3f}" for name, value in shown["mean_scores"].items())
     Console().print(table)
 
 

@@ -90,6 +90,8 @@ def write_action(command: str, style: str) -> str:
     if style == "think_action":
         return f"<think>I choose: {command}</think><action>{command}</action>"
     kind, _, content = command.removesuffix("]").partition("[")
+    if kind == "invalid":
+        return content
     thought = f"<think>I choose: {kind}</think>" if style == "think_search" else ""
     return f"{thought}<{kind}> {content} </{kind}>"
 
@@ -129,6 +131,8 @@ class PromptTemplate:
         if self.invalid not in ("format", "admissible"):
             raise UserError(f"template {name}: invalid is '{self.invalid}', expected 'format' or 'admissible'")
         engine = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+        # `{{ turn.command | written }}`: an earlier command as the policy wrote it, without its thought.
+        engine.filters["written"] = lambda command: write_action(command, self.style.replace("think_search", "search"))
         try:
             self._texts = {key: engine.from_string(values[key].lstrip("\n")) for key in _TEXTS}
             probe = {"task": "t", "observation": "o", "admissible": ["look"], "step": 1,

@@ -262,6 +262,33 @@ def test_waiting_ends_when_the_run_is_told_to_stop():
     client.close()
 
 
+def test_an_environment_waits_for_its_server_until_it_is_told_to_stop():
+    """No wrong answer comes of it: the episode stays where it was, and the next try asks again."""
+    from paw_fast import envs
+    from paw_fast.envs.search.questions import Question
+
+    listener = server.open_socket("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+    env = envs.make("search", train=["unused.jsonl"], retriever=url, retries=0)
+    env._splits = {"train": lambda: [Question("1", "Who?", ("x",), "test")]}
+
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    env.while_waiting(stop)
+    other = env.spawn()
+    other.reset(env.tasks("train")[0])
+    with pytest.raises(Stop):
+        other.step("search[a]")
+    assert env.take_metrics()["retrieval/failures"] == 1.0
+    assert env.take_metrics()["retrieval/failures"] == 0.0
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

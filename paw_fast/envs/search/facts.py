@@ -34,7 +34,7 @@ RELATIONS: dict[str, Relation] = {
     for r in (
         Relation(
             "birthplace", PERSON, CITY,
-            ("{s} was born in {o}.", "{s} grew up in {o}, where {s} was born."),
+            ("{s} was born in {o}.", "{s} comes from {o}."),
             ("Where was {s} born?", "In which city was {s} born?"), "the birthplace of {s}",
         ),
         Relation(
@@ -44,17 +44,17 @@ RELATIONS: dict[str, Relation] = {
         ),
         Relation(
             "spouse", PERSON, PERSON,
-            ("{s} is married to {o}.", "{o} is the spouse of {s}."),
+            ("{s} is married to {o}.", "The spouse of {s} is {o}."),
             ("Who is {s} married to?", "Who married {s}?"), "the spouse of {s}",
         ),
         Relation(
             "trade", PERSON, VALUE,
-            ("{s} is a {o} by trade.", "By trade {s} is a {o}."),
+            ("{s} makes a living as a {o}.", "By trade {s} is a {o}."),
             ("What is the trade of {s}?", "What does {s} do for a living?"),
         ),
         Relation(
             "mayor", CITY, PERSON,
-            ("The mayor of {s} is {o}.", "{s} has {o} as its mayor."),
+            ("The mayor of {s} is {o}.", "{s} is governed by {o}."),
             ("Who is the mayor of {s}?", "Who governs {s}?"), "the mayor of {s}",
         ),
         Relation(
@@ -64,12 +64,12 @@ RELATIONS: dict[str, Relation] = {
         ),
         Relation(
             "author", WORK, PERSON,
-            ("{s} was written by {o}.", "{o} is the author of {s}."),
+            ("{s} was written by {o}.", "The author of {s} is {o}."),
             ("Who wrote {s}?", "Who is the author of {s}?"), "the author of {s}",
         ),
         Relation(
             "setting", WORK, CITY,
-            ("{s} is set in {o}.", "The story of {s} takes place in {o}."),
+            ("{s} is set in {o}.", "{s} takes place in {o}."),
             ("Where is {s} set?", "In which city does {s} take place?"), "the setting of {s}",
         ),
         Relation(
@@ -79,7 +79,7 @@ RELATIONS: dict[str, Relation] = {
         ),
         Relation(
             "founder", ORGANISATION, PERSON,
-            ("{s} was founded by {o}.", "{o} founded {s}."),
+            ("{s} was founded by {o}.", "The founder of {s} is {o}."),
             ("Who founded {s}?", "Who is the founder of {s}?"), "the founder of {s}",
         ),
         Relation(
@@ -89,7 +89,7 @@ RELATIONS: dict[str, Relation] = {
         ),
     )
 }  # fmt: skip
-"""Every relation by its name.."""
+"""Every relation by its name. Each sentence ends with its object, which is how a small model learns to read soonest."""
 
 HOP_NAMES = {1: "one_hop", 2: "two_hop", 3: "three_hop"}
 
