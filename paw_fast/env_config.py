@@ -74,7 +74,7 @@ class EnvConfig:
     goal_seed: int = 42
     """Seed of prices, price limits and the order of the goals, which decides what is held out."""
     num_products: int | None = None
-    """Only the first so many products; `None` takes all of the files."""
+    """Only the first so many products; `None` takes all of the files, and generates 2,000."""
 
 
 ENV_SETTINGS: dict[str, dict[str, str]] = {
@@ -84,7 +84,7 @@ ENV_SETTINGS: dict[str, dict[str, str]] = {
     },
     "webshop": {
         "data": "data", "max_steps": "max_steps", "mode": "mode", "goals": "goals", "goal_seed": "seed",
-        "num_products": "num_products",
+        "num_products": "num_products", "game_seed": "catalogue_seed",
     },
     "search": {
         "game_seed": "seed", "max_steps": "max_steps", "num_train": "num_train", "num_unseen": "num_unseen",

@@ -19,7 +19,7 @@ def without_extra(monkeypatch):
     require.cache_clear()
 
 
-@pytest.mark.parametrize("command", ["play"])
+@pytest.mark.parametrize("command", ["play", "train"])
 def test_the_extra_is_named_in_one_line(command, without_extra, tmp_path, monkeypatch):
     for name in ("items_shuffle_1000.json", "items_ins_v2_1000.json"):
         (tmp_path / name).write_text("[]" if "shuffle" in name else "{}")

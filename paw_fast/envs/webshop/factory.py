@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paw_fast.files import cache_folder
 from paw_fast.types import UserError
 
+from . import generate
 from . import goals as goal_rules
 from . import store as stores
 from .env import MODES, WebshopEnv
+from .expert import Shopper
 from .goals import Goals
 from .reading import Annotations, read_products
 from .records import ReadingReport
@@ -27,23 +30,28 @@ _PRODUCTS, _ATTRIBUTES, _HUMAN = "items_shuffle", "items_ins_v2", "items_human_i
 SMALL = 1000
 """Products of the small official set."""
 
+NUM_GENERATED = 2000
+"""Products of a generated catalogue."""
+
 PathLike = str | os.PathLike[str]
 
 
 def make(
     data: PathLike | None = None, products: PathLike | None = None, attributes: PathLike | None = None,
     human_goals: PathLike | None = None, goals: str = "synthetic", seed: int = 42, mode: str = "text",
-    num_products: int | None = None, max_steps: int = 15, show_attributes: bool = False,
-    search: Callable[[str], Sequence[str]] | None = None, cache_dir: PathLike | None = None,
+    num_products: int | None = None, catalogue_seed: int = 0, max_steps: int = 15,
+    show_attributes: bool = False, search: Callable[[str], Sequence[str]] | None = None,
+    cache_dir: PathLike | None = None,
 ) -> WebshopEnv:  # fmt: skip
     """A WebShop environment.
 
     data: a folder of the official files (items_shuffle.json, items_ins_v2.json, items_human_ins.json, or those of the
     1,000-product set with `_1000` in their names); None takes the variable WEBSHOP_DATA. products, attributes,
-    human_goals: single files instead. goals: "synthetic", or "human" (as `human_goals` also asks for). seed: of prices,
-    price limits and the goals' order. mode: "text" or "text_rich". num_products: only the first so many. search: gives
-    asins for a query in place of the search engine. cache_dir: where the store and the index go (default: paw-fast in
-    the XDG cache folder). Raises `UserError`.
+    human_goals: single files instead. Without any of these a catalogue is generated from `catalogue_seed`, of 2,000
+    products unless `num_products` says otherwise. goals: "synthetic", or "human" (as `human_goals` also asks for).
+    seed: of prices, price limits and the goals' order. mode: "text" or "text_rich". num_products: only the first so
+    many. search: gives asins for a query in place of the search engine. cache_dir: where the store and the index go
+    (default: paw-fast in the XDG cache folder). Raises `UserError`.
     """
     if mode not in MODES:
         raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
@@ -53,18 +61,29 @@ def make(
         raise UserError(f"webshop has no goals {goals!r}: choose {' or '.join(goal_rules.KINDS)}")
     if num_products is not None and num_products < 1:
         raise UserError(f"num_products is {num_products}, expected at least 1")
+    needed = ("rapidfuzz", *(() if search else ("bm25s", "Stemmer")))
+    generated = False
     if products is not None:
+        require(*needed, "spacy", SPACY_MODEL)
         others = [None if one is None else existing(one) for one in (attributes, human_goals)]
         files = (existing(products), others[0], others[1])
     else:
         data = data or os.environ.get("WEBSHOP_DATA") or None
+        generated = data is None
+        require(*needed, *(() if generated else ("spacy", SPACY_MODEL)))
         if data is None:
-            raise UserError("no WebShop data: set WEBSHOP_DATA to the folder of items_shuffle_1000.json")
+            data = generated_folder(num_products or NUM_GENERATED, catalogue_seed, cache_folder(cache_dir))
         files = find_files(Path(data).expanduser(), num_products, goals == "human")
-    require("rapidfuzz", "spacy", SPACY_MODEL, *(() if search else ("bm25s", "Stemmer")))
     store = open_store(*files, num_products, cache_folder(cache_dir), index=search is None)
-    shop = Shop(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes)
+    shop = Shop(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes,
+                hold_out_products=generated)  # fmt: skip
     return WebshopEnv(shop, mode, max_steps)
+
+
+def generated_folder(num_products: int, seed: int, cache: Path) -> Path:
+    """A folder of generated files, made at the first use; WEBSHOP_DATA can name it too."""
+    folder = cache / "webshop" / f"generated-{generate.VERSION}-{seed}-{num_products}"
+    return stores.cached(folder, lambda making: generate.write_catalogue(making, num_products, seed))
 
 
 def existing(given: PathLike) -> Path:
@@ -117,3 +136,8 @@ def open_store(
     for line in store.report.lines():
         _LOG.warning("%s: %s", products, line)
     return store
+
+
+def searcher(haste: float = 0.0, seed: int = 0) -> Shopper:
+    """The expert that is imitated; `haste` is the chance that an episode's shopper is a hasty one."""
+    return Shopper(haste, random.Random(f"paw-fast shopper {seed}"))

@@ -1,0 +1,134 @@
+"""A shopper that knows only what the episode has shown; its episodes can be imitated.
+
+It reads the instruction and the pages, never the goal. A careful shopper searches with all that was asked for, takes
+the result whose title names most of it at a price that is allowed, goes back when an option is not offered, chooses
+the options and buys. A hasty one searches with the last two words, takes the first result whatever it is, and mistakes
+an option now and then.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from paw_fast.types import Observation
+
+from .pages import BACK, NEXT, SEPARATOR
+
+_LIMIT = re.compile(r", and price lower than ([\d.]+) dollars$")
+_NAME = r"(?:(?! with )[a-z ])+"
+_OPTION = re.compile(rf"(?: with |, and )({_NAME}): ((?:(?!, and {_NAME}: ).)+)")
+_WORD = re.compile(r"[\w'.-]+")
+_FILLER = frozenset(["find", "me", "with", "for", "and", "the", "a"])
+_MAX_VISITS = 3
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An instruction, understood: the words of the thing itself, the options, the price limit in dollars.
+
+    >>> read_wish("Find me slim fit mugs with color: red, and size: x-large, and price lower than 20.00 dollars")
+    Wish(words=('slim', 'fit', 'mugs'), options=('red', 'x-large'), limit=20.0)
+    """
+
+    words: tuple[str, ...]
+    options: tuple[str, ...]
+    limit: float
+
+
+def read_wish(instruction: str) -> Wish:
+    """Understands a synthetic instruction; of a free one, all words are taken for the thing itself."""
+    text = instruction.strip()
+    limit = float("inf")
+    if found := _LIMIT.search(text):
+        limit, text = float(found[1]), text[: found.start()]
+    options = tuple(value.strip() for _, value in _OPTION.findall(text))
+    first = _OPTION.search(text)
+    thing = text[: first.start()] if first else text
+    found_words = (word.lower() for word in _WORD.findall(thing))
+    return Wish(tuple(word for word in found_words if word not in _FILLER), options, limit)
+
+
+@dataclass(frozen=True)
+class _Result:
+    asin: str
+    title: str
+    price: float
+
+
+def read_results(text: str) -> list[_Result]:
+    """The products of a results page in `text` form; a range counts by its lower end."""
+    segments = text.split(SEPARATOR)
+    rest = segments[segments.index(NEXT) + 1 :] if NEXT in segments else []
+    found = []
+    for asin, title, tag in zip(rest[::3], rest[1::3], rest[2::3], strict=False):
+        price = re.search(r"\$([\d.]+)", tag)
+        found.append(_Result(asin.lower(), title.lower(), float(price[1]) if price else 0.0))
+    return found
+
+
+class Shopper:
+    """Plays from what the episode has shown. `reset(first observation)`, then `act(observation)` each turn.
+
+    haste: the chance that an episode's shopper is a hasty one; `hasty` says whether this one's is. mistakes: a hasty
+    one's chance of a wrong option.
+    Understands the `text` form of the pages.
+    """
+
+    def __init__(self, haste: float = 0.0, rng: random.Random | None = None, mistakes: float = 0.2) -> None:
+        self._rng, self._haste, self._mistakes, self.hasty = rng or random.Random(0), haste, mistakes, False
+        self._spoken: set[str] = set()
+
+    @property
+    def names(self) -> str:
+        """A regular expression of the words that it has used so far, which a tokenizer should keep whole."""
+        words = "|".join(sorted(self._spoken, key=lambda word: (-len(word), word)))
+        return rf"(?<![a-z])(?:{words})(?![a-z])" if words else ""
+
+    def reset(self, observation: Observation) -> None:
+        """Reads the instruction."""
+        self._wish = read_wish(str(observation.info["task"]))
+        self.hasty = self._haste > 0 and self._rng.random() < self._haste
+        self._visited: list[str] = []
+        self._left: list[str] | None = None
+
+    def act(self, observation: Observation) -> str:
+        """The next command on this page."""
+        command = self._choose(observation)
+        self._spoken.update(re.findall("[a-z]{2,}", command))
+        return command
+
+    def _choose(self, observation: Observation) -> str:
+        buttons = [one[6:-1] for one in observation.admissible if one.startswith("click[")]
+        if "buy now" in buttons:
+            return self._on_item(buttons)
+        if BACK.lower() in buttons:
+            return self._on_results(observation.text, buttons)
+        words = (*self._wish.words, *self._wish.options) if not self.hasty else self._wish.words[-2:]
+        return f"search[{' '.join(words)}]"
+
+    def _on_results(self, text: str, buttons: list[str]) -> str:
+        results = [one for one in read_results(text) if one.asin not in self._visited]
+        if not results:
+            return f"click[{BACK.lower()}]" if "< prev" in buttons else f"click[{NEXT.lower()}]"
+        chosen = results[0]
+        if not self.hasty:
+            allowed = [one for one in results if one.price <= self._wish.limit] or results
+            chosen = max(allowed, key=lambda one: sum(word in one.title for word in self._wish.words))
+        self._visited.append(chosen.asin)
+        self._left = None
+        return f"click[{chosen.asin}]"
+
+    def _on_item(self, buttons: list[str]) -> str:
+        if self._left is None:
+            offered = [value for value in self._wish.options if value in buttons]
+            if not self.hasty and len(offered) < len(self._wish.options) and len(self._visited) < _MAX_VISITS:
+                return "click[< prev]"
+            self._left = self._mistaken(offered, buttons) if self.hasty else offered
+        return f"click[{self._left.pop(0)}]" if self._left else "click[buy now]"
+
+    def _mistaken(self, offered: list[str], buttons: list[str]) -> list[str]:
+        """The options, some of them mistaken for another that the page offers."""
+        others = buttons[buttons.index("buy now") + 1 :]
+        return [self._rng.choice(others) if self._rng.random() < self._mistakes else value for value in offered]

@@ -1,0 +1,119 @@
+"""Generated catalogues and the shoppers on them."""
+
+import json
+import random
+
+import pytest
+
+from paw_fast import envs
+from paw_fast.envs.webshop.expert import Shopper, read_results, read_wish
+from paw_fast.envs.webshop.generate import make_record, make_records
+from paw_fast.envs.webshop.reading import clean_product
+
+
+@pytest.fixture(scope="session")
+def generated(shop_cache):
+    return envs.make("webshop", num_products=600, cache_dir=shop_cache)
+
+
+def play(env, expert, task):
+    observation = env.reset(task)
+    expert.reset(observation)
+    while True:
+        step = env.step(expert.act(observation))
+        observation = step.observation
+        if step.done:
+            return step
+
+
+def test_the_catalogue_depends_on_its_seed_alone():
+    first, again, other = (list(make_records(50, seed)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+    assert len({record["asin"] for record, _ in make_records(1000, 0)}) == 1000
+    assert [r["name"] for r, _ in make_records(20_000, 3)][:50] == [r["name"] for r, _ in first]
+    assert all(len(r["asin"]) <= 10 for r, _ in (make_record(999_999_999, 0, 9), make_record(5, 0, 9)))
+
+
+def test_every_record_is_a_product_that_its_own_instruction_fits():
+    for record, said in make_records(300, 1):
+        product, readable = clean_product(record)
+        assert readable
+        assert len(said["attributes"]) == 3
+        assert set(said["instruction_attributes"]) < set(said["attributes"])
+        assert all(attribute in product.title for attribute in said["attributes"])
+        assert min(len(values) for values in product.options.values()) >= 2
+        assert json.loads(json.dumps(record)) == record
+
+
+def test_buying_what_a_goal_was_made_from_wins(generated):
+    goals = generated.shop.goals
+    for number in random.Random(0).sample(range(len(goals)), 100):
+        goal = goals[number]
+        assert generated.shop.judge(goal, goal.asin, goal.options).reward == 1.0
+
+
+def test_unseen_goals_are_about_products_that_training_never_asks_for(generated):
+    goals = generated.shop.goals
+    unseen = {goals[t.info["goal"]].asin for t in generated.tasks("unseen")}
+    train = {goals[t.info["goal"]].asin for t in generated.tasks("train")}
+    assert len(generated.tasks("unseen")) == 500
+    assert len(train) > 100
+    assert not unseen & train
+
+
+def test_no_language_model_is_needed(generated, monkeypatch):
+    from paw_fast.envs.webshop import reward
+
+    monkeypatch.setattr(reward, "_title_nouns", lambda title: pytest.fail(f"asked for the nouns of {title}"))
+    assert play(generated.spawn(), Shopper(), generated.tasks("train")[0]).done
+
+
+def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
+    tasks = generated.tasks("train")[:120]
+    won = {}
+    for haste in (0.0, 0.5, 1.0):
+        env, expert = generated.spawn(), envs.searcher("webshop", haste=haste, seed=1)
+        won[haste] = sum(play(env, expert, task).info["won"] for task in tasks) / len(tasks)
+    assert won[0.0] > 0.9
+    assert won[1.0] < 0.2
+    assert won[1.0] < won[0.5] < won[0.0]
+
+
+def test_a_shopper_on_the_official_products(reference_env):
+    won = [play(reference_env.spawn(), Shopper(), task).info["won"] for task in reference_env.tasks("train")[:60]]
+    assert sum(won) > 20  # of 60: real titles name the attributes less often
+
+
+def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
+    folder = shop_cache / "webshop" / "generated-1-0-600"
+    env = envs.make("webshop", data=folder, cache_dir=shop_cache)
+    assert [g.asin for g in env.shop.goals][:20] == [g.asin for g in generated.shop.goals][:20]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "options", "limit"),
+    [
+        (
+            "Find me slim fit, hand wash men's shirts with long sleeve for daily wear with color: a | b, and size: 3xl"
+            ", and price lower than 30.00 dollars",
+            ("slim", "fit", "hand", "wash", "men's", "shirts", "long", "sleeve", "daily", "wear"),
+            ("a | b", "3xl"), 30.0,
+        ),
+        ("Find me mugs", ("mugs",), (), float("inf")),
+        ("i need a red mug, and price lower than 20.00 dollars", ("i", "need", "red", "mug"), (), 20.0),
+    ],
+)  # fmt: skip
+def test_instructions_are_understood(text, words, options, limit):
+    wish = read_wish(text)
+    assert (wish.words, wish.options, wish.limit) == (words, options, limit)
+
+
+def test_results_are_read_off_the_page(reference_env):
+    env = reference_env.spawn()
+    env.reset(env.tasks("train")[0])
+    page = env.step("search[shirt]").observation
+    results = read_results(page.text)
+    assert len(results) == 10
+    assert [f"click[{one.asin}]" for one in results] == [c for c in page.admissible if c.startswith("click[b0")]
+    assert all(one.price > 0 for one in results)
