@@ -195,7 +195,8 @@ class WarmStartConfig:
     hesitation: float = 0.7
     """In those, the chance of a needless `look` before each of its commands."""
     haste: float = 0.0
-    """Search: the chance, in each turn, that the expert answers with what it has found before the end is reached."""
+    """Search: the chance, in each turn, that the expert answers before the end is reached. WebShop: the chance that an
+    episode's shopper searches with two words and takes the first product. Such episodes are imitated, won or lost."""
     slips: float = 0.15
     """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
     vocab_size: int = 1024
