@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/row_plan.h"
 #include "cpu_dispatch.h"
 #ifdef PAW_WITH_CUDA
 #include "cuda_ops.h"
@@ -40,6 +41,35 @@ void dispatch(bool cuda, Ptr where, const Args& args, void (*on_cpu)(const Args&
   }
 }
 
+// How the CUDA kernels would divide a row of n logits (row_plan.h). For tests and for whoever tunes.
+py::dict row_plan(int64_t n, int element_bytes, int64_t shared_block, int64_t shared_processor, int forced) {
+  py::dict out;
+  py::list parts, blocks;
+  const int num_parts = paw::token_parts(n);
+  for (int i = 0; i < num_parts; ++i) {
+    const paw::Slice s = paw::slice_of(n, paw::slice_length(n, num_parts), i);
+    parts.append(py::make_tuple(s.begin, s.count));
+  }
+  const paw::ClusterPlan plan = paw::plan_cluster(n, element_bytes, shared_block, shared_processor, forced);
+  for (int i = 0; i < plan.cluster; ++i) {
+    const paw::Slice s = paw::slice_of(n, plan.slice, i);
+    const int64_t bulk = paw::bulk_bytes(s.count, element_bytes);
+    py::list chunks;
+    for (int64_t c = 0; c * paw::kChunkBytes < bulk; ++c) chunks.append(paw::chunk_bytes(bulk, c));
+    blocks.append(py::make_tuple(s.begin, s.count, chunks));
+  }
+  out["parts"] = parts;
+  out["blocks"] = blocks;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["reason"] = plan.reason == nullptr ? py::object(py::none()) : py::object(py::str(plan.reason));
+  return out;
+}
+
+int64_t kept_elements(int64_t n, int element_bytes, int64_t round, int64_t scratch, int64_t shared_block,
+                      int64_t shared_processor) {
+  return paw::plan_kept(n, element_bytes, round, scratch, shared_block, shared_processor);
+}
+
 #ifdef PAW_WITH_CUDA
 #define PAW_CUDA_OP(name) paw::name
 constexpr bool kCudaCompiled = true;
@@ -58,6 +88,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_isa", &paw::cpu_isa);
   m.def("cpu_isas", &paw::cpu_isas);
   m.def("use_cpu_isa", &paw::use_cpu_isa);
+  m.def("row_plan", &row_plan);
+  m.def("kept_elements", &kept_elements);
 
   m.def("token_logprobs",
         [](bool cuda, Ptr where, int dtype, Ptr logits, int64_t rows, int64_t vocab, int64_t stride, double temperature,

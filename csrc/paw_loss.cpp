@@ -23,10 +23,10 @@ void loss_row(const PawLossArgs& a, int64_t row) {
   const double logp = inside ? logp_of<kSoftcap>(x + target, a.map, stats) : __builtin_nan("");
   RowLoss<double> loss;
   if (kind == kPolicy) {
-    const double ref = a.ref_logprobs ? a.ref_logprobs[row] : 0.0;
-    loss =
-        policy_row<double>(a.settings, a.weights[row], logp, stats.entropy, a.old_logprobs[row],
-                           a.ref_logprobs ? &ref : nullptr, a.advantages[row], a.importance ? a.importance[row] : 1.0);
+    const bool has_ref = a.ref_logprobs != nullptr;
+    loss = policy_row<double>(a.settings, a.weights[row], logp, stats.entropy, a.old_logprobs[row], has_ref,
+                              has_ref ? a.ref_logprobs[row] : 0.0, a.advantages[row],
+                              a.importance ? a.importance[row] : 1.0);
   } else {
     loss = world_model_row<double>(a.settings, a.weights[row], logp);
   }

@@ -5,6 +5,8 @@
 namespace paw {
 namespace {
 
+constexpr int kThreads = 512;
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2) scale_kernel(const __grid_constant__ ScaleInplaceArgs a) {
   const float factor = *a.factor;
@@ -30,11 +32,10 @@ __global__ void __launch_bounds__(kThreads, 2) scale_kernel(const __grid_constan
 void scale_inplace_cuda(const ScaleInplaceArgs& args, void* stream) {
   if (args.rows == 0) return;
   // A bounded grid: the usual factor is 1, and then every block only starts and ends.
-  const unsigned blocks = static_cast<unsigned>(args.rows < 2048 ? args.rows : 2048);
+  const int64_t blocks = args.rows < 2048 ? args.rows : 2048;
   with_types(args.dtype, false, [&](auto, auto element) {
-    scale_kernel<decltype(element)><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+    launch("scale_inplace", scale_kernel<decltype(element)>, blocks, kThreads, 1, 0, stream, args);
   });
-  check_launch("scale_inplace");
 }
 
 }  // namespace paw

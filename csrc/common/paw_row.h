@@ -4,13 +4,8 @@
 
 #include <math.h>
 
+#include "common/host_device.h"
 #include "paw_loss.h"
-
-#ifdef __CUDACC__
-#define PAW_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define PAW_HOST_DEVICE static inline
-#endif
 
 namespace paw {
 namespace {
@@ -31,8 +26,8 @@ PAW_HOST_DEVICE R clamp_keep_nan(R x, R low, R high) {
 }
 
 template <typename R>
-PAW_HOST_DEVICE RowLoss<R> policy_row(const PawLossSettings& s, R weight, R logp, R entropy, R old_logp,
-                                      const R* ref_logp, R advantage, R importance) {
+PAW_HOST_DEVICE RowLoss<R> policy_row(const PawLossSettings& s, R weight, R logp, R entropy, R old_logp, bool has_ref,
+                                      R ref_logp, R advantage, R importance) {
   RowLoss<R> out;
   out.flags = 0;
   const R bound = R(20);  // of the log-ratios; outside it the gradient is zero, as that of a clamp is
@@ -54,8 +49,8 @@ PAW_HOST_DEVICE RowLoss<R> policy_row(const PawLossSettings& s, R weight, R logp
   out.loss = importance * surrogate;
   out.grad_logp = importance * grad;
   out.kl = R(0);
-  if (ref_logp != nullptr) {
-    const R gap = *ref_logp - logp;
+  if (has_ref) {
+    const R gap = ref_logp - logp;
     const R d = clamp_keep_nan(gap, -bound, bound);
     out.kl = expm1(d) - d;
     if (s.kl_coef != 0.0f) {

@@ -1,6 +1,8 @@
-// Calls every CPU kernel on buffers that end exactly where their data does, for a build with sanitizers:
+// Calls every CPU kernel on buffers that end exactly where their data does, for a build with sanitizers, and the CUDA
+// kernels too where they are built for the emulator (then the thread sanitizer finds what a missing barrier would do):
 //   cmake -S . -B build/sanitize -DPAW_FAST_SANITIZE=address,undefined && cmake --build build/sanitize
 //   build/sanitize/paw_sanitize
+//   cmake -S . -B build/threads -DPAW_FAST_SANITIZE=thread -DPAW_FAST_EMULATE=ON && cmake --build build/threads
 // The numbers are checked only for sanity (every row of a gradient sums to about zero); the tests in Python do the
 // rest.
 #include <cmath>
@@ -11,8 +13,29 @@
 #include <vector>
 
 #include "cpu_dispatch.h"
+#ifdef PAW_EMULATE
+#include "cuda_ops.h"
+#endif
 
 namespace {
+
+// The CPU kernels, or the CUDA kernels on the emulator.
+struct Ops {
+  void (*token_logprobs)(const paw::TokenLogprobsArgs&);
+  void (*token_logprobs_backward)(const paw::TokenLogprobsBackwardArgs&);
+  void (*paw_loss)(const paw::PawLossArgs&);
+  void (*scale_inplace)(const paw::ScaleInplaceArgs&);
+};
+const Ops kCpu{[](const paw::TokenLogprobsArgs& a) { paw::token_logprobs_cpu(a, 3); },
+               [](const paw::TokenLogprobsBackwardArgs& a) { paw::token_logprobs_backward_cpu(a, 3); },
+               [](const paw::PawLossArgs& a) { paw::paw_loss_cpu(a, 3); },
+               [](const paw::ScaleInplaceArgs& a) { paw::scale_inplace_cpu(a, 3); }};
+#ifdef PAW_EMULATE
+const Ops kEmulated{[](const paw::TokenLogprobsArgs& a) { paw::token_logprobs_cuda(a, nullptr); },
+                    [](const paw::TokenLogprobsBackwardArgs& a) { paw::token_logprobs_backward_cuda(a, nullptr); },
+                    [](const paw::PawLossArgs& a) { paw::paw_loss_cuda(a, nullptr); },
+                    [](const paw::ScaleInplaceArgs& a) { paw::scale_inplace_cuda(a, nullptr); }};
+#endif
 
 size_t size_of(paw::DType dtype) {
   return dtype == paw::DType::kF32 ? 4 : 2;
@@ -44,7 +67,8 @@ void expect(bool ok, const char* what) {
   }
 }
 
-void one_case(paw::DType dtype, int64_t rows, int64_t vocab, int64_t padding, int64_t gap, float softcap, int threads) {
+void one_case(const Ops& ops, paw::DType dtype, int64_t rows, int64_t vocab, int64_t padding, int64_t gap,
+              float softcap) {
   const int64_t width = vocab + padding, stride = width + gap;
   const size_t bytes = (static_cast<size_t>(rows - 1) * stride + width) * size_of(dtype);
   std::unique_ptr<char[]> logits(new char[bytes]), copy(new char[bytes]);
@@ -65,12 +89,12 @@ void one_case(paw::DType dtype, int64_t rows, int64_t vocab, int64_t padding, in
   const paw::TokenLogprobsArgs forward{copy.get(),       dtype,          rows, vocab + padding,
                                        stride,           targets.data(), map,  logprobs.data(),
                                        entropies.data(), lse.data()};
-  paw::token_logprobs_cpu(forward, threads);
+  ops.token_logprobs(forward);
   for (float h : entropies) expect(h >= -1e-5f && h <= std::log(static_cast<float>(vocab)) + 1e-3f, "entropy range");
   const paw::TokenLogprobsBackwardArgs backward{
       copy.get(),      copy.get(),       dtype,      rows,        width,       stride, stride, targets.data(), map,
       logprobs.data(), entropies.data(), lse.data(), ones.data(), ones.data(), nullptr};
-  paw::token_logprobs_backward_cpu(backward, threads);
+  ops.token_logprobs_backward(backward);
   if (dtype == paw::DType::kF32 && softcap == 0.0f) {
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0.0;
@@ -87,29 +111,44 @@ void one_case(paw::DType dtype, int64_t rows, int64_t vocab, int64_t padding, in
       logits.get(),     dtype,       rows,        width,      stride,      map,         settings,      targets.data(),
       kinds.data(),     ones.data(), old.data(),  old.data(), ones.data(), ones.data(), losses.data(), logprobs.data(),
       entropies.data(), kl.data(),   flags.data()};
-  paw::paw_loss_cpu(loss, threads);
+  ops.paw_loss(loss);
   for (float l : losses) expect(std::isfinite(l), "losses are finite");
   const float half = 0.5f;
-  paw::scale_inplace_cpu(paw::ScaleInplaceArgs{logits.get(), dtype, rows, width, stride, &half}, threads);
+  ops.scale_inplace(paw::ScaleInplaceArgs{logits.get(), dtype, rows, width, stride, &half});
 }
 
 }  // namespace
 
 int main() {
+  setvbuf(stdout, nullptr, _IOLBF, 0);
   for (const std::string& isa : paw::cpu_isas()) {
     paw::use_cpu_isa(isa);
     for (paw::DType dtype : {paw::DType::kF32, paw::DType::kBF16, paw::DType::kF16}) {
       for (int64_t vocab : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 2047, 2048, 2049, 2063, 4100}) {
         for (int64_t padding : {0, 5}) {
-          for (float softcap : {0.0f, 4.0f}) one_case(dtype, 5, vocab, padding, padding / 2, softcap, 3);
+          for (float softcap : {0.0f, 4.0f}) one_case(kCpu, dtype, 5, vocab, padding, padding / 2, softcap);
         }
       }
     }
     std::printf("%s: done\n", isa.c_str());
   }
   // Two callers at once share the pool.
-  std::thread other([] { one_case(paw::DType::kF32, 64, 513, 0, 0, 0.0f, 4); });
-  one_case(paw::DType::kBF16, 64, 513, 0, 0, 0.0f, 4);
+  std::thread other([] { one_case(kCpu, paw::DType::kF32, 64, 513, 0, 0, 0.0f); });
+  one_case(kCpu, paw::DType::kBF16, 64, 513, 0, 0, 0.0f);
   other.join();
+#ifdef PAW_EMULATE
+  // Every launch starts a thread of the CPU for each of a cluster's, so few cases: rows that are and are not aligned,
+  // with a tail and padding, over several blocks and chunks.
+  const char* routes[][2] = {{"plain", ""}, {"cluster", "1"}, {"cluster", "2"}};
+  for (const auto& route : routes) {
+    setenv("PAW_FAST_CUDA_PATH", route[0], 1);
+    setenv("PAW_FAST_CUDA_CLUSTER", route[1], 1);
+    one_case(kEmulated, paw::DType::kF32, 3, 7, 2, 0, 0.0f);
+    one_case(kEmulated, paw::DType::kBF16, 3, 4101, 5, 2, 0.0f);
+    one_case(kEmulated, paw::DType::kF32, 3, 8200, 0, 0, 4.0f);
+    std::printf("emulated %s %s: done\n", route[0], route[1]);
+  }
+  one_case(kEmulated, paw::DType::kBF16, 2, 33000, 0, 0, 0.0f);
+#endif
   return failures == 0 ? 0 : 1;
 }

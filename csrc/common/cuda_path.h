@@ -1,0 +1,32 @@
+// Which of its ways a CUDA op takes: the one that fits, or the one that the environment asks for.
+//   PAW_FAST_CUDA_PATH     auto (the default) | plain (no clusters) | cluster (an error where that cannot be)
+//   PAW_FAST_CUDA_CLUSTER  1 | 2 | 4 | 8: blocks a row in (b), for tuning
+#pragma once
+
+#include <stdlib.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace paw {
+
+enum class CudaPath { kAuto, kPlain, kCluster };
+
+inline CudaPath cuda_path() {
+  const char* value = getenv("PAW_FAST_CUDA_PATH");
+  const std::string name = value == nullptr ? "" : value;
+  if (name.empty() || name == "auto") return CudaPath::kAuto;
+  if (name == "plain") return CudaPath::kPlain;
+  if (name == "cluster") return CudaPath::kCluster;
+  throw std::invalid_argument("PAW_FAST_CUDA_PATH is '" + name + "': say auto, plain or cluster");
+}
+
+inline int cuda_cluster() {
+  const char* value = getenv("PAW_FAST_CUDA_CLUSTER");
+  const std::string name = value == nullptr ? "" : value;
+  if (name.empty()) return 0;
+  if (name == "1" || name == "2" || name == "4" || name == "8") return name[0] - '0';
+  throw std::invalid_argument("PAW_FAST_CUDA_CLUSTER is '" + name + "': say 1, 2, 4 or 8");
+}
+
+}  // namespace paw

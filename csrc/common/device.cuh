@@ -1,0 +1,190 @@
+// Everything that the CUDA sources ask of the device or of the CUDA runtime, in one place. With PAW_EMULATE the same
+// names come from tests/kernels/emulator, where threads of the CPU run the kernels as they stand.
+#pragma once
+
+#ifdef PAW_EMULATE
+#include "emulator.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <math_constants.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "common/dtype.h"
+
+namespace paw {
+namespace {
+
+// --- host ---
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+struct Device {
+  int processors;
+  int64_t shared_block, shared_processor;  // bytes of shared memory a block may ask for, and a multiprocessor has
+  bool clusters;
+};
+
+inline Device current_device() {
+  int ordinal = 0;
+  check_cuda(cudaGetDevice(&ordinal), "cudaGetDevice");
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, name, ordinal), "cudaDeviceGetAttribute");
+    return value;
+  };
+  return Device{attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), attribute(cudaDevAttrClusterLaunch) != 0};
+}
+
+// Launches `blocks` blocks of `threads` in clusters of `cluster`, each with `shared_bytes` of dynamic shared memory.
+template <typename... Params>
+void launch(const char* op, void (*kernel)(Params...), int64_t blocks, int threads, int cluster, int64_t shared_bytes,
+            void* stream, const Params&... params) {
+  if (blocks > 2147483647) throw std::invalid_argument(std::string(op) + ": more than 2^31 - 1 blocks");
+  if (shared_bytes > (48 << 10)) {
+    const int bytes = static_cast<int>(shared_bytes);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), op);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, params...), op);
+}
+
+// --- device: arithmetic and memory ---
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float max_keep_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+// 16 bytes that will not be read again soon: not worth a place in the first-level cache.
+__device__ __forceinline__ uint4 load_16(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(BF16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
+__device__ __forceinline__ float to_float(F16 x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+__device__ __forceinline__ void from_float(float v, float* out) {
+  *out = v;
+}
+__device__ __forceinline__ void from_float(float v, BF16* out) {
+  out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
+__device__ __forceinline__ void from_float(float v, F16* out) {
+  out->bits = __half_as_ushort(__float2half_rn(v));
+}
+
+__device__ __forceinline__ char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// --- device: bulk copies and clusters (sm_90) ---
+
+using Barrier = uint64_t;  // an mbarrier; every one is used for a single phase, so the parity waited for is always 0
+
+// By one thread: barriers for one arrival each. The first fence makes them visible to the cluster's other threads once
+// those have synchronised with this one, the second to the copy engine.
+__device__ __forceinline__ void init_barriers(Barrier* barriers, int count) {
+  for (int i = 0; i < count; ++i) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barriers[i])) : "memory");
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// By one thread: the barrier's only arrival, and the bytes it still has to wait for; then the copy that brings them.
+// `to` in this block's shared memory, `from` in global memory, `bytes`: multiples of 16.
+__device__ __forceinline__ void bulk_load(void* to, const void* from, uint32_t bytes, Barrier* barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+__device__ __forceinline__ void wait_for(Barrier* barrier) {
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(done)
+        : "r"(shared_address(barrier))
+        : "memory");
+  }
+}
+
+// All threads of the cluster; what was written before the arrival is visible after the wait.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Stores to where `local` would be in the shared memory of another block of the cluster.
+__device__ __forceinline__ void remote_store(float4* local, int rank, float4 v) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};\n"
+      "}" ::"r"(shared_address(local)),
+      "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      : "memory");
+}
+
+}  // namespace
+}  // namespace paw
+
+// Kernels that need clusters have no body before sm_90, where nothing launches them.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PAW_HAS_CLUSTERS 1
+#endif
+
+#endif  // PAW_EMULATE

@@ -1,0 +1,8 @@
+// A function that the CPU and the CUDA sources share.
+#pragma once
+
+#ifdef __CUDACC__
+#define PAW_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define PAW_HOST_DEVICE static inline
+#endif

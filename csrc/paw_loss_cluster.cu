@@ -1,0 +1,130 @@
+// (b) on Hopper and newer: one read and one write of the logits.
+//
+//   a cluster of blocks has a row, each block a slice of it (row_plan.h)
+//   1  the slice comes into shared memory by bulk copies, 16 KB each, each with a barrier of its own
+//   2  first sweep: sums, chunk by chunk as they arrive
+//   3  every block sends its sums to all blocks of the cluster and merges them in the order of ranks
+//   4  second sweep: the gradient from shared memory, in 16-byte stores over the slice
+//
+// Blocks do one row and end. Three or more share a multiprocessor, so that while one loads, others compute and store;
+// and no barrier or buffer is used twice, so that there are no phases to keep track of and no reuse to guard.
+#include "cuda_ops.h"
+#include "paw_loss_row.cuh"
+
+namespace paw {
+namespace {
+
+struct Header {
+  Barrier chunks[kMaxChunks];
+  float4 blocks[kMaxCluster];  // each block's sums and, from the one that has it, the target's logit
+  Sums warps[kClusterThreads / 32];
+};
+static_assert(sizeof(Header) <= kHeaderBytes, "the header has outgrown its place");
+static_assert(kChunkBytes % (kClusterThreads * kUnit * 4) == 0, "a chunk is whole units of all threads");
+
+// Starts the copies of what is 16-byte aligned and a multiple of 16 bytes; threads copy the rest, or all of a row that
+// is not aligned, element by element. Returns how many bytes will come by bulk copies.
+template <typename T>
+__device__ __forceinline__ int64_t fill_slice(Header& header, T* data, const T* x, const Slice& slice) {
+  const T* from = x + slice.begin;
+  const int64_t bulk = is_aligned(from) ? bulk_bytes(slice.count, sizeof(T)) : 0;
+  if (threadIdx.x == 0) {
+    const int chunks = static_cast<int>(ceil_div(bulk, kChunkBytes));
+    init_barriers(header.chunks, chunks);
+    for (int c = 0; c < chunks; ++c) {
+      bulk_load(reinterpret_cast<char*>(data) + c * kChunkBytes, reinterpret_cast<const char*>(from) + c * kChunkBytes,
+                static_cast<uint32_t>(chunk_bytes(bulk, c)), &header.chunks[c]);
+    }
+  }
+  constexpr int kAhead = 8;  // loads on their way at once
+  for (int64_t k = bulk / static_cast<int64_t>(sizeof(T)) + threadIdx.x; k < slice.count;
+       k += kAhead * kClusterThreads) {
+    T ahead[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (k + j * kClusterThreads < slice.count) ahead[j] = from[k + j * kClusterThreads];
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (k + j * kClusterThreads < slice.count) data[k + j * kClusterThreads] = ahead[j];
+    }
+  }
+  __syncthreads();  // all threads see the barriers initialised, and the elements that threads copied
+  return bulk;
+}
+
+template <bool kSoftcap, typename T>
+__global__ void __launch_bounds__(kClusterThreads, kBlocksPerProcessor)
+    cluster_kernel(const __grid_constant__ PawLossArgs a, const __grid_constant__ ClusterPlan plan) {
+#ifdef PAW_HAS_CLUSTERS
+  Header& header = *reinterpret_cast<Header*>(shared_memory());
+  T* data = reinterpret_cast<T*>(shared_memory() + kHeaderBytes);
+  const int rank = static_cast<int>(blockIdx.x) % plan.cluster;
+  const int64_t row = blockIdx.x / plan.cluster;
+  const Slice slice = slice_of(a.map.valid_vocab, plan.slice, rank);
+  // The last block also writes the padding's zeros.
+  const int64_t width = rank == plan.cluster - 1 ? a.vocab - slice.begin : slice.count;
+  T* x = static_cast<T*>(a.logits) + row * a.stride;
+  T* out = x + slice.begin;
+  if (a.kinds[row] == kIgnored) {  // all blocks of the cluster leave here together, before any cluster barrier
+    write_zeros<kClusterThreads>(out, width);
+    if (rank == 0 && threadIdx.x == 0) write_ignored_outputs(a, row);
+    return;
+  }
+  const bool inside = target_inside(a, row);
+  const int64_t target = inside ? a.targets[row] : 0;
+  const int owner = static_cast<int>(target / plan.slice);
+  const float scale = scale_of(a.map);
+
+  cluster_arrive();  // this block runs: its shared memory may be written to by the others
+  const int64_t bulk = fill_slice(header, data, x, slice);
+  Sums sums = no_sums();
+  constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
+  for (int64_t begin = 0; begin < slice.count; begin += kChunk) {
+    const int64_t end = begin + kChunk < slice.count ? begin + kChunk : slice.count;
+    const int64_t chunk = begin / kChunk;
+    if (chunk * kChunkBytes < bulk) wait_for(&header.chunks[chunk]);
+    add_range<kSoftcap, kClusterThreads, T>(sums, SharedRow<T>{data}, begin, end, scale, a.map);
+  }
+  store_warp_sums<kClusterThreads>(header.warps, sums, scale);
+  __syncthreads();  // besides: every chunk has arrived in every thread's eyes, the target's among them
+  sums = block_sums<kClusterThreads>(header.warps, scale);
+
+  cluster_wait();  // all blocks run
+  if (static_cast<int>(threadIdx.x) < plan.cluster) {
+    const float logit = rank == owner ? to_float(data[target - slice.begin]) : 0.0f;
+    remote_store(&header.blocks[rank], static_cast<int>(threadIdx.x), float4{sums.top, sums.s1, sums.s2, logit});
+  }
+  cluster_arrive();
+  cluster_wait();  // all sums are here; from now on no block touches another's memory, so each may end when it likes
+  float4 v = header.blocks[0];
+  sums = Sums{v.x, v.y, v.z};
+  for (int other = 1; other < plan.cluster; ++other) {
+    v = header.blocks[other];
+    sums = merge(sums, Sums{v.x, v.y, v.z}, scale);
+  }
+  const float logit = header.blocks[owner].w;
+
+  const RowStats stats = finish(sums, a.map);
+  const float logp = inside ? logp_of<kSoftcap>(logit, a.map, stats) : CUDART_NAN_F;
+  const RowLoss<float> loss = loss_of_row(a, row, logp, stats.entropy);
+  if (rank == 0 && threadIdx.x == 0) write_row_outputs(a, row, loss, logp, stats.entropy);
+  const RowGrad grad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp};
+  // The copies into this slice are complete, and no other block reads it: it may be overwritten.
+  if (grad.is_zero()) return write_zeros<kClusterThreads>(out, width);
+  write_gradient<kSoftcap, kClusterThreads, T>(SharedRow<T>{data}, out, slice.count, width, target - slice.begin,
+                                               target_gradient<kSoftcap>(grad, logit, logp, a.map, stats), a.map, stats,
+                                               grad);
+#endif
+}
+
+}  // namespace
+
+void paw_loss_cluster_cuda(const PawLossArgs& args, const ClusterPlan& plan, void* stream) {
+  with_types(args.dtype, args.map.softcap > 0.0f, [&](auto softcap, auto element) {
+    launch("paw_loss", cluster_kernel<decltype(softcap)::value, decltype(element)>, args.rows * plan.cluster,
+           kClusterThreads, plan.cluster, plan.shared_bytes, stream, args, plan);
+  });
+}
+
+}  // namespace paw
