@@ -285,7 +285,7 @@ template <bool kSoftcap, int kThreads, typename T, typename Source>
 __device__ __forceinline__ void write_gradient(const Source& source, T* out, int64_t n, int64_t width, int64_t target,
                                                float at_target, const LogitMap& map, const RowStats& stats,
                                                const RowGrad& grad) {
-  constexpr int kUnits = kBatch<T, kSoftcap>;
+  constexpr int kUnits = kSoftcap || sizeof(T) == 4 ? 1 : 2;  // 32 bytes in flight a thread; more would spill
   constexpr int64_t kStride = static_cast<int64_t>(kThreads) * kUnit;
   const bool aligned = is_aligned(out);
   const float scale = scale_of(map);
