@@ -11,6 +11,7 @@ tasks ──> rollout: agent loop x engine x environments ──> trajectories
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -101,7 +102,8 @@ class Trainer:
             with self.timer("warm_start"):
                 # A hesitant searcher needs more steps than the policy is given.
                 patient = make_env(dataclasses.replace(self.config.env, max_steps=DEMONSTRATION_STEPS))
-                warm_start(patient, self.config, folder, self._check_interrupt)
+                with contextlib.closing(patient):
+                    warm_start(patient, self.config, folder, self._check_interrupt)
         return folder
 
     def _stage(self, name: str):

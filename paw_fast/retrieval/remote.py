@@ -67,7 +67,8 @@ class RemoteRetriever:
         self.check: Callable[[], None] = lambda: None
         self._httpx = httpx
         limits = httpx.Limits(max_connections=REQUESTS_AT_ONCE)
-        self._client = httpx.Client(timeout=timeout_s, limits=limits, follow_redirects=True)
+        here = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")  # not behind anyone's proxy
+        self._client = httpx.Client(timeout=timeout_s, limits=limits, follow_redirects=True, trust_env=not here)
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="retrieve")
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
