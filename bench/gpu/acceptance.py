@@ -1,95 +1,102 @@
 """Ops (a), (b) and (c) against the targets of docs/kernels.md, on one GPU in under ten minutes, or on the CPU.
 
-    python bench/gpu/acceptance.py                   # the GPU, every size
-    python bench/gpu/acceptance.py --device cpu      # 256 rows, two vocabularies
-    python bench/gpu/acceptance.py --device cpu --quick    # tiny sizes: proves the script
+    python bench/gpu/acceptance.py --out bench/results/h100              # the GPU: every size, every installed peer
+    python bench/gpu/acceptance.py --device cpu --out bench/results/cpu  # 256 rows, two vocabularies, two threads
+    python bench/gpu/acceptance.py --device cpu --quick                  # tiny sizes: proves the script
+    python bench/gpu/acceptance.py --only a b --case 8192x151936xbfloat16    # in pieces; --only sanitize as well
 
-Protocol: warm-up; then 30 rounds, in each of which every implementation runs once (interleaved, so that a busy machine
-slows all of them). CUDA: events, and a buffer larger than L2 written before each run. Median, p20 and p80; ratios are
-medians of the rounds' ratios. GB/s counts the minimal bytes: (a) one read, (b) one
-read and one write; the read and copy rates that they are compared with are measured in the same run.
-Peak memory is what a call allocates beyond its inputs.
-Errors are against float64 on 64 rows. Peers that are not installed are left out by name.
+Protocol: warm-up (compilation too), then rounds, 30 on a GPU and 7 on a CPU, in each of which every implementation
+runs once, so that whatever else goes on slows all of them. CUDA: events, and a buffer larger than L2 written before
+each run. Median, p20 and p80; ratios are medians of the rounds' ratios. GB/s counts the minimal bytes: (a) one read,
+(b) one read and one write; the read and copy rates beside them are measured in the same run. Peak memory is what a call
+takes beyond its inputs: the allocator's on CUDA, the process's high-water mark on a CPU. Errors are against float64 on
+64 rows, beside those of torch's own expression in the same dtype. Every peer says what it computes and is checked for
+NaN; one that is not installed is named, one that fails (out of memory, say) keeps its line with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import platform
+import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from peers import (
+    EVERYTHING,
+    Case,
+    Peer,
+    eager_loss,
+    eager_token_logprobs,
+    linear_peers,
+    loss_peers,
+    make_case,
+    make_rows,
+    missing,
+    token_peers,
+)
+from report import OURS, A, B, C, Result, markdown, write
 from torch import Tensor
 
 from paw_fast import kernels as K
+from paw_fast.kernels.linear_paw_loss import DEFAULT_CHUNK_BYTES, chunk_rows
 from paw_fast.kernels.reference import paw_loss_reference, token_logprobs_reference
 
+ROOT = Path(__file__).resolve().parents[2]
 VOCABS = (32000, 49152, 128256, 151936, 262144)
-OURS = "paw-fast"
-
-
-@dataclass
-class Result:
-    op: str
-    peer: str
-    rows: int
-    vocab: int
-    dtype: str
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    gb_per_s: float | None  # minimal bytes over the median
-    share_of_rate: float | None  # that over the read (a) or copy (b) rate of this run; (c): bare products over ours
-    times_ours: float  # median over the rounds of peer / paw-fast
-    peak_bytes: int | None
-    error: float | None
-    outputs: str  # what the peer computes
-    note: str = ""
+SETTINGS = K.LossSettings()
+PLAIN = f"{OURS}, no clusters"
 
 
 class Clock:
+    """Times one call in ms, on a cold L2 where there is one."""
+
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=device) if self.cuda else None
+        self.device = device
+        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=device) if device.type == "cuda" else None
 
     def ms(self, call: Callable[[], object]) -> float:
-        if not self.cuda:
+        if self.flush is None:
             start = time.perf_counter()
             call()
             return (time.perf_counter() - start) * 1e3
-        assert self.flush is not None
         self.flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
         call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        return begin.elapsed_time(end)
+
+    def peak_bytes(self, call: Callable[[], object]) -> int | None:
+        if self.flush is not None:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            return torch.cuda.max_memory_allocated() - before
+        status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+        if not os.access(reset, os.W_OK):
+            return None
+
+        def kilobytes(name: str) -> int:
+            return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+
+        reset.write_text("5")  # the high-water mark starts again from here
+        before = kilobytes("VmRSS:")
+        call()
+        return max(0, kilobytes("VmHWM:") - before) << 10
 
 
-def quantile(values: list[float], q: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
-def peak_of(call: Callable[[], object], device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def rates(device: torch.device, clock: Clock, rounds: int, quick: bool) -> dict[str, float]:
+def rates(clock: Clock, rounds: int, quick: bool) -> dict[str, float]:
     """Bytes per second of a read (sum) and of a copy (bytes both ways) of a buffer that no cache holds."""
-    source = torch.ones((1 << 22) if quick else (1 << 28), dtype=torch.float32, device=device)
+    source = torch.ones((1 << 22) if quick else (1 << 28), dtype=torch.float32, device=clock.device)
     target = torch.empty_like(source)
     out = {}
     for name, call, factor in (("read", lambda: source.sum(), 1), ("copy", lambda: target.copy_(source), 2)):
@@ -98,239 +105,228 @@ def rates(device: torch.device, clock: Clock, rounds: int, quick: bool) -> dict[
     return out
 
 
-def eager_token_logprobs(logits: Tensor, targets: Tensor) -> object:
-    x = logits.float()
-    logprobs = torch.log_softmax(x, -1)
-    entropies = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None])[:, 0], entropies, torch.logsumexp(x, -1)
-
-
-def eager_loss(logits: Tensor, rows: K.LossRows) -> Tensor:
-    """The clipped surrogate and CMAE with entropy as a statistic, as a trainer writes it by hand."""
-    x = logits.float()
-    logprobs = torch.log_softmax(x, -1)
-    with torch.no_grad():
-        -(logprobs.exp() * logprobs).sum(-1)
-    logp = logprobs.gather(-1, rows.targets[:, None])[:, 0]
-    ratio = torch.exp(logp - rows.old_logprobs)
-    surrogate = -torch.minimum(rows.advantages * ratio, rows.advantages * ratio.clamp(0.8, 1.2))
-    world_model = 1 - torch.exp(logp).clamp(max=0.2)
-    return (torch.where(rows.kinds == K.POLICY, surrogate, world_model) * rows.weights).sum()
-
-
-def optional_peers() -> tuple[dict[str, Callable[[Tensor, Tensor], object]], list[str]]:
-    """Cross-entropies of other libraries, forward and backward; they compute neither entropy nor a policy loss."""
-    found: dict[str, Callable[[Tensor, Tensor], object]] = {}
-    missing = []
-    try:
-        from liger_kernel.transformers.functional import liger_cross_entropy
-
-        found["liger cross_entropy"] = lambda x, t: liger_cross_entropy(x, t).backward()
-    except ImportError:
-        missing.append("liger-kernel")
-    try:
-        from quack.cross_entropy import cross_entropy
-
-        found["quack cross_entropy"] = lambda x, t: cross_entropy(x, t).sum().backward()
-    except ImportError:
-        missing.append("quack-kernels")
-    try:
-        import cut_cross_entropy  # noqa: F401
-    except ImportError:
-        missing.append("cut-cross-entropy")
-    return found, missing
-
-
-def interleave(calls: dict[str, Callable[[], object]], clock: Clock, rounds: int) -> dict[str, list[float]]:
-    for call in calls.values():
-        call()
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def measure(
+    op: str, peers: list[Peer], shape: tuple[int, int, torch.dtype], clock: Clock, rounds: int,
+    num_bytes: int | None, rate: float, ours: dict[str, object],
+) -> list[Result]:  # fmt: skip
+    """Warms up and checks every peer, then interleaves them. `ours`: fields of the results whose peer is our own."""
+    num, vocab, dtype = shape
+    base = (num, vocab, str(dtype).removeprefix("torch."))
+    results, ready, nan, peak = [], [], {}, {}
+    for p in peers:
+        try:
+            p.call()
+            if p.restore:
+                p.restore()
+            nan[p.name] = any(bool(t.isnan().any()) for t in p.call() if t.is_floating_point())
+            peak[p.name] = clock.peak_bytes(p.call)
+            ready.append(p)
+        except Exception as error:  # a peer's failure is a finding, not the end of the bench
+            reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+            results.append(Result(op, p.name, *base, p.outputs, failed=f"failed: {reason}"))
+            if p.name == OURS:
+                raise
+    times: dict[str, list[float]] = {p.name: [] for p in ready}
     for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(clock.ms(call))
-    return times
-
-
-def loss_rows(logits: Tensor, targets: Tensor) -> K.LossRows:
-    num, device = len(targets), logits.device
-    return K.LossRows(
-        targets,
-        1 + torch.arange(num, device=device).remainder(2).to(torch.uint8),
-        torch.full((num,), 1.0 / num, device=device),
-        K.token_logprobs(logits, targets).logprobs + 0.1 * torch.randn(num, device=device),
-        torch.randn(num, device=device),
-    )
-
-
-def measure_rows(
-    device: torch.device, clock: Clock, rate: dict[str, float], rows: int, vocab: int, dtype: torch.dtype, args
-) -> list[Result]:
-    source = torch.randn(rows, vocab, device=device).to(dtype)
-    targets = torch.randint(0, vocab, (rows,), device=device)
-    batch, settings = loss_rows(source, targets), K.LossSettings()
-    work = source.clone()  # (b) overwrites it: after the first run it works on gradients, which cost the same
-    results = []
-
-    def add(op: str, calls: dict[str, Callable[[], object]], reads: int, rate_name: str, errors, outputs) -> None:
-        times = interleave(calls, clock, args.rounds)
-        num_bytes = reads * rows * vocab * source.element_size()
-        for name, values in times.items():
-            median = statistics.median(values)
-            gbs = num_bytes / (median * 1e-3)
-            results.append(
-                Result(
-                    op, name, rows, vocab, str(dtype).removeprefix("torch."), median, quantile(values, 0.2),
-                    quantile(values, 0.8), gbs / 1e9, gbs / rate[rate_name],
-                    statistics.median(v / o for v, o in zip(values, times[OURS], strict=True)),
-                    peak_of(calls[name], device), errors.get(name), outputs.get(name, "logp, entropy, lse"),
-                )
-            )  # fmt: skip
-
-    some = slice(0, min(64, rows))
-    truth = token_logprobs_reference(source[some].double(), targets[some])
-    mine = K.token_logprobs(source[some], targets[some])
-    error_a = max((m.double() - t).abs().max().item() for m, t in zip(mine, truth, strict=True))
-    compiled_a = torch.compile(eager_token_logprobs, dynamic=False)
-    calls = {
-        OURS: lambda: K.token_logprobs(source, targets),
-        "torch eager": lambda: eager_token_logprobs(source, targets),
-    }
-    if not args.no_compile:
-        calls["torch.compile"] = lambda: compiled_a(source, targets)
-    add("a token_logprobs", calls, 1, "read", {OURS: error_a}, {})
-
-    cut = K.LossRows(*(getattr(batch, f)[some] for f in ("targets", "kinds", "weights", "old_logprobs", "advantages")))
-    exact_in = source[some].double().requires_grad_()
-    paw_loss_reference(exact_in, cut, settings).loss.backward()
-    gradient = source[some].clone()
-    K.paw_loss(gradient, cut, settings)
-    assert exact_in.grad is not None
-    error_b = (gradient.double() - exact_in.grad).abs().max().item() / exact_in.grad.abs().max().item()
-    leaf = source.clone().requires_grad_()
-    compiled_b = torch.compile(eager_loss, dynamic=False)
-
-    def backward(loss: Callable[..., Tensor]) -> Callable[[], object]:
-        def run() -> None:
-            leaf.grad = None
-            loss(leaf, batch).backward()
-
-        return run
-
-    calls = {OURS: lambda: K.paw_loss(work, batch, settings), "torch eager": backward(eager_loss)}
-    if not args.no_compile:
-        calls["torch.compile"] = backward(compiled_b)
-    outputs = {OURS: "loss, dlogits, logp, entropy, kl, flags"}
-    outputs |= dict.fromkeys(("torch eager", "torch.compile"), "loss, dlogits, entropy")
-    peers, _ = optional_peers()
-    if device.type == "cuda":
-        for name, peer in peers.items():
-
-            def run(peer: Callable[[Tensor, Tensor], object] = peer) -> None:
-                leaf.grad = None
-                peer(leaf, targets)
-
-            calls[name] = run
-            outputs[name] = "cross-entropy, dlogits"
-    add("b paw_loss", calls, 2, "copy", {OURS: error_b}, outputs)
+        for p in ready:
+            if p.restore:
+                p.restore()
+            times[p.name].append(clock.ms(p.call))
+    for p in ready:
+        values = sorted(times[p.name])
+        median = statistics.median(values)
+        gbs = None if num_bytes is None else num_bytes / (median * 1e-3)
+        if gbs is None:
+            share = statistics.median(
+                b / v for b, v in zip(times["bare products"], times[p.name], strict=True)
+            ) if "bare products" in times else None  # fmt: skip
+        else:
+            share = gbs / rate
+        mine = ours if p.name.startswith(OURS) else {}
+        results.append(
+            Result(
+                op, p.name, *base, p.outputs, median, values[int(0.2 * len(values))], values[int(0.8 * len(values))],
+                None if gbs is None else gbs / 1e9, share,
+                statistics.median(v / o for v, o in zip(times[p.name], times[OURS], strict=True)),
+                peak[p.name], nan=nan[p.name], **mine,
+            )
+        )  # fmt: skip
     return results
 
 
-def measure_linear(device: torch.device, clock: Clock, rows: int, hidden: int, vocab: int, args) -> list[Result]:
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    x = torch.randn(rows, hidden, device=device).to(dtype).requires_grad_()
-    w = (torch.randn(vocab, hidden, device=device) / hidden**0.5).to(dtype).requires_grad_()
-    targets = torch.randint(0, vocab, (rows,), device=device)
-    settings = K.LossSettings()
-    batch = K.LossRows(
-        targets,
-        torch.full((rows,), K.POLICY, dtype=torch.uint8, device=device),
-        torch.full((rows,), 1.0 / rows, device=device),
-        torch.full((rows,), -10.0, device=device),
-        torch.randn(rows, device=device),
-    )
+def without_clusters(call: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+    def plain() -> tuple[Tensor, ...]:
+        os.environ["PAW_FAST_CUDA_PATH"] = "plain"
+        try:
+            return call()
+        finally:
+            del os.environ["PAW_FAST_CUDA_PATH"]
 
-    def ours() -> None:
-        x.grad = w.grad = None
-        K.linear_paw_loss(x, w, batch, settings).loss.backward()
-
-    def eager() -> None:
-        x.grad = w.grad = None
-        eager_loss(x @ w.T, batch).backward()
-
-    def products() -> None:
-        with torch.no_grad():
-            logits = x @ w.T
-            torch.mm(logits, w)
-            torch.mm(logits.T, x)
-
-    times = interleave({OURS: ours, "bare products": products, "torch eager": eager}, clock, args.rounds)
-    bare = times["bare products"]
-    calls = {OURS: ours, "bare products": products, "torch eager": eager}
-    return [
-        Result(
-            "c linear_paw_loss", name, rows, vocab, str(dtype).removeprefix("torch."), statistics.median(values),
-            quantile(values, 0.2), quantile(values, 0.8), None,
-            statistics.median(b / v for b, v in zip(bare, values, strict=True)),
-            statistics.median(v / o for v, o in zip(values, times[OURS], strict=True)),
-            peak_of(calls[name], device), None, "nothing" if name == "bare products" else "loss, d_hidden, d_weight",
-            f"H = {hidden}",
-        )
-        for name, values in times.items()
-    ]  # fmt: skip
+    return plain
 
 
-def commit() -> str:
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
-            cwd=Path(__file__).parent,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def our_own(name: str, outputs: str, call: Callable[[], tuple[Tensor, ...]], cuda: bool) -> list[Peer]:
+    peers = [Peer(name, outputs, call)]
+    if cuda and torch.cuda.get_device_capability()[0] >= 9:
+        peers.append(Peer(PLAIN, outputs, without_clusters(call)))
+    return peers
 
 
-def markdown(head: dict[str, object], results: list[Result]) -> str:
-    lines = [f"# Kernel acceptance, {head['device']}", "", *(f"- {k}: {v}" for k, v in head.items()), ""]
-    lines.append(
-        "| op | who | rows x V | dtype | ms (p20-p80) | GB/s | of rate | x ours | peak MB | error | computes |"
-    )
-    lines.append("|" + " --- |" * 11)
-    for r in results:
-        gbs = "" if r.gb_per_s is None else f"{r.gb_per_s:.1f}"
-        share = "" if r.share_of_rate is None else f"{100 * r.share_of_rate:.0f} %"
-        peak = "" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:.0f}"
-        error = "" if r.error is None else f"{r.error:.1e}"
-        lines.append(
-            f"| {r.op} | {r.peer} | {r.rows} x {r.vocab} {r.note} | {r.dtype} | {r.median_ms:.2f} "
-            f"({r.p20_ms:.2f}-{r.p80_ms:.2f}) | {gbs} | {share} | {r.times_ours:.2f} | {peak} | {error} | {r.outputs} |"
-        )
-    return "\n".join(lines) + "\n"
+def errors(case: Case) -> tuple[dict[str, object], dict[str, object]]:
+    """Fields `error` and `torch_error` of (a) and of (b), against float64 on up to 64 rows."""
+    some = slice(0, 64)
+    logits, rows = case.logits[some], case.rows
+    targets = rows.targets[some]
+    truth = token_logprobs_reference(logits.double(), targets)
+
+    def worst(got: tuple[Tensor, ...]) -> float:
+        return max((g.double() - t).abs().max().item() for g, t in zip(got, truth, strict=True))
+
+    cut = K.LossRows(*(getattr(rows, f)[some] for f in ("targets", "kinds", "weights", "old_logprobs", "advantages")))
+
+    def gradient(precision: torch.dtype) -> Tensor:
+        x = logits.to(precision).requires_grad_()
+        paw_loss_reference(x, cut, SETTINGS).loss.backward()
+        assert x.grad is not None
+        return x.grad
+
+    exact = gradient(torch.float64)
+    mine = logits.clone()
+    K.paw_loss(mine, cut, SETTINGS)
+
+    def relative(got: Tensor) -> float:
+        return ((got.double() - exact).abs().max() / exact.abs().max()).item()
+
+    ours, torchs = K.token_logprobs(logits, targets), eager_token_logprobs(logits, targets)
+    of_a: dict[str, object] = {"error": worst(ours), "torch_error": worst(torchs)}
+    of_b: dict[str, object] = {
+        "error": relative(mine), "torch_error": relative(gradient(torch.float32).to(logits.dtype)),
+    }  # fmt: skip
+    return of_a, of_b
 
 
-def plot(results: list[Result], path: Path) -> None:
-    import matplotlib
+def measure_rows(
+    num: int, vocab: int, dtype: torch.dtype, clock: Clock, rate: dict[str, float], compiled: dict, args
+) -> list[Result]:
+    cuda = clock.device.type == "cuda"
+    case = make_case(num, vocab, dtype, clock.device)
+    of_a, of_b = errors(case)
+    size = num * vocab * case.logits.element_size()
+    shape = (num, vocab, dtype)
+    results = []
+    if "a" in args.only:
+        call = lambda: tuple(K.token_logprobs(case.logits, case.rows.targets))  # noqa: E731
+        peers = our_own(OURS, "logp, entropy, lse", call, cuda)
+        if not args.ours:
+            peers += token_peers(case, compiled.get("a"))
+        results += measure(A, peers, shape, clock, args.rounds, size, rate["read"], of_a)
+    if "b" in args.only:
+        # It overwrites its buffer: after the first run it works on gradients, which cost the same.
+        call = lambda: (K.paw_loss(case.work, case.rows, SETTINGS).loss, case.work)  # noqa: E731
+        peers = our_own(OURS, EVERYTHING, call, cuda)
+        if not args.ours:
+            peers += loss_peers(case, compiled.get("b"))
+        results += measure(B, peers, shape, clock, args.rounds, 2 * size, rate["copy"], of_b)
+    return results
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots()
-    for op in ("a token_logprobs", "b paw_loss"):
-        points = sorted({r.vocab: r.share_of_rate for r in results if r.op == op and r.peer == OURS}.items())
-        axes.plot([v for v, _ in points], [s for _, s in points], marker="o", label=op)
-    axes.set(xlabel="vocabulary", ylabel="share of the measured bandwidth", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path)
-    pyplot.close(figure)
+def measure_linear(num: int, hidden: int, vocab: int, clock: Clock, args) -> list[Result]:
+    cuda = clock.device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    x = torch.randn(num, hidden, device=clock.device).to(dtype).requires_grad_()
+    w = (torch.randn(vocab, hidden, device=clock.device) / hidden**0.5).to(dtype).requires_grad_()
+    rows = make_rows(num, vocab, clock.device)
+
+    def ours(chunk_bytes: int) -> Callable[[], tuple[Tensor, ...]]:
+        def call() -> tuple[Tensor, ...]:
+            x.grad = w.grad = None
+            loss = K.linear_paw_loss(x, w, rows, SETTINGS, chunk_bytes=chunk_bytes).loss
+            loss.backward()
+            assert x.grad is not None
+            assert w.grad is not None
+            return loss.detach(), x.grad, w.grad
+
+        return call
+
+    outputs = "loss, d_hidden, d_weight, logp, entropy, kl, flags"
+    chunk = (16 << 20) if not cuda else DEFAULT_CHUNK_BYTES["cuda"]
+    peers = [Peer(OURS, outputs, ours(chunk))]
+    if cuda:
+        peers.append(Peer(f"{OURS}, one chunk", outputs, ours(1 << 40)))
+    size = w.element_size()
+    # d_weight is summed in fp32 over several chunks, and then rounded to its own dtype.
+    allowed = chunk_rows(num, w, chunk) * vocab * size + x.numel() * size + w.numel() * (4 if size == 4 else 4 + size)
+    peers += [p for p in linear_peers(x, w, rows) if not args.ours]
+    fields: dict[str, object] = {"allowed_bytes": allowed}
+    results = measure(C, peers, (num, vocab, dtype), clock, args.rounds, None, 1.0, fields)
+    return [r if not r.peer.endswith("one chunk") else Result(**{**vars(r), "allowed_bytes": None}) for r in results]
+
+
+def sanitize() -> list[str]:
+    """compute-sanitizer over our own kernels at tiny sizes."""
+    if shutil.which("compute-sanitizer") is None:
+        return ["not run: compute-sanitizer is not on PATH"]
+    lines = []
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--quick",
+                   "--ours", "--rounds", "1", "--only", "a", "b"]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+            summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+            lines.append(f"{tool}: exit {done.returncode}; {summary[-1].strip('= ') if summary else 'no summary'}")
+        except subprocess.TimeoutExpired:
+            lines.append(f"{tool}: not finished within 150 s")
+    return lines
+
+
+def heading(device: torch.device, rate: dict[str, float]) -> dict[str, object]:
+    def output(*command: str) -> str:
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        name = f"{models[0].split(':')[1].strip() if models else platform.machine()}, {K.kernel_info()['cpu_isa']}"
+    return {
+        "device": name,
+        "kind": device.type,
+        "commit": output("git", "describe", "--always", "--dirty") or "unknown",
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "read GB/s": round(rate["read"] / 1e9, 1),
+        "copy GB/s": round(rate["copy"] / 1e9, 1),
+        "peers not installed": ", ".join(missing()) or "none",
+    }
+
+
+def plan(args: argparse.Namespace, cuda: bool) -> tuple[list[tuple[int, int, torch.dtype]], tuple[int, int, int]]:
+    if args.quick:
+        return [(8, 1000, torch.float32), (8, 1001, torch.bfloat16), (8, 70000, torch.bfloat16)], (16, 32, 1000)
+    if args.case:
+        num, vocab, name = args.case.split("x")
+        return [(int(num), int(vocab), getattr(torch, name))], (int(num), 4096 if cuda else 576, int(vocab))
+    if not cuda:
+        return [(256, v, d) for v in (32000, 151936) for d in (torch.float32, torch.bfloat16)], (512, 576, 49152)
+    cases = [(8192, v, torch.bfloat16) for v in VOCABS]
+    cases += [(8192, 151936, d) for d in (torch.float16, torch.float32)]
+    return cases + [(n, 151936, torch.bfloat16) for n in (64, 512)], (8192, 4096, 131072)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, help="30 on a GPU, 7 on a CPU")
+    parser.add_argument("--only", nargs="+", choices=["a", "b", "c", "sanitize"], default=["a", "b", "c", "sanitize"])
+    parser.add_argument("--case", help="one size, for example 256x151936xfloat32")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to prove the script")
-    parser.add_argument("--case", help="only (a) and (b) of one size, for example 256x151936xfloat32")
+    parser.add_argument("--ours", action="store_true", help="no peers")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--out", type=Path, help="folder for acceptance.md, .json and .png")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -338,47 +334,30 @@ def main() -> None:
     if reason is not None:
         raise SystemExit(f"cannot run on {device}: {reason}")
     cuda = device.type == "cuda"
-    if cuda:
-        cases = [(8192, v, torch.bfloat16) for v in VOCABS]
-        cases += [(8192, 151936, d) for d in (torch.float16, torch.float32)]
-        cases += [(n, 151936, torch.bfloat16) for n in (64, 512)]
-        linear = (8192, 4096, 131072)
-    else:
-        torch.set_num_threads(2)
-        cases = [(256, v, d) for v in (32000, 151936) for d in (torch.float32, torch.bfloat16)]
-        linear = (256, 576, 49152)
-    if args.quick:
-        cases, linear = [(8, 1000, torch.float32), (8, 1001, torch.bfloat16)], (16, 32, 1000)
-    if args.case:
-        num, vocab, name = args.case.split("x")
-        cases = [(int(num), int(vocab), getattr(torch, name))]
+    args.rounds = args.rounds or (30 if cuda else 7)
+    if not cuda:
+        torch.set_num_threads(args.threads)
+    compiled = {}
+    if not (args.no_compile or args.ours):
+        # A GPU's many sizes share one program after the second; on the CPU each of the few gets its own.
+        dynamic = None if cuda else False
+        compiled = {"a": torch.compile(eager_token_logprobs, dynamic=dynamic),
+                    "b": torch.compile(eager_loss, dynamic=dynamic)}  # fmt: skip
     clock = Clock(device)
-    rate = rates(device, clock, args.rounds, args.quick)
-    head: dict[str, object] = {
-        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()}, {K.kernel_info()['cpu_isa']}",
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "read GB/s": round(rate["read"] / 1e9, 1),
-        "copy GB/s": round(rate["copy"] / 1e9, 1),
-        "peers not installed": ", ".join(optional_peers()[1]) or "none",
-    }
+    rate = rates(clock, args.rounds, args.quick)
+    head = heading(device, rate)
+    cases, linear = plan(args, cuda)
     results: list[Result] = []
-    for rows, vocab, dtype in cases:
-        results += measure_rows(device, clock, rate, rows, vocab, dtype, args)
-
-    if not args.case:
-        results += measure_linear(device, clock, *linear, args)
-    text = markdown(head, results)
-    print(text)
+    for num, vocab, dtype in cases:
+        if {"a", "b"} & set(args.only):
+            results += measure_rows(num, vocab, dtype, clock, rate, compiled, args)
+            print(f"{num} x {vocab} {dtype}: done, {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
+    if "c" in args.only:
+        results += measure_linear(*linear, clock, args)
+    checks = sanitize() if cuda and "sanitize" in args.only and not args.ours else []
+    print(markdown(head, results, checks))
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "acceptance.md").write_text(text)
-        (args.out / "acceptance.json").write_text(
-            json.dumps({**head, "results": [asdict(r) for r in results]}, indent=1)
-        )
-        plot(results, args.out / "acceptance.png")
+        write(args.out, head, results, checks)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from torch import Tensor
 from paw_fast.kernels import native
 from paw_fast.kernels.paw_loss import LossOutput, LossRows, LossSettings, op_arguments
 
-DEFAULT_CHUNK_BYTES = 256 << 20
+# On a GPU every chunk but the first reads and writes d_weight once more: few and large ones cost less.
+DEFAULT_CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 _WEIGHT_BLOCK = 4096  # rows of d_weight at a time where 16-bit factors are widened by hand
 
 
@@ -29,7 +30,7 @@ def linear_paw_loss(
     rows: LossRows,
     settings: LossSettings,
     *,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     bias: Tensor | None = None,
 ) -> LossOutput:
     """`paw_loss(hidden @ weight.T + bias, rows, settings)` without ever holding more than one chunk of logits.
@@ -37,7 +38,7 @@ def linear_paw_loss(
     hidden       [N, H] fp32, bf16 or fp16; give only rows with a loss: ignored rows cost as much as the others
     weight       [V, H] in the same dtype, tied or not. One that does not require grad costs no d_weight.
     bias         [V] or None
-    chunk_bytes  the logits buffer is at most this large (but at least one row)
+    chunk_bytes  the logits buffer is at most this large (but at least one row). None: 1 GiB on CUDA, 256 MiB elsewhere
 
     Overwrites none of its arguments. Differentiable in hidden, weight and bias through `loss`; d_hidden comes in
     hidden's dtype, d_weight and d_bias are summed in fp32 and rounded once to the weight's dtype. The backward runs
@@ -62,6 +63,8 @@ def linear_paw_loss(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_paw_loss: bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
+    if chunk_bytes is None:
+        chunk_bytes = DEFAULT_CHUNK_BYTES["cuda" if weight.is_cuda else "cpu"]
     if chunk_bytes <= 0:
         raise ValueError(f"linear_paw_loss: chunk_bytes must be positive, got {chunk_bytes}")
     grad = torch.is_grad_enabled()
