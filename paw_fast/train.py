@@ -276,8 +276,11 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
         for trainer in stop_at:
             trainer.stopping = True
 
-    # Before anything slow: Ctrl-C in the set-up ends it at once, there is nothing to save yet.
-    trainer = Trainer(config, run_dir, resume)
+    try:
+        trainer = Trainer(config, run_dir, resume)
+    except KeyboardInterrupt:  # at once: there is nothing to save yet
+        console.say(f"stopped while setting up; begin again with: paw-fast train --resume {run_dir}")
+        return 130
     stop_at.append(trainer)
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:

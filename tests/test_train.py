@@ -81,6 +81,43 @@ def test_a_killed_run_goes_on_to_the_same_metrics(finished, cache, tmp_path):
     assert numbers(run) == numbers(finished)
 
 
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(finished, cache, tmp_path):
+    run = tmp_path / "interrupted"
+    process = start(["train", *SHORT, "--run-dir", run], cache, tmp_path)
+    deadline = time.monotonic() + 400
+    while not (run / "checkpoints" / "step_000001").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert f"go on with: paw-fast train --resume {run}" in err
+    assert "Traceback" not in err
+    done = json.loads((run / "summary.json").read_text())["steps"]
+    assert 1 <= done < 4
+    assert (run / "checkpoints" / f"step_{done:06d}").is_dir()
+    process = start(["train", "--resume", run], cache, tmp_path)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert numbers(run) == numbers(finished)
+
+
+def test_ctrl_c_in_the_set_up_says_how_to_begin_again(cache, tmp_path):
+    run = tmp_path / "early"
+    process = start(["train", *SHORT, "--warm-start.epochs", "50", "--run-dir", run], cache, tmp_path)
+    seen = []
+    for line in process.stderr:  # until the imitation has begun
+        seen.append(line)
+        if "imitation" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, "".join(seen) + err
+    assert f"begin again with: paw-fast train --resume {run}" in err
+    assert "Traceback" not in err
+
+
 def test_eval_prints_one_json_object_that_the_run_reported_too(finished, cache, tmp_path):
     process = start(["eval", finished, "--env", "alfworld", "--tasks", 4, "--json"], cache, tmp_path)
     out, err = process.communicate(timeout=300)
