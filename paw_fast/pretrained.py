@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from paw_fast import console
 from paw_fast.files import cache_folder, user_errors
@@ -46,8 +47,7 @@ def smollm2_folder() -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=final.parent))
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
-            model.save_pretrained(temporary)
+            _dequantized(source).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             os.rename(temporary, final)
         except OSError:
@@ -56,3 +56,22 @@ def smollm2_folder() -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def _dequantized(source: Path) -> Any:
+    """The model of a GGUF file as an ordinary float32 one, which can be trained and saved."""
+    import transformers
+
+    options = {}
+    if hasattr(transformers, "GgufConfig"):  # since 5.x GGUF weights stay in blocks unless one asks otherwise
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype="float32", **options
+    )
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # A model that came from GGUF refuses to be saved; one that was only given its weights does not.
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict())
+    return model
