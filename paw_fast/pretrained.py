@@ -69,8 +69,7 @@ def _dequantized(source: Path) -> Any:
         source.parent, gguf_file=source.name, dtype="float32", **options
     )
     config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     # A model that came from GGUF refuses to be saved; one that was only given its weights does not.
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.load_state_dict(loaded.state_dict())
