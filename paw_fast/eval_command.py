@@ -59,7 +59,7 @@ def run_eval(options) -> int:
         config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
-        loop = make_loop(policy, make_engine(policy, config), env, config)
+        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
         temperature = options.temperature or config.rollout.eval_temperature
         episodes: dict[tuple[int, ...], Trajectory] = {}
         with console.progress("evaluating", len(tasks)) as advance:

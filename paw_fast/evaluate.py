@@ -10,6 +10,7 @@ import numpy as np
 
 from paw_fast.metrics import wilson_interval
 from paw_fast.rollout.agent import AgentLoop
+from paw_fast.rollout.player import Sitting
 from paw_fast.types import Task, Trajectory, UserError
 
 EVAL_SEED = 20_000
@@ -59,7 +60,7 @@ def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
 
 
 def evaluate(
-    loop: AgentLoop, tasks: Sequence[Task], seed: int = 0, done: Callable[[Trajectory], None] = lambda t: None
+    loop: AgentLoop | Sitting, tasks: Sequence[Task], seed: int = 0, done: Callable[[Trajectory], None] = lambda t: None
 ) -> EvalResult:
     """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])

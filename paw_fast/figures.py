@@ -198,6 +198,16 @@ PANELS = (
         "Gap between their log-probabilities of the same tokens, in nats.",
         ((("rollout/logprob_gap_mean", "mean gap"),),),
     ),
+    Panel(
+        "Idle devices",
+        "Share of the step in which trainer and generators (where they play, too) had nothing to do.",
+        ((("idle/trainer", "trainer"), ("idle/generator", "generators")),),
+    ),
+    Panel(
+        "Staleness",
+        "Updates between the weights a token was sampled with and those it is learned with; share of capped weights.",
+        ((("async/staleness_mean", "mean staleness"),), (("async/importance_capped_share", "capped"),)),
+    ),
     Panel("Throughput", "Tokens that a step processes, a second.", ((("throughput/tokens_per_s", "tokens/s"),),)),
 )
 

@@ -76,6 +76,15 @@ METRICS: dict[str, str] = {
     "retrieval/paused_s": "seconds spent waiting for a retrieval server that was down",
     "rollout/logprob_gap_mean": "mean |log-prob in the trainer - in the generator|, nats",
     "rollout/logprob_gap_max": "largest such gap, nats",
+    "rollout/mismatch_kl": "KL from the generator's policy to the trainer's, k3 estimate, nats a token",
+    "episode/overrun_rate": "share of episodes that were cut because their time or token budget was spent",
+    "async/staleness_mean": "updates between a token's weights and those it is learned with, mean over tokens",
+    "async/staleness_max": "the most such updates",
+    "async/dropped_groups": "groups that were dropped because they had become older than the bound",
+    "async/importance_mean": "mean truncated importance weight of the action tokens",
+    "async/importance_capped_share": "share of action tokens whose importance weight reached the cap",
+    "idle/trainer": "share of the step in which the trainer neither scored nor updated nor sent weights",
+    "idle/generator": "share of the step in which the generators (mean over them) played nothing",
     "time/<stage>_s": "seconds spent in a stage of the step",
     "time/step_s": "seconds of the whole step",
     "throughput/tokens_per_s": "tokens that the step processed, a second",
@@ -293,7 +302,7 @@ class StageTimer:
 
     def __init__(self, max_spans: int = 100_000) -> None:
         self.spans: deque[Span] = deque(maxlen=max_spans)
-        self._origin = self._last = time.perf_counter()
+        self.origin = self._last = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -313,7 +322,7 @@ class StageTimer:
             with self._lock:
                 self._seconds[stage] = self._seconds.get(stage, 0.0) + (end - start) - inside
                 thread = threading.get_ident()
-                self.spans.append(Span(stage, start - self._origin, end - self._origin, thread))
+                self.spans.append(Span(stage, start - self.origin, end - self.origin, thread))
 
     def take(self) -> dict[str, float]:
         """The stages that ended since the last `take`, as metrics, and starts anew.

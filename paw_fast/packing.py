@@ -20,8 +20,8 @@ class RowTable:
     """The rows of one sequence, in order of position. Produced here, consumed by `pack`.
 
     positions [n] of the predicted tokens; kinds [n] (IGNORED, POLICY, WORLD_MODEL); weights [n] fold in the
-    denominators and lambda; old_logprobs, ref_logprobs, advantages [n] and the critic's old_values and value_targets
-    [n] count on policy rows only.
+    denominators and lambda; old_logprobs, ref_logprobs, advantages, importance [n] and the critic's old_values and
+    value_targets [n] count on policy rows only.
 
     >>> RowTable.empty(2).weights.tolist()
     [0.0, 0.0]
@@ -35,11 +35,12 @@ class RowTable:
     advantages: np.ndarray
     old_values: np.ndarray
     value_targets: np.ndarray
+    importance: np.ndarray
 
     @classmethod
     def empty(cls, n: int) -> RowTable:
         zeros = (np.zeros(n, dtype=np.float32) for _ in range(6))
-        return cls(np.zeros(n, np.int64), np.full(n, IGNORED, np.uint8), *zeros)
+        return cls(np.zeros(n, np.int64), np.full(n, IGNORED, np.uint8), *zeros, importance=np.ones(n, np.float32))
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def pack(
     targets = np.concatenate([s[t.positions] for s, t in picked])
     readers = np.concatenate([start + t.positions - 1 for start, (_, t) in zip(starts, picked, strict=True)])
     column = lambda name: np.concatenate([getattr(t, name) for _, t in picked])  # noqa: E731
+    importance = column("importance")
     move = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)  # noqa: E731
     return PackedBatch(
         members=tuple(members),
@@ -153,7 +155,7 @@ def pack(
         rows=LossRows(
             targets=move(targets), kinds=move(column("kinds")), weights=move(column("weights")),
             old_logprobs=move(column("old_logprobs")), ref_logprobs=move(column("ref_logprobs")),
-            advantages=move(column("advantages")), importance=None,
+            advantages=move(column("advantages")), importance=None if (importance == 1).all() else move(importance),
         ),
         old_values=move(column("old_values")),
         value_targets=move(column("value_targets")),

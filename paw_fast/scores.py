@@ -19,6 +19,7 @@ class Scores:
     ref_logprobs   the same of the reference policy, None where no KL is wanted
     values         the same of the critic, before each token, None without a critic
     entropies      [M]: mean full-vocabulary entropy over an action's tokens, nats
+    importance     M arrays [A_m]: truncated importance weights of the rollouts, None where they are on-policy
 
     >>> Scores([np.zeros(2)], None, None, np.array([0.5])).entropies
     array([0.5])
@@ -28,6 +29,7 @@ class Scores:
     ref_logprobs: list[np.ndarray] | None
     values: list[np.ndarray] | None
     entropies: np.ndarray
+    importance: list[np.ndarray] | None = None
 
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
@@ -40,4 +42,5 @@ class Scores:
         return Scores(
             column("old_logprobs") or [], column("ref_logprobs"), column("values"),
             np.concatenate([p.entropies for p in parts]) if parts else np.zeros(0),
+            column("importance") if parts else None,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import dataclasses
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,17 @@ from paw_fast.config import TrainConfig
 from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
 from paw_fast.passages import PassageMemory
+from paw_fast.pipeline import Pipeline
 from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
-from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
-from paw_fast.scores import Scores
+from paw_fast.rollout.build import make_engine, make_env, make_loop
+from paw_fast.rollout.player import InlinePlayer, Player, Sitting
+from paw_fast.rollout.pool import ActorPool
 from paw_fast.tasks.sampler import TaskSampler
-from paw_fast.trajectories import build_sequences
-from paw_fast.types import Task, Trajectory, UserError
+from paw_fast.timeline import Timeline, idle_shares
+from paw_fast.types import Trajectory, UserError
 from paw_fast.update import Learner
-from paw_fast.update.credit import has_spread
 from paw_fast.warm_start import read_passages, warm_start
 from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
 
@@ -73,10 +74,9 @@ class Trainer:
         # The reference of the KL term is the policy that training began with.
         self.reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
         self.learner = Learner(self.policy, self.reference, config)
-        self.engine = make_engine(self.policy, config)
-        self.loop = make_loop(self.policy, self.engine, self.env, config)
-        self.loop.stage = self._stage
-        self.eval_loop = at_temperature(self.loop, config.rollout.eval_temperature)
+        self.player = self._make_player(checkpoint.step if checkpoint else 0)
+        self.pipeline = Pipeline(config, self.player, self.sampler, self.learner, self._stage, console.say)
+        self.timeline = Timeline(run_dir / "trace.json") if config.profile else None
         if checkpoint:
             checkpoint.restore(
                 optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic
@@ -85,13 +85,27 @@ class Trainer:
             self.sampler.restore(checkpoint.extra["sampler"])
             self.summary = dict(checkpoint.extra["summary"])
             self.earlier_s = float(checkpoint.extra["elapsed_s"])
-            self.engine.weights_changed(self.step)
         resumed = self.step if checkpoint else -1 if resume else None
         self.learner.passages = PassageMemory(run_dir / "passages.jsonl", resumed)
         if not checkpoint:
             self.learner.passages.add(0, read_passages(run_dir / "warm_start"))
         settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
         self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
+
+    def _make_player(self, version: int) -> Player:
+        """What plays the episodes: actors in processes of their own, or the loop of this process."""
+        if self.config.rollout.placement == "process":
+            with self.timer("start"):
+                pool = ActorPool(self.config, self.policy, self.run_dir / "generators", version)
+            pool.stage = self._stage
+            return pool
+        engine = make_engine(self.policy, self.config)
+        loop = make_loop(self.policy.tokenizer, self.policy.model.config, engine, self.env, self.config)
+        loop.stage = self._stage
+        player = InlinePlayer(loop)
+        if version:
+            player.weights_changed(version)
+        return player
 
     def _first_model(self) -> str | Path:
         """What training begins with: the warm-started tiny model, or the one that was named."""
@@ -123,7 +137,7 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of the state after `self.step` steps."""
         extra = {
-            "sampler": self.sampler.state(), "summary": self.summary, "elapsed_s": self.elapsed_s(),
+            "sampler": self.pipeline.sampler_state(), "summary": self.summary, "elapsed_s": self.elapsed_s(),
             "policy_version": self.step,
         }  # fmt: skip
         path = save_checkpoint(
@@ -143,68 +157,25 @@ class Trainer:
                 episodes[t.seed] = t
                 advance()
 
-            result = evaluate(self.eval_loop, self.eval_tasks, self.config.seed, done)
+            sitting = Sitting(self.player, self.config.rollout.eval_temperature, self.pipeline.kept)
+            result = evaluate(sitting, self.eval_tasks, self.config.seed, done)
             quality = measure_world_model(
                 self.policy, [episodes[seed] for seed in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
             )  # fmt: skip
         return result, quality
 
-    def rollout(self, advance: Callable[[], None]) -> tuple[list[Trajectory], int]:
-        """Plays a step's groups; returns their trajectories, group by group, and in how many rounds they were drawn.
-
-        With dynamic sampling, groups whose episodes all had the same return are followed by others in their place.
-        """
-        r, a = self.config.rollout, self.config.algo
-        played = self._play(self.sampler.draw(r.groups), 0, advance)
-        rounds = 1
-        while a.dynamic_sampling and rounds < a.max_rounds:
-            missing = r.groups - int(has_spread(played).sum()) // r.group_size
-            if missing <= 0:
-                break
-            played += self._play(self.sampler.draw(missing), len(played) // r.group_size, advance)
-            rounds += 1
-        return played, rounds
-
-    def _play(self, tasks: Sequence[Task], first: int, advance: Callable[[], None]) -> list[Trajectory]:
-        """Plays the tasks as the groups `first`, `first + 1`, ..."""
-        plan = [
-            (task, group, (self.config.seed, self.step, group, i))
-            for group, task in enumerate(tasks, first)
-            for i in range(self.config.rollout.group_size)
-        ]
-        order: dict[tuple[int, ...], int] = {seed: n for n, (_, _, seed) in enumerate(plan)}
-        played = []
-        for trajectory in self.loop.play(plan):
-            played.append(trajectory)
-            advance()
-        return sorted(played, key=lambda t: order[t.seed])
-
     def train_step(self, advance: Callable[[], None]) -> dict[str, float]:
         """One step: rollout, score, update. Returns its metrics."""
-        sampler_state = self.sampler.state()
-        try:
-            with self.timer("rollout"):
-                trajectories, rounds = self.rollout(advance)
-            sequences = build_sequences(trajectories, self.config.layout, self.config.paw.horizon)
-            with self.timer("score"):
-                scores = self.learner.score(sequences)
-            self._check_interrupt()
-        except Interrupted:
-            self.sampler.restore(sampler_state)
-            raise
+        batch = self.pipeline.batch(self.step, advance)
         self._updating = True
         with self.timer("update"):
-            metrics = self.learner.update(trajectories, sequences, scores, self.step)
+            metrics = self.learner.update(batch.trajectories, batch.sequences, batch.scores, self.step)
         self.step += 1
-        self.engine.weights_changed(self.step)
-        runs.write_episodes(self.run_dir, self.step, trajectories[: self.config.episodes_to_write])
-        metrics |= episode_metrics(trajectories) | logprob_gap(trajectories, scores)
-        if self.config.algo.dynamic_sampling:
-            metrics["rollout/rounds"] = float(rounds)
-        if take := getattr(self.env, "take_metrics", None):
-            metrics |= take()
-        return metrics
+        with self.timer("sync"):
+            self.player.weights_changed(self.step)
+        runs.write_episodes(self.run_dir, self.step, batch.trajectories[: self.config.episodes_to_write])
+        return metrics | episode_metrics(batch.trajectories) | batch.metrics
 
     def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
         """Evaluates and saves where it is time to, and logs."""
@@ -220,7 +191,7 @@ class Trainer:
         times = self.timer.take()
         busy = max(1e-9, times["time/step_s"] - times.get("time/evaluate_s", 0.0))
         tokens = metrics.pop("tokens")
-        metrics |= times | {
+        metrics |= times | self._idle(times) | {
             "throughput/tokens_per_s": tokens / busy, "throughput/episodes_per_s": episodes / busy,
             "memory/peak_bytes": float(peak_memory_bytes()),
         }  # fmt: skip
@@ -229,6 +200,13 @@ class Trainer:
             self.save()
         self._updating = False
         return metrics
+
+    def _idle(self, times: Mapping[str, float]) -> dict[str, float]:
+        """Idle shares of the step that just ended; writes its part of the timeline."""
+        spans = self.player.take_spans()
+        if self.timeline is not None:
+            self.timeline.add(self.timer, spans)
+        return idle_shares(times, spans)
 
     def run(self) -> None:
         """All remaining steps, then the summary and the report."""
@@ -258,6 +236,7 @@ class Trainer:
         write_report([self.run_dir])
 
     def close(self) -> None:
+        self.player.close()
         self.writer.close()
         self.env.close()
 
@@ -328,6 +307,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/length_mean": mean([len(t.transitions) for t in trajectories]),
         "episode/invalid_action_rate": mean([not x.valid for x in actions]),
         "episode/truncated_rate": mean([t.truncated for t in trajectories]),
+        "episode/overrun_rate": mean([bool(t.overrun) for t in trajectories]),
         "episode/cut_rate": sum(t.num_cut for t in trajectories) / max(1, len(actions)),
         **{f"success/{name}": mean(won) for name, won in sorted(by_type.items())},
         **{
@@ -335,13 +315,6 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             for name in sorted({name for t in trajectories for name in t.scores})
         },
     }
-
-
-def logprob_gap(trajectories: Sequence[Trajectory], scores: Scores) -> dict[str, float]:
-    """How far the generator's log-probs lie from the trainer's, on the same tokens and weights."""
-    sampled = [np.array(x.rollout_logprobs) for t in trajectories for x in t.transitions]
-    flat = np.concatenate([np.abs(a - b) for a, b in zip(sampled, scores.old_logprobs, strict=True)])
-    return {"rollout/logprob_gap_mean": float(flat.mean()), "rollout/logprob_gap_max": float(flat.max())}
 
 
 def check_resumable(run_dir: Path, config: TrainConfig) -> TrainConfig:

@@ -156,7 +156,8 @@ class Trajectory:
     `episode_return` is the sum of rewards with penalties; `success_return` leaves the penalties out and is
     what the world-model weight compares with `R_max`. `score` is the sum of the environment's own rewards, `scores`
     what else it measured (each 0 to 1, by name);
-    `num_cut` counts the turns whose observation or history was cut to fit the prompt.
+    `num_cut` counts the turns whose observation or history was cut to fit the prompt. `overrun` names the budget,
+    `time` or `tokens`, that ended the episode early; it is `truncated` then too.
 
     >>> Trajectory(Task("t"), group=0, transitions=(), episode_return=10.0, success_return=10.0, won=True).won
     True
@@ -174,6 +175,7 @@ class Trajectory:
     score: float = 0.0
     num_cut: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    overrun: str = ""
 
 
 @dataclass(frozen=True)

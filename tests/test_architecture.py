@@ -13,7 +13,7 @@ PACKAGE = ROOT / "paw_fast"
 STAGES = {"trajectories", "advantages", "world_model", "packing", "losses"}
 """Each takes records and gives records; none knows another."""
 
-WIRING = {"train", "update", "warm_start", "world_model_quality", "eval_command"}
+WIRING = {"train", "pipeline", "update", "warm_start", "world_model_quality", "eval_command"}
 """The loop, its halves and the measurement: the only modules that put stages together."""
 
 LAYERS = [
@@ -21,9 +21,10 @@ LAYERS = [
     {"config", "env_config", "console"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "attention", "tiny", "critic",
-     "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync", *STAGES},
+     "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
+     "mismatch", "timeline", *STAGES},
     {"update", "warm_start", "evaluate", "world_model_quality"},
-    {"train", "eval_command"},
+    {"train", "pipeline", "eval_command"},
     {"cli", "__main__"},
 ]  # fmt: skip
 """From the bottom up: a module imports its own layer and those below."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from paw_fast.config.settings import TrainConfig
 from paw_fast.env_config import env_settings
 from paw_fast.types import UserError
@@ -39,6 +41,7 @@ def validate(config: TrainConfig) -> None:
     need(c.env.retriever_timeout_s > 0, "env.retriever-timeout-s", c.env.retriever_timeout_s, "more than 0")
     share = c.rollout.memory_share
     need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
+    _validate_rollout(c, need)
     w = c.warm_start
     for key, share in (
         ("hesitation", w.hesitation),
@@ -50,7 +53,8 @@ def validate(config: TrainConfig) -> None:
     counts = {
         "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
-        "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1),
+        "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1), "rollout.replicas": (c.rollout.replicas, 1),
+        "rollout.cores": (c.rollout.cores, 0), "pipeline.max-staleness": (c.pipeline.max_staleness, 0),
         "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
         "algo.minibatch-size": (1 if c.algo.minibatch_size is None else c.algo.minibatch_size, 1),
         "algo.max-rounds": (c.algo.max_rounds, 1), "critic.warmup-steps": (c.critic.warmup_steps, 0),
@@ -78,6 +82,37 @@ def validate(config: TrainConfig) -> None:
         "algo.minibatches", c.algo.minibatches,
         f"at most the {c.rollout.groups * c.rollout.group_size} episodes of a step",
     )  # fmt: skip
+
+
+def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    r, p = c.rollout, c.pipeline
+    limits = {
+        "rollout.start-timeout-s": r.start_timeout_s, "rollout.sync-timeout-s": r.sync_timeout_s,
+        "rollout.hang-timeout-s": r.hang_timeout_s, "rollout.max-episode-s": r.max_episode_s,
+        "rollout.max-episode-tokens": r.max_episode_tokens, "pipeline.importance-cap": p.importance_cap,
+        "pipeline.gap-warn": p.gap_warn, "pipeline.gap-stop": p.gap_stop,
+    }  # fmt: skip
+    for key, value in limits.items():
+        need(value is None or value > 0, key, value, "more than 0")
+    named = [name for name in r.gpus.split(",") if name]
+    need(all(name.strip().isdigit() for name in named), "rollout.gpus", r.gpus, "numbers of devices, as in 1,2")
+    wanted = r.replicas * r.tensor_parallel
+    need(
+        len(named) in (0, wanted), "rollout.gpus", r.gpus, f"{wanted} devices (replicas times tensor-parallel), or none"
+    )
+    if r.placement == "inline":
+        only = {"rollout.replicas": r.replicas > 1, "rollout.gpus": bool(named), "rollout.cores": r.cores > 0}
+        for key, given in only.items():
+            need(not given, key, "given", "--rollout.placement process with it")
+        need(
+            p.name != "async", "pipeline", p.name, "--rollout.placement process with it: one process does one at a time"
+        )
+    need(
+        p.name != "async" or not c.algo.dynamic_sampling,
+        "pipeline",
+        p.name,
+        "sync or stream with --algo.dynamic-sampling",
+    )
 
 
 STATE_TEXT_ENVS = ("alfworld", "webshop")

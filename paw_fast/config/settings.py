@@ -52,10 +52,47 @@ class RolloutConfig:
     """An episode whose prompt would pass this ends there and is marked as truncated."""
     slots: int = 128
     """Episodes in flight at once; each keeps its keys and values between turns."""
-    memory_share: float | None = None
-    """Share of the card that vLLM takes; `None` is 0.4 beside the trainer, 0.9 on a card of its own."""
+    max_episode_s: float | None = None
+    """An episode is cut and marked after this many seconds; `None` waits for all."""
+    max_episode_tokens: int | None = None
+    """An episode is cut and marked after it has sampled this many tokens."""
+    placement: Literal["inline", "process"] = "inline"
+    """Who plays: the trainer's process, or processes that hold agent loop, environments and generator together."""
+    replicas: int = 1
+    """Such processes; each plays a part of the groups on a copy of the model (data parallel)."""
     tensor_parallel: int = 1
     """GPUs that share one copy of the model in vLLM."""
+    gpus: str = ""
+    """CUDA devices of the processes ("1,2,3,4": replicas times tensor_parallel of them); empty: the trainer's."""
+    cores: int = 0
+    """CPU cores that are kept for each process and taken from the trainer; 0 lets all of them share all."""
+    transport: Literal["auto", "shared", "ipc", "nccl"] = "auto"
+    """How weights reach the processes: shared memory, CUDA IPC (same card), NCCL (other cards); `auto` picks."""
+    memory_share: float | None = None
+    """Share of a card that vLLM takes; `None` is 0.4 beside the trainer, 0.9 on a card of its own."""
+    start_timeout_s: float = 600.0
+    """A process that is not ready after this many seconds is an error."""
+    sync_timeout_s: float = 120.0
+    """New weights that are not loaded after this many seconds are an error."""
+    hang_timeout_s: float = 300.0
+    """A process that has work and gives no sign of life for this long is started anew, and its episodes are retried."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How rollouts and updates are laid in time. docs/rollouts.md has the pictures."""
+
+    name: Annotated[Literal["sync", "stream", "async"], TopLevel("pipeline")] = "sync"
+    """`sync`: rollouts, scores, update, in turn. `stream`: groups are scored while others are still played; the same
+    updates. `async`: the next step's groups are played while this one's are learned from."""
+    max_staleness: int = 1
+    """async: updates that may lie between the weights a token was sampled with and those it is learned with."""
+    importance_cap: float = 2.0
+    """async: cap of the truncated importance weights that correct for staleness."""
+    gap_warn: float = 0.1
+    """Mean |log-prob in the trainer - in the generator| of a step, in nats, that is worth a warning."""
+    gap_stop: float = 1.0
+    """... and that stops the run: what is learned from is not what was sampled."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +251,7 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     paw: PawConfig = field(default_factory=PawConfig)
@@ -245,5 +283,7 @@ class TrainConfig:
     """Sampled episodes written as text at each step."""
     wandb: bool = False
     """Log to Weights & Biases too (needs the `wandb` extra)."""
+    profile: bool = False
+    """Write trace.json, a timeline for chrome://tracing or Perfetto."""
     run_dir: Path | None = None
     """Folder of the run; by default runs/<environment>-<date and time>."""

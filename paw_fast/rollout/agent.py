@@ -5,6 +5,8 @@ task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.st
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,10 +17,16 @@ from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action, shown
 from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition
 
+Planned = tuple[Task, int, tuple[int, ...]]
+"""An episode to play: its task, the group it belongs to, and its seed, which no other episode in flight has."""
+
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How an episode is played. Lengths in tokens, `max_steps` in actions."""
+    """How an episode is played. Lengths in tokens, `max_steps` in actions.
+
+    An episode that has lasted `max_episode_s` seconds or sampled `max_episode_tokens` tokens is cut and marked.
+    """
 
     layout: str = "trajectory"
     history: int = 2
@@ -28,6 +36,8 @@ class AgentSettings:
     temperature: float = 1.0
     success_reward: float = 10.0
     invalid_penalty: float = 0.1
+    max_episode_s: float | None = None
+    max_episode_tokens: int | None = None
     max_observation_chars: int = 0
     max_observation_tokens: int = 0
 
@@ -47,6 +57,9 @@ class _Episode:
     history: list[dict[str, str]] = field(default_factory=list)
     score: float = 0.0
     num_cut: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    started_s: float = 0.0
 
 
 class AgentLoop:
@@ -63,39 +76,84 @@ class AgentLoop:
         self.engine, self.envs, self.chat, self.template, self.settings = engine, list(envs), chat, template, settings
         self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.numbers = count()  # shared by loops on one engine, so that no two episodes have the same
+        self._queue: deque[tuple[Task, int, tuple[int, ...], float | None]] = deque()
+        self._free = list(self.envs)
+        self._live: dict[int, _Episode] = {}
 
-    def play(self, tasks: Sequence[tuple[Task, int, tuple[int, ...]]]) -> Iterator[Trajectory]:
+    def play(self, tasks: Sequence[Planned], temperature: float | None = None) -> Iterator[Trajectory]:
         """Plays every (task, group, seed) once; yields each trajectory when it ends, in the order they end."""
-        queue = list(tasks)[::-1]
-        free = list(self.envs)
-        live: dict[int, _Episode] = {}
+        self.add(tasks, temperature)
         try:
-            while queue or live:
-                while queue and free:
-                    episode = self._start(*queue.pop(), free.pop())
-                    live[episode.number] = episode
-                    self._ask(episode)
-                with self.stage("generate"):
-                    completions = self.engine.step()
-                with self.stage("prompt"):
-                    # All begin before the first ends, so that environments can work together (search: one request).
-                    actions = [self._begin(live[completion.episode], completion) for completion in completions]
-                for completion, action in zip(completions, actions, strict=True):
-                    episode = live[completion.episode]
-                    with self.stage("prompt"):
-                        trajectory = self._act(episode, completion, action)
-                    if trajectory is None:
-                        self._ask(episode)
-                        continue
-                    self.engine.release(episode.number)
-                    free.append(episode.env)
-                    del live[episode.number]
-                    yield trajectory
+            while self.busy:
+                yield from self.turn()
         finally:
-            for number in live:
-                self.engine.release(number)
+            self.stop()
 
-    def _start(self, task: Task, group: int, seed: tuple[int, ...], env: Env) -> _Episode:
+    @property
+    def busy(self) -> bool:
+        """Whether episodes are under way or wait for a slot."""
+        return bool(self._queue or self._live)
+
+    def add(self, tasks: Sequence[Planned], temperature: float | None = None) -> None:
+        """Lets more episodes wait for a slot; `temperature` None is that of the settings."""
+        self._queue.extend((*planned, temperature) for planned in tasks)
+
+    def stop(self) -> None:
+        """Leaves every episode that is under way or waits."""
+        for number in self._live:
+            self.engine.release(number)
+        self._live.clear()
+        self._queue.clear()
+        self._free = list(self.envs)
+
+    def turn(self) -> list[Trajectory]:
+        """Starts what finds a slot, advances the engine once, plays the actions that ended; returns what is over."""
+        while self._queue and self._free:
+            episode = self._start(*self._queue.popleft(), self._free.pop())
+            self._live[episode.number] = episode
+            self._ask(episode)
+        with self.stage("generate"):
+            completions = self.engine.step()
+        with self.stage("prompt"):
+            # All begin before the first ends, so that environments can work together (search: one request).
+            actions = [self._begin(self._live[completion.episode], completion) for completion in completions]
+        over = []
+        for completion, action in zip(completions, actions, strict=True):
+            episode = self._live[completion.episode]
+            with self.stage("prompt"):
+                trajectory = self._act(episode, completion, action)
+            if trajectory is None:
+                self._ask(episode)
+            else:
+                over.append(self._leave(episode, trajectory))
+        return over + self._cut_late()
+
+    def _cut_late(self) -> list[Trajectory]:
+        """Ends episodes that are past their time in the middle of an action; the action is dropped."""
+        if self.settings.max_episode_s is None:
+            return []
+        late = [e for e in self._live.values() if e.transitions and self._overrun(e) == "time"]
+        return [self._leave(e, self._trajectory(e, won=False, truncated=True, overrun="time")) for e in late]
+
+    def _leave(self, episode: _Episode, trajectory: Trajectory) -> Trajectory:
+        self.engine.release(episode.number)
+        self._free.append(episode.env)
+        del self._live[episode.number]
+        return trajectory
+
+    def _overrun(self, episode: _Episode) -> str:
+        """Which budget the episode is past: `time`, `tokens` or none."""
+        s = self.settings
+        if s.max_episode_s is not None and time.monotonic() - episode.started_s > s.max_episode_s:
+            return "time"
+        spent = s.max_episode_tokens
+        if spent is not None and sum(len(t.action_ids) for t in episode.transitions) >= spent:
+            return "tokens"
+        return ""
+
+    def _start(
+        self, task: Task, group: int, seed: tuple[int, ...], temperature: float | None, env: Env
+    ) -> _Episode:  # fmt: skip
         with self.stage("environment"):
             observation, cut = self._shown(env.reset(task))
         instruction = str(observation.info.get("task", ""))
@@ -114,14 +172,18 @@ class AgentLoop:
             observation.text,
             self.chat.first(message),
             num_cut=int(cut),
+            temperature=self.settings.temperature if temperature is None else temperature,
+            started_s=time.monotonic(),
         )
 
     def _ask(self, episode: _Episode) -> None:
         s = self.settings
         seed = (*episode.seed, len(episode.transitions))
         self.engine.submit(
-            ActionRequest(episode.number, episode.prompt, seed, s.max_action_tokens, s.temperature, self.template.stop)
-        )
+            ActionRequest(
+                episode.number, episode.prompt, seed, s.max_action_tokens, episode.temperature, self.template.stop
+            )
+        )  # fmt: skip
 
     def _shown(self, observation: Observation) -> tuple[Observation, bool]:
         """The observation as the policy reads it, within its budgets, and whether it was cut."""
@@ -176,6 +238,7 @@ class AgentLoop:
         episode.history.append({"observation": before.text, "command": parsed.command})
         episode.observation = after
         episode.score += step.reward
+        episode.scores = dict(step.info.get("scores", {}))
         over = step.done or won or len(episode.transitions) >= s.max_steps
         if not over:
             if s.layout == "trajectory":
@@ -187,15 +250,19 @@ class AgentLoop:
                 cut = cut or dropped
                 episode.prompt = self.chat.first(message)
             episode.num_cut += cut
+            overrun = self._overrun(episode)
             truncated = len(episode.prompt) + s.max_action_tokens > s.max_sequence_tokens
-            if not truncated:
+            if not truncated and not overrun:
                 return None
-        else:
-            truncated = not (step.done or won)
+            return self._trajectory(episode, won=False, truncated=True, overrun=overrun)
+        return self._trajectory(episode, won=won, truncated=not (step.done or won))
+
+    def _trajectory(self, episode: _Episode, *, won: bool, truncated: bool, overrun: str = "") -> Trajectory:
+        s = self.settings
         total = sum(t.reward for t in episode.transitions)
         penalties = s.invalid_penalty * sum(not t.valid for t in episode.transitions)
         return Trajectory(
             episode.task, episode.group, tuple(episode.transitions), episode_return=total,
             success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated, seed=episode.seed,
-            score=episode.score, num_cut=episode.num_cut, scores=dict(step.info.get("scores", {})),
+            score=episode.score, num_cut=episode.num_cut, scores=episode.scores, overrun=overrun,
         )  # fmt: skip

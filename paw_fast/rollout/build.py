@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from paw_fast import envs
+from paw_fast.attention import ATTENTION_NAME
 from paw_fast.config import TrainConfig
 from paw_fast.env_config import EnvConfig, env_settings
-from paw_fast.policy import Policy
+from paw_fast.policy import Policy, resolve_device
 from paw_fast.rollout.agent import AgentLoop, AgentSettings
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import RolloutEngine
@@ -47,6 +49,18 @@ def transformers_engine(policy: Policy, config: TrainConfig, source: WeightSourc
     return TransformersEngine(policy.model, chat, slots=config.rollout.slots, max_length=length, source=source)
 
 
+def empty_transformers_engine(
+    model_config: Any, tokenizer: Any, source: WeightSource, config: TrainConfig, dtype: str
+) -> RolloutEngine:
+    """The same on a model made from its config alone: `weights_changed` fills it."""
+    device = resolve_device(config.model.device)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            model_config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION_NAME
+        )
+    return transformers_engine(Policy(model.eval().requires_grad_(False), tokenizer), config, source)
+
+
 def vllm_engine(
     folder: Path, chat: ChatFormat, source: WeightSource, config: TrainConfig, *, dtype: str,
     memory_share: float | None, version: int = 0,
@@ -67,19 +81,20 @@ def _max_length(model_config: Any, config: TrainConfig) -> int:
     return min(limit, getattr(model_config, "max_position_embeddings", limit))
 
 
-def make_loop(policy: Policy, engine: RolloutEngine, env: Env, config: TrainConfig) -> AgentLoop:
+def make_loop(tokenizer: Any, model_config: Any, engine: RolloutEngine, env: Env, config: TrainConfig) -> AgentLoop:
     """The agent loop of a config, with its training temperature."""
     r, a = config.rollout, config.algo
     settings = AgentSettings(
         layout=config.layout, history=config.env.history, max_steps=config.env.max_steps,
-        max_action_tokens=r.max_action_tokens, max_sequence_tokens=_max_length(policy.model.config, config),
+        max_action_tokens=r.max_action_tokens, max_sequence_tokens=_max_length(model_config, config),
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
-        max_observation_tokens=config.env.max_observation_tokens,
+        max_observation_tokens=config.env.max_observation_tokens, max_episode_s=r.max_episode_s,
+        max_episode_tokens=r.max_episode_tokens,
     )  # fmt: skip
     slots = [env.spawn() for _ in range(r.slots)]
     template = PromptTemplate.load(config.env.template, config.env.name)
-    return AgentLoop(engine, slots, ChatFormat(policy.tokenizer), template, settings)
+    return AgentLoop(engine, slots, ChatFormat(tokenizer), template, settings)
 
 
 def at_temperature(loop: AgentLoop, temperature: float) -> AgentLoop:

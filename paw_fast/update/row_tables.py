@@ -90,6 +90,8 @@ def _policy_rows(sequence: TokenSequence, scores: Scores, credit: Credit, weight
     rows.advantages[:] = gather(credit.advantages)
     if scores.ref_logprobs is not None:
         rows.ref_logprobs[:] = gather(scores.ref_logprobs)
+    if scores.importance is not None:
+        rows.importance[:] = gather(scores.importance)
     if credit.value_targets is not None:
         assert scores.values is not None
         return dataclasses.replace(

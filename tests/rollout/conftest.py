@@ -1,8 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 
 from paw_fast import tiny
+from paw_fast.config import load_preset
 from paw_fast.policy import Policy
+from paw_fast.rollout.build import make_env
 from paw_fast.rollout.chat import ChatFormat
 
 TEXTS = ["You arrive at cabinet 1. On the cabinet 1, you see a mug 2, and a plate 1.", "go to cabinet 12", "look"] * 20
@@ -26,3 +30,45 @@ def policy(tokenizer):
 @pytest.fixture(scope="session")
 def chat(tokenizer):
     return ChatFormat(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """Makes a config for whole episodes on generated games that take a second; keywords go to its rollout part."""
+
+    def make(**rollout):
+        base, replace = load_preset("tiny", "alfworld"), dataclasses.replace
+        settings = {"groups": 2, "group_size": 2, "slots": 4, "max_action_tokens": 6, **rollout}
+        return replace(
+            base,
+            env=replace(base.env, num_train=12, num_unseen=4, max_steps=3),
+            rollout=replace(base.rollout, **settings),
+            algo=replace(base.algo, minibatches=1),
+            optim=replace(base.optim, learning_rate=3e-3, schedule="constant"),
+            model=replace(base.model, device="cpu"),
+            token_budget=4096,
+            steps=4,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_env(small_config, tmp_path_factory):
+    """Its environment; processes that are started while this fixture lives find the same games."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        made = make_env(small_config().env)
+        made.tasks("train")
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def start(tokenizer):
+    """A random policy for it; heads of 32 numbers, as vLLM's CPU backend wants them. Not to be changed: copy it."""
+    model = tiny.build_model(len(tokenizer), hidden=64, layers=2, heads=2, kv_heads=1, ffn=96, seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    return Policy(model, tokenizer)

@@ -1,0 +1,223 @@
+"""A process that plays episodes: agent loop, environments and generator together, away from the trainer.
+
+    trainer ── play (episodes), weights (a version), stop ──> actor
+    trainer <── ready, trajectories, synced, signs of life with what it was busy with ── actor
+
+Orders are read between two steps of the generator, so new weights arrive in the middle of episodes. `main` is the
+program of the process; `pool.ActorPool` is the other side.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from paw_fast.config import TrainConfig
+from paw_fast.rollout.agent import AgentLoop, Planned
+from paw_fast.types import Trajectory, UserError
+from paw_fast.weight_sync import WeightSource
+
+SIGN_OF_LIFE_S = 1.0
+
+
+@dataclass(frozen=True)
+class ActorSpec:
+    """What an actor is made of. `folder` holds the model's config and tokenizer; gpus and cores are its own, empty
+    for no say; `log` takes what it prints.
+
+    Produced by the pool, consumed by `main` in the new process.
+    """
+
+    config: TrainConfig
+    folder: Path
+    source: WeightSource
+    version: int
+    dtype: str
+    gpus: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+    memory_share: float | None = None
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Play:
+    """Order: play these episodes too."""
+
+    episodes: Sequence[Planned]
+    temperature: float | None
+
+
+@dataclass(frozen=True)
+class LoadWeights:
+    """Order: the weights of this version are there to be read."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Order: end."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Answer: the actor can play."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Answer: an episode is over."""
+
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class Synced:
+    """Answer: the weights of this version are in use; loading took `seconds`."""
+
+    version: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A sign of life: `spans` (stage, start, end; seconds of the machine's monotonic clock) since the last one."""
+
+    spans: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Answer: the actor ends with this error; `mistake` says that it is the user's to mend."""
+
+    message: str
+    mistake: bool
+
+
+@dataclass
+class _Clock:
+    """Collects spans of stages; the agent loop calls it as its `stage`. Nested stages keep their own spans."""
+
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+
+    def __call__(self, name: str) -> _Stage:
+        return _Stage(self, name)
+
+    def take(self) -> tuple[tuple[str, float, float], ...]:
+        taken, self.spans = tuple(self.spans), []
+        return taken
+
+
+class _Stage:
+    def __init__(self, clock: _Clock, name: str):
+        self.clock, self.name = clock, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        spans, now = self.clock.spans, time.perf_counter()
+        if spans and spans[-1][0] == self.name and self.start - spans[-1][2] < 2e-4:
+            spans[-1] = (self.name, spans[-1][1], now)  # one span for a run of the same stage
+        else:
+            spans.append((self.name, self.start, now))
+
+
+def main(connection: Connection, spec: ActorSpec) -> None:
+    """The process. Ends when it is told to, or when the trainer is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    if spec.log is not None:
+        log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    sender = threading.Thread(target=_send_all, args=(connection, outbox), daemon=True)
+    sender.start()
+    try:
+        _serve(connection, outbox, spec)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the trainer is gone
+    except BaseException as error:
+        traceback.print_exc()
+        outbox.put(Failed(f"{type(error).__name__}: {error}", isinstance(error, UserError)))
+    outbox.put(None)
+    sender.join(10)
+
+
+def _send_all(connection: Connection, outbox: queue.SimpleQueue) -> None:
+    """Sends in a thread: a trainer that is busy and does not read must not hold up the episodes."""
+    while (message := outbox.get()) is not None:
+        try:
+            connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: ActorSpec) -> None:
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)
+    loop, close = _build(spec)
+    clock = loop.stage = _Clock()
+    outbox.put(Ready())
+    last = time.monotonic()
+    try:
+        while True:
+            while connection.poll(0 if loop.busy else None):
+                order = connection.recv()
+                if isinstance(order, Stop):
+                    return
+                if isinstance(order, Play):
+                    loop.add(order.episodes, order.temperature)
+                if isinstance(order, LoadWeights):
+                    with clock("sync"):
+                        start = time.perf_counter()
+                        loop.engine.weights_changed(order.version)
+                    outbox.put(Synced(order.version, time.perf_counter() - start))
+            for trajectory in loop.turn():
+                outbox.put(Ended(trajectory))
+            if time.monotonic() - last > SIGN_OF_LIFE_S or not loop.busy:
+                outbox.put(Alive(clock.take()))
+                last = time.monotonic()
+    finally:
+        close()
+
+
+def _build(spec: ActorSpec) -> tuple[AgentLoop, Any]:
+    """The loop, and what closes its engine and environment."""
+    import torch
+    import transformers
+
+    from paw_fast.rollout import build
+    from paw_fast.rollout.chat import ChatFormat
+
+    if spec.cores:
+        torch.set_num_threads(len(spec.cores))
+    env = build.make_env(spec.config.env)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder)
+    model_config = transformers.AutoConfig.from_pretrained(spec.folder)
+    if spec.config.rollout.engine == "vllm":
+        engine = build.vllm_engine(
+            spec.folder, ChatFormat(tokenizer), spec.source, spec.config, dtype=spec.dtype,
+            memory_share=spec.memory_share, version=spec.version,
+        )  # fmt: skip
+    else:
+        engine = build.empty_transformers_engine(model_config, tokenizer, spec.source, spec.config, spec.dtype)
+        engine.weights_changed(spec.version)
+
+    def close() -> None:
+        engine.close()
+        env.close()
+
+    return build.make_loop(tokenizer, model_config, engine, env, spec.config), close

