@@ -104,6 +104,22 @@ def astray(rng, facts):
     return facts
 
 
+def odd_types(rng, facts):
+    """Receptacles get a second type or another one, objects a second type: sinks that cool, mugs that cut."""
+    rtypes = sorted({kind for _, kind in _of(facts, "receptacletype")} | {"sinktype", "fridgetype", "microwavetype"})
+    otypes = sorted({kind for _, kind in _of(facts, "objecttype")} | {"knifetype", "butterknifetype"})
+    for r, kind in _pick(rng, _of(facts, "receptacletype"), rng.randint(1, 5)):
+        if rng.random() < 0.4:
+            facts.remove(("receptacletype", r, kind))
+        facts.append(("receptacletype", r, rng.choice(rtypes)))
+    sinks = [fact for fact in facts if fact[0] == "receptacletype" and fact[2] == "sinkbasintype"]
+    facts += [("receptacletype", r, "sinktype") for _, r, _ in sinks]
+    if sinks and rng.random() < 0.5:
+        facts.remove(sinks[0])
+    facts += [("objecttype", o, rng.choice(otypes)) for o, _ in _pick(rng, _of(facts, "objecttype"), rng.randint(1, 4))]
+    return facts
+
+
 MUTATIONS = (
     shared_places,
     in_two_receptacles,
@@ -114,6 +130,7 @@ MUTATIONS = (
     abilities,
     containers,
     astray,
+    odd_types,
 )
 
 
@@ -126,8 +143,14 @@ def mutate(text: str, seed: int) -> tuple[str, list[str]]:
     chosen = rng.sample(MUTATIONS, rng.randint(1, 4))
     for mutation in chosen:
         facts = list(dict.fromkeys(mutation(rng, list(facts))))
-    lines = "\n".join(f"({' '.join(fact)})" for fact in facts)
     body = data["pddl_problem"]
+    # A type that the file does not know is declared; one that it knows as the other kind (a sink) is left out.
+    kinds = {"receptacletype": "rtype", "objecttype": "otype"}
+    facts = [f for f in facts if f[0] not in kinds or problem.objects.get(f[2], kinds[f[0]]) == kinds[f[0]]]
+    lines = "\n".join(f"({' '.join(fact)})" for fact in facts)
+    missing = {fact[2]: kinds[fact[0]] for fact in facts if fact[0] in kinds and fact[2] not in problem.objects}
+    names = " ".join(f"{name} - {kind}" for name, kind in sorted(missing.items()))
+    body = re.sub(r"\(:objects", f"(:objects {names}", body, count=1)
     start, end = body.index("(:init"), re.search(r"\(:goal", body).start()
     data["pddl_problem"] = f"{body[:start]}(:init\n{lines}\n)\n{body[end:]}"
     return json.dumps(data), [mutation.__name__ for mutation in chosen]

@@ -123,7 +123,7 @@ class World:
         for receptacle, place in facts["receptacleatlocation"]:
             r, p = self._receptacle_index[receptacle], self._place_index[place]
             if place_of.setdefault(r, p) != p:
-                raise Unplayable(f"its receptacle {receptacle} is at two places")
+                raise Unplayable(f"its receptacle {show(receptacle)} is at two places")
         # A receptacle without a place (-1) is never reached and never listed.
         self.place_of = tuple(place_of.get(r, -1) for r in range(len(self.receptacles)))
         at_place: list[list[int]] = [[] for _ in self.places]
