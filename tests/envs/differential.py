@@ -4,7 +4,8 @@
 
 needs the extra `alfworld`. Hypothesis draws the commands: three quarters are admissible, the others near misses and
 garbage. A failure prints the game, the first differing step and a command line that plays it again: the numbers
-after --choices draw its commands one by one, cut after that step and simplified by Hypothesis.
+after --choices draw its commands one by one, and are cut after that step. --shrink lets Hypothesis look for a simpler
+episode, which takes minutes.
 """
 
 import argparse
@@ -144,13 +145,16 @@ def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, 
         raise
 
 
-def explore(worker: Worker, path: Path, from_seed: int, episodes: int, length: int, tally: Tally) -> None:
-    """Plays episodes whose choices Hypothesis draws. Raises the simplest `Difference` it finds."""
+def explore(
+    worker: Worker, path: Path, from_seed: int, episodes: int, length: int, tally: Tally, shrink: bool = False
+) -> None:
+    """Plays episodes whose choices Hypothesis draws. Raises the first `Difference`, or the simplest it finds."""
 
     @seed(from_seed)
     @settings(
         max_examples=episodes, database=None, deadline=None, verbosity=Verbosity.quiet, print_blob=False,
-        phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
     )  # fmt: skip
     @given(st.lists(st.integers(0, 1 << 20), min_size=length, max_size=length))
     def play(choices: list[int]) -> None:
@@ -178,7 +182,7 @@ def games_for(data: Path | None, folder: Path, num_generated: int, num_mutated: 
     return plain + mutated
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=30_000)
@@ -189,7 +193,8 @@ def main() -> int:
     parser.add_argument("--only", help="part of a game's path")
     parser.add_argument("--choices", help="play one episode: numbers with commas between them")
     parser.add_argument("--slow", action="store_true", help="the reference without reference_speed")
-    options = parser.parse_args()
+    parser.add_argument("--shrink", action="store_true", help="look for a simpler episode after a difference")
+    options = parser.parse_args(arguments)
     worker, tally, started = Worker(slow=options.slow), Tally(), time.monotonic()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +207,7 @@ def main() -> int:
                 if options.choices:
                     play_both(worker, path, [int(number) for number in options.choices.split(",")], tally)
                 else:
-                    explore(worker, path, options.seed, episodes, options.length, tally)
+                    explore(worker, path, options.seed, episodes, options.length, tally, options.shrink)
             except Difference as error:
                 failures += 1
                 print(f"DIFFERENCE {error}\n  again: {replay(options, path, error.choices)}", flush=True)

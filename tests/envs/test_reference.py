@@ -49,6 +49,18 @@ def test_every_text_command_list_and_win_is_equal(worker, games, which, choices)
     play_both(worker, games[which], choices, Tally())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_thirty_thousand_steps_are_equal(test_data, official_games, capsys):
+    from differential import main
+
+    data = ["--data", str(test_data / "alfworld")]
+    assert main([*data, "--generated", "60", "--mutated", "144", "--steps", "33000"]) == 0
+    tally = json.loads(capsys.readouterr().out)
+    assert tally["steps"] >= 30_000
+    assert tally["refused"] < tally["episodes"] / 20
+
+
 def test_official_games_are_equal(worker, official_games):
     from differential import Tally, play_both
 
