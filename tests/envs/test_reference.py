@@ -56,7 +56,10 @@ def test_thirty_thousand_steps_are_equal(test_data, official_games, capsys):
 
     data = ["--data", str(test_data / "alfworld")]
     assert main([*data, "--generated", "60", "--mutated", "144", "--steps", "33000"]) == 0
-    tally = json.loads(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    with capsys.disabled():
+        print(out)
+    tally = json.loads(out)
     assert tally["steps"] >= 30_000
     assert tally["refused"] < tally["episodes"] / 20
 
