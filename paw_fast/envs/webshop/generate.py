@@ -17,7 +17,7 @@ from typing import Any
 
 from .records import words
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it when the products change."""
 
 COLORS = words("black white red blue green grey navy brown pink purple yellow orange")
@@ -85,7 +85,7 @@ def make_record(number: int, seed: int, width: int = 4) -> tuple[dict[str, Any],
     for name, values in options.items():
         taken = set(rng.sample(values, rng.randint(2, min(5, len(values)))))
         chosen[name] = [{"value": value, "image": None} for value in values if value in taken]
-    asin = f"B{_scatter(number, seed, 10**width):0{width}d}"
+    asin = _asin(_scatter(number, seed, 10**width), width)
     record = {
         "asin": asin, "name": f"{brand} {' '.join(attributes)} {kind}",
         "full_description": f"{kind} by {brand}. {rng.choice(_SENTENCES)}",
@@ -99,6 +99,12 @@ def make_record(number: int, seed: int, width: int = 4) -> tuple[dict[str, Any],
         "instruction_attributes": wanted,
     }  # fmt: skip
     return record, said
+
+
+def _asin(number: int, width: int) -> str:
+    """B, then pairs of digits with X between them while that fits 10 characters: pairs are quickly learned to copy."""
+    digits = f"{number:0{width}d}"
+    return "B" + ("X".join(digits[i : i + 2] for i in range(0, width, 2)) if width <= 6 else digits)
 
 
 def _scatter(number: int, seed: int, size: int) -> int:

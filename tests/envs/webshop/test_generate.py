@@ -86,7 +86,7 @@ def test_a_shopper_on_the_official_products(reference_env):
 
 
 def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
-    folder = shop_cache / "webshop" / "generated-1-0-600"
+    folder = shop_cache / "webshop" / "generated-2-0-600"
     env = envs.make("webshop", data=folder, cache_dir=shop_cache)
     assert [g.asin for g in env.shop.goals][:20] == [g.asin for g in generated.shop.goals][:20]
 
