@@ -8,11 +8,9 @@ build:
 test *args:
     pytest {{args}}
 
-# Prints times and rates; asserts nothing.
+# Prints times and rates; asserts nothing. Arguments go to pytest. bench/gpu/acceptance.py compares with peers and targets.
 bench *args:
-    #!/usr/bin/env bash
-    set -euo pipefail
-    for file in $(git ls-files 'bench/*.py'); do echo "== $file"; python "$file" {{args}}; done
+    pytest --benchmark {{args}}
 
 lint:
     ruff check .

@@ -7,6 +7,7 @@ import torch
 
 from paw_fast import kernels as K
 from paw_fast.kernels.linear_paw_loss import chunk_rows
+from paw_fast.kernels.paw_loss import op_arguments
 from paw_fast.kernels.reference import paw_loss_reference
 
 from .helpers import DTYPES, random_rows
@@ -128,6 +129,19 @@ def test_compiles_without_graph_breaks():
     torch.compile(step, fullgraph=True, backend="aot_eager")(x, w).backward()
     torch.testing.assert_close(x.grad, want[0])
     torch.testing.assert_close(w.grad, want[1])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_opcheck(frozen):
+    x, w, b, rows = case()
+    if frozen:
+        w.requires_grad_(False)
+    arguments = op_arguments(w.T, rows, SETTINGS)
+    # The gradient is that of `loss` alone and comes out of the forward, so the numeric check of gradients is elsewhere.
+    torch.library.opcheck(
+        torch.ops.paw_fast.linear_paw_loss.default, (x, w, b, *arguments, 7, True, not frozen, True),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )  # fmt: skip
 
 
 def test_chunks_are_even():

@@ -324,6 +324,7 @@ def test_opcheck():
     with torch.no_grad():
         logits = x @ w.T
     torch.library.opcheck(torch.ops.paw_fast.paw_loss_.default, (logits, *op_arguments(logits, rows, settings)))
+    torch.library.opcheck(torch.ops.paw_fast.scale_.default, (logits, torch.tensor(0.5)))
 
 
 def test_compiles_without_graph_breaks():

@@ -209,6 +209,14 @@ def test_opcheck(inplace):
         )
 
 
+@pytest.mark.parametrize("name", ["token_logprobs_backward", "token_logprobs_backward_"])
+def test_opcheck_of_the_backward(name):
+    logits, targets = torch.randn(4, 19), torch.tensor([1, 2, 3, 4])
+    out = K.token_logprobs(logits, targets)
+    op = getattr(torch.ops.paw_fast, name).default
+    torch.library.opcheck(op, (logits, targets, *out, torch.randn(4), None, torch.randn(4), 1.0, 0.0, 19))
+
+
 def test_in_place_backward_uses_the_logits_buffer():
     hidden = torch.randn(4, 8, requires_grad=True)
     weight = torch.randn(20, 8, requires_grad=True)
