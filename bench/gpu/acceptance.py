@@ -17,6 +17,8 @@ NaN; one that is not installed is named, one that fails (out of memory, say) kee
 from __future__ import annotations
 
 import argparse
+import ctypes
+import dataclasses
 import os
 import platform
 import shutil
@@ -84,6 +86,9 @@ class Clock:
         status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
         if not os.access(reset, os.W_OK):
             return None
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)  # what the allocator has kept would hide what the call takes
 
         def kilobytes(name: str) -> int:
             return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
@@ -119,6 +124,8 @@ def measure(
             if p.restore:
                 p.restore()
             nan[p.name] = any(bool(t.isnan().any()) for t in p.call() if t.is_floating_point())
+            if p.restore:
+                p.restore()
             peak[p.name] = clock.peak_bytes(p.call)
             ready.append(p)
         except Exception as error:  # a peer's failure is a finding, not the end of the bench
@@ -248,18 +255,21 @@ def measure_linear(num: int, hidden: int, vocab: int, clock: Clock, args) -> lis
 
         return call
 
+    def no_gradients() -> None:
+        x.grad = w.grad = None
+
     outputs = "loss, d_hidden, d_weight, logp, entropy, kl, flags"
-    chunk = (16 << 20) if not cuda else DEFAULT_CHUNK_BYTES["cuda"]
-    peers = [Peer(OURS, outputs, ours(chunk))]
-    if cuda:
-        peers.append(Peer(f"{OURS}, one chunk", outputs, ours(1 << 40)))
+    other = (f"{OURS}, one chunk", 1 << 40) if cuda else (f"{OURS}, 16 MB chunks", 16 << 20)
+    chunks = dict([(OURS, DEFAULT_CHUNK_BYTES[clock.device.type]), other])
+    peers = [Peer(name, outputs, ours(size), no_gradients) for name, size in chunks.items()]
+    if not args.ours:
+        peers += [dataclasses.replace(p, restore=no_gradients) for p in linear_peers(x, w, rows)]
     size = w.element_size()
     # d_weight is summed in fp32 over several chunks, and then rounded to its own dtype.
-    allowed = chunk_rows(num, w, chunk) * vocab * size + x.numel() * size + w.numel() * (4 if size == 4 else 4 + size)
-    peers += [p for p in linear_peers(x, w, rows) if not args.ours]
-    fields: dict[str, object] = {"allowed_bytes": allowed}
-    results = measure(C, peers, (num, vocab, dtype), clock, args.rounds, None, 1.0, fields)
-    return [r if not r.peer.endswith("one chunk") else Result(**{**vars(r), "allowed_bytes": None}) for r in results]
+    gradients = x.numel() * size + w.numel() * (4 if size == 4 else 4 + size)
+    allowed = {name: chunk_rows(num, w, c) * vocab * size + gradients for name, c in chunks.items()}
+    results = measure(C, peers, (num, vocab, dtype), clock, args.rounds, None, 1.0, {})
+    return [dataclasses.replace(r, allowed_bytes=allowed.get(r.peer)) for r in results]
 
 
 def sanitize() -> list[str]:

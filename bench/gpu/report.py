@@ -100,7 +100,10 @@ def compare(results: Sequence[Result], device: str) -> list[str]:
     """A table line for each target and case."""
     lines = ["| target | case | wanted | measured | |", "|" + " --- |" * 5]
     for t in (t for t in TARGETS if t.device in (device, "both")):
-        ours = [r for r in results if r.op == t.op and r.peer == OURS and not r.failed and t.where(r)]
+        # Memory is promised for every size of a chunk, speed for the default.
+        every = t.value is _peak_allowed
+        ours = [r for r in results if r.op == t.op and not r.failed and t.where(r)]
+        ours = [r for r in ours if r.peer == OURS or (every and r.peer.startswith(OURS))]
         for r in ours:
             value = t.value(r, results)
             met = "not measured"
@@ -108,7 +111,10 @@ def compare(results: Sequence[Result], device: str) -> list[str]:
                 met = "met" if (value <= t.bound if t.at_most else value >= t.bound) else "**missed**"
             sign = "<=" if t.at_most else ">="
             shown = "" if value is None else f"{value:.3g}"
-            lines.append(f"| {t.text} | {r.rows} x {r.vocab} {r.dtype} | {sign} {t.bound:.3g} | {shown} | {met} |")
+            note = r.peer.removeprefix(OURS)
+            lines.append(
+                f"| {t.text} | {r.rows} x {r.vocab} {r.dtype}{note} | {sign} {t.bound:.3g} | {shown} | {met} |"
+            )
         if not ours:
             lines.append(f"| {t.text} | no such case in this run | {t.bound:.3g} | | not measured |")
     return lines

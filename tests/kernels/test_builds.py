@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
@@ -36,3 +37,22 @@ def test_cuda_sources_compile_without_warnings_or_spills(arch):
         pytest.skip("nvcc is not on PATH")
     log = run(sys.executable, ROOT / "bench" / "kernels" / "ptxas_table.py", "--archs", arch)
     assert "cluster_kernel" in log
+
+
+@pytest.mark.slow
+def test_the_acceptance_bench_runs_on_a_cpu(tmp_path):
+    script = ROOT / "bench" / "gpu" / "acceptance.py"
+    log = run(sys.executable, script, "--device", "cpu", "--quick", "--rounds", "2", "--no-compile", "--out", tmp_path)
+    assert "## Against the targets" in log
+    record = json.loads((tmp_path / "acceptance.json").read_text())
+    assert {r["op"][0] for r in record["results"]} == {"a", "b", "c"}
+    assert not any(r["failed"] or r["nan"] for r in record["results"])
+    assert record["commit"]
+    assert (tmp_path / "acceptance.png").stat().st_size > 1000
+
+
+def test_benchmark_option_runs_the_benches():
+    log = run(sys.executable, "-m", "pytest", "--benchmark", "--benchmark-disable", "--collect-only", "-q", "-c",
+              ROOT / "pyproject.toml", f"--rootdir={ROOT}")  # fmt: skip
+    assert "bench_kernels.py::test_paw_loss" in log
+    assert "test_builds.py" not in log
