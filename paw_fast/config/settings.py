@@ -80,7 +80,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """How rollouts and updates are laid in time. docs/rollouts.md has the pictures."""
+    """How rollouts and updates are laid in time. docs/rollouts.md tells how."""
 
     name: Annotated[Literal["sync", "stream", "async"], TopLevel("pipeline")] = "sync"
     """`sync`: rollouts, scores, update, in turn. `stream`: groups are scored while others are still played; the same
