@@ -160,6 +160,9 @@ class CriticConfig:
     """Discount, an action token (verl's default)."""
     lam: float = 1.0
     """GAE's lambda, an action token (verl's default)."""
+    gae_over: Literal["trajectory", "transition"] = "trajectory"
+    """GAE over the action tokens of the whole trajectory, or (verl-agent) inside each transition, which is given the
+    whole episode's return."""
     value_clip: float | None = 0.5
     """Values move at most this far from the old ones in the clipped loss (verl's default); `None` turns it off."""
     coef: float = 0.1

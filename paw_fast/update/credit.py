@@ -72,7 +72,11 @@ def assign_credit(trajectories: Sequence[Trajectory], scores: Scores, algo: Algo
     rewards, row_penalties = transition_rewards(trajectories, scores, algo)
     in_policy = has_spread(trajectories) if algo.dynamic_sampling else np.ones(len(trajectories), dtype=bool)
     if algo.name == "ppo":
-        advantages, targets = _gae(rewards - row_penalties, owner, scores, critic)
+        if critic.gae_over == "transition":
+            paid = np.bincount(owner, weights=rewards, minlength=len(trajectories))[owner] - row_penalties
+            advantages, targets = _gae(paid, np.arange(len(owner)), scores, critic)
+        else:
+            advantages, targets = _gae(rewards - row_penalties, owner, scores, critic)
         return Credit(advantages, targets, in_policy)
     groups = np.array([t.group for t in trajectories])[owner]
     returns = np.bincount(owner, weights=rewards, minlength=len(trajectories))
@@ -103,7 +107,7 @@ def _episode_advantages(returns, row_penalties, groups, owner, counts, algo: Alg
 def _gae(
     rewards: np.ndarray, owner: np.ndarray, scores: Scores, critic: CriticConfig
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """GAE over the action tokens of whole trajectories; a transition's reward stands on its last token."""
+    """GAE over the action tokens of each `owner` [M]; a transition's reward [M] stands on its last token."""
     assert scores.values is not None
     sizes = np.array([len(v) for v in scores.values])
     ends = np.cumsum(sizes)

@@ -77,6 +77,16 @@ def test_ppo_runs_gae_over_the_tokens_of_the_trajectory(pair):
     assert rows[1] == pytest.approx([0.0, 8.0])
 
 
+def test_verl_agents_gae_gives_every_transition_the_episodes_return(pair):
+    critic = CriticConfig(gamma=1.0, lam=0.0, whiten=False, gae_over="transition")
+    rows, got = credit(pair, scores(pair, values=2.0), critic, name="ppo")
+    # Two tokens an action: 0 + 2 - 2, then the return 9.9 (or 0) minus 2; nothing passes between transitions.
+    assert [x for r in rows for x in r] == pytest.approx([0.0, 7.9, 0.0, 7.9, *([0.0, -2.0] * 3)], abs=1e-6)
+    assert got.value_targets[0].tolist() == pytest.approx([2.0, 9.9])
+    rows, _ = credit(pair, scores(pair, values=2.0), critic, name="ppo", penalty_in="row")
+    assert [rows[0][1], rows[1][1]] == pytest.approx([7.9, 8.0], abs=1e-6)
+
+
 def test_verl_agents_statistics_count_rows_and_take_the_penalty_from_one(pair):
     rows, _ = credit(pair, statistics="step", penalty_in="row", normalize_std=False)
     # Row scores: 10 - 0.1, 10, 0, 0, 0.
