@@ -211,7 +211,7 @@ def freshly_loaded(model, asked, chat, folder):
 
 
 def test_after_a_sync_all_is_as_with_freshly_loaded_weights(engine, model, changed, chat, tmp_path):
-    """Tokens are equal and log-probs equal to the bit, for a model whose head is tied to the embedding."""
+    """Tokens are equal and log-probs too but for rounding, for a model whose head is tied to the embedding."""
     assert model.config.tie_word_embeddings
     asked = [request(i, p) for i, p in enumerate(prompts(8, LONG, seed=4))]
     before = run(engine, asked)
@@ -222,7 +222,8 @@ def test_after_a_sync_all_is_as_with_freshly_loaded_weights(engine, model, chang
     assert any(after[i].action_ids != before[i].action_ids for i in range(8))
     for i, one in enumerate(asked):
         assert list(after[i].action_ids) == expected[i]["ids"]
-        assert list(after[i].logprobs) == expected[i]["logprobs"]
+        # Two processes may use other numbers of threads: 2.4e-7 (one float32 step) was seen. Stale weights are far off.
+        assert list(after[i].logprobs) == pytest.approx(expected[i]["logprobs"], abs=2e-6)
         assert after[i].policy_versions == (7,) * len(after[i].action_ids)
         assert after[i].logprobs == pytest.approx(plain_logprobs(model, one.prompt_ids, after[i].action_ids), abs=2e-4)
 
