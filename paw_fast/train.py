@@ -195,6 +195,9 @@ class Trainer:
             "throughput/tokens_per_s": tokens / busy, "throughput/episodes_per_s": episodes / busy,
             "memory/peak_bytes": float(peak_memory_bytes()),
         }  # fmt: skip
+        take = getattr(self.env, "take_metrics", None)
+        if take and c.rollout.placement == "inline":  # elsewhere the episodes' environments are not this one's
+            metrics |= take()
         self.writer.log(self.step, metrics)
         if self.step % c.save_every == 0 or last:
             self.save()
