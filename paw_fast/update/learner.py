@@ -105,7 +105,7 @@ class Learner:
         """The optimizer steps of one rollout batch; returns its metrics."""
         c = self.config
         credit = assign_credit(trajectories, scores, c.algo, c.critic)
-        lambdas, selected = self._world_model(trajectories, sequences, scores, step)
+        lambdas, selected = self._world_model(trajectories, scores, step)
         world_model = WorldModelWeights(lambdas, selected)
         joint = world_model if c.paw.update == "joint" else WorldModelWeights(lambdas, np.zeros_like(selected))
         totals = Totals(self.passages.label(trajectories, sequences))
@@ -134,7 +134,7 @@ class Learner:
             metrics["wm/selected_share"] = float(selected.mean())
         return metrics
 
-    def _world_model(self, trajectories, sequences, scores: Scores, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _world_model(self, trajectories, scores: Scores, step: int) -> tuple[np.ndarray, np.ndarray]:
         """lambda of each trajectory [B] and the selected transitions [M]."""
         c = self.config
         if not c.paw.enabled:
@@ -175,13 +175,19 @@ class Learner:
         for batch in self._packed(picked, tables):
             extra = (lambda h, b=batch: self._value_loss(shared, h, b, totals, c.critic.coef)) if shared else None
             totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra), chosen)
-        norm = self.optimizer.clip_gradients(c.optim.max_grad_norm)
-        if torch.isfinite(norm):
+        norm, stepped = self._step()
+        totals.moved |= stepped
+        totals.skipped += not stepped
+        totals.norms.append(norm)
+
+    def _step(self) -> tuple[float, bool]:
+        """The optimizer's step, left out where the gradient is not finite; its norm, and whether it was taken."""
+        norm = self.optimizer.clip_gradients(self.config.optim.max_grad_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite:
             self.optimizer.step()
-            totals.moved = True
-        totals.skipped += not torch.isfinite(norm)
         self.optimizer.zero_grad(set_to_none=True)
-        totals.norms.append(float(norm))
+        return float(norm), finite
 
     def _packed(self, sequences: Sequence[TokenSequence], tables: Sequence[RowTable]) -> Iterator[PackedBatch]:
         """Micro-batches of the sequences that have a row at all."""
@@ -225,8 +231,9 @@ class Learner:
                 hidden = self.policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
             self._value_loss(self.critic, hidden, batch, totals, 1.0).backward()
         # Parameters of the policy have no gradient here, and AdamW leaves such parameters alone.
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm, stepped = self._step()
+        totals.skipped += not stepped
+        totals.critic_norms.append(norm)
 
 
 def _scatter(
