@@ -218,7 +218,11 @@ def _train(args: list[str]) -> int:
 
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
-    return train(config, run_dir)
+    try:
+        return train(config, run_dir)
+    except UserError:
+        runs.discard_unused(run_dir)
+        raise
 
 
 def _resume(path: Path, args: list[str]) -> int:

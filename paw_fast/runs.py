@@ -33,6 +33,16 @@ def create_run(config: TrainConfig) -> Path:
     return run_dir
 
 
+def discard_unused(run_dir: Path) -> None:
+    """Takes away what `create_run` wrote if a run stopped before it made anything else, so that the command, mended,
+    can be given again."""
+    made = {run_dir / "config.toml", run_dir / "versions.json"}
+    if set(run_dir.iterdir()) <= made:
+        for path in made:
+            path.unlink(missing_ok=True)
+        run_dir.rmdir()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
     found = {"python": platform.python_version(), "platform": platform.platform()}

@@ -1,5 +1,6 @@
 """The main command, end to end on a run of seconds: what it leaves, resuming after a kill, mistakes of the user."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -172,6 +173,21 @@ def test_a_model_that_is_not_there(tmp_path):
 
     with pytest.raises(UserError, match="no such folder"):
         load_policy("./no/such/model", load_preset("tiny").model)
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder_behind(cache, monkeypatch, tmp_path):
+    """The command, mended, must not be told that the folder holds a run already."""
+    monkeypatch.setenv("XDG_CACHE_HOME", cache["XDG_CACHE_HOME"])
+    with pytest.raises(UserError, match="no such folder"):
+        cli.run(["train", *SHORT, "--model", "./no/such/model", "--run-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_stopped_later_keeps_what_it_made(tmp_path):
+    run_dir = runs.create_run(dataclasses.replace(load_preset("tiny"), run_dir=tmp_path / "run"))
+    (run_dir / "warm_start").mkdir()
+    runs.discard_unused(run_dir)
+    assert (run_dir / "config.toml").exists()
 
 
 def test_help_of_every_command(capsys):
