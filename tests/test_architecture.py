@@ -20,8 +20,8 @@ LAYERS = [
     {"__init__", "types", "files", "scores"},
     {"config", "env_config", "console"},
     {"kernels"},
-    {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "attention", "tiny", "critic",
-     "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
+    {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "doctor_data", "attention",
+     "tiny", "critic", "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
      "mismatch", "timeline", *STAGES},
     {"update", "warm_start", "evaluate", "world_model_quality"},
     {"train", "pipeline", "eval_command"},
@@ -44,7 +44,7 @@ NO_TORCH = {
 }
 """Not even through another module of the package: configs and environments load without it."""
 
-NO_TORCH_AT_IMPORT = {"cli", "doctor"}
+NO_TORCH_AT_IMPORT = {"cli", "doctor", "doctor_data"}
 """Only inside functions, so that `--help` is quick and a broken torch can be reported."""
 
 

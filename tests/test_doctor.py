@@ -72,7 +72,7 @@ def test_this_machine():
     assert info["cpu"]["cores"] >= 1
     assert set(info["kernels"]["ops"]) >= {"token_logprobs", "paw_loss"}
     text = printed(info)
-    for words in ("paw-fast", "torch", "CPU", "vLLM", "token_logprobs", "ALFWorld data"):
+    for words in ("paw-fast", "torch", "CPU", "vLLM", "token_logprobs", "ALFWorld data", "search data"):
         assert words in text
     assert all(set(one) == {"what", "why", "mend", "needed"} and one["mend"] for one in info["gaps"])
 
@@ -239,3 +239,25 @@ def test_a_broken_torch_is_a_finding(monkeypatch):
 def test_markup_in_what_was_found_is_printed_as_it_is(use_kernels):
     use_kernels(ImportError("[red]no[/] such [/file"))
     assert "[red]no[/] such [/file" in printed(doctor.collect(), width=200)
+
+
+def test_search_indexes_are_counted_and_a_broken_one_named(tmp_path):
+    assert gap(doctor.collect(), "search data") == {
+        "what": "search data", "why": "nothing is indexed yet", "needed": False,
+        "mend": "nothing to do: the first run generates a world, or indexes the file that --env.corpus names",
+    }  # fmt: skip
+    cache = tmp_path / "cache" / "paw-fast" / "search"
+    for name in ("wiki-1", ".making-wiki-2"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "meta.json").write_text('{"version": 1, "kind": "bm25", "num_passages": 1200}')
+    info = doctor.collect()
+    assert info["data"]["search"]["indexes"] == {"wiki-1": 1200}
+    assert gap(info, "search data") is None
+    assert f"indexes in {cache}: wiki-1 (1,200 passages)" in printed(info, width=400)
+    (cache / "half").mkdir()
+    info = doctor.collect()
+    found = gap(info, "search data")
+    assert found["needed"]
+    assert "half is not an index" in found["why"]
+    assert str(cache) in found["mend"]
+    assert info["data"]["search"]["indexes"] == {"wiki-1": 1200}
