@@ -81,8 +81,9 @@ def demonstrate(
 
 def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplate, config: TrainConfig) -> Trajectory:
     """A demonstration as the agent loop would have recorded it, in the layout of `config`."""
-    limit = config.env.max_observation_chars
-    first, turns = shown(demo[0], limit)[0], [(c, shown(after, limit)[0], learn) for c, after, learn in demo[1]]
+    limits = config.env.max_observation_chars, config.env.max_observation_tokens
+    first = chat.shown(demo[0], *limits)[0]
+    turns = [(c, chat.shown(after, *limits)[0], learn) for c, after, learn in demo[1]]
     trajectory_layout = config.layout == "trajectory"
     instruction = str(first.info.get("task", ""))
     end = chat.between[:1] if chat.between and chat.between[0] in chat.stop_ids else [min(chat.stop_ids)]

@@ -14,7 +14,7 @@ from itertools import count
 
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
-from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action, shown
+from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
 from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition
 
 Planned = tuple[Task, int, tuple[int, ...]]
@@ -188,12 +188,7 @@ class AgentLoop:
     def _shown(self, observation: Observation) -> tuple[Observation, bool]:
         """The observation as the policy reads it, within its budgets, and whether it was cut."""
         s = self.settings
-        observation, cut = shown(observation, s.max_observation_chars)
-        if s.max_observation_tokens:
-            text = self.chat.fit(observation.text, s.max_observation_tokens)
-            if text != observation.text:
-                return Observation(text, observation.admissible, observation.info), True
-        return observation, cut
+        return self.chat.shown(observation, s.max_observation_chars, s.max_observation_tokens)
 
     def _passages(self, observation: Observation, mask: list[bool]) -> tuple[tuple[int, int, str], ...]:
         """Where in the observation's tokens (of which `mask` marks the text's own) passages stand."""

@@ -15,7 +15,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from paw_fast.types import UserError
+from paw_fast.rollout import prompts
+from paw_fast.types import Observation, UserError
 
 _CLOSING_TAG = re.compile(r"</\w+>\s*\Z")
 _ACTION, _MESSAGE = "\u2402paw-action\u2403", "\u2402paw-message\u2403"
@@ -88,6 +89,13 @@ class ChatFormat:
                 return short
             room -= 1
         return end
+
+    def shown(self, observation: Observation, max_chars: int = 0, max_tokens: int = 0) -> tuple[Observation, bool]:
+        """The observation as the policy reads it, within its budgets (0: none), and whether it was cut."""
+        observation, cut = prompts.shown(observation, max_chars)
+        if max_tokens and (text := self.fit(observation.text, max_tokens)) != observation.text:
+            return Observation(text, observation.admissible, observation.info), True
+        return observation, cut
 
     def locate(self, text: str, places: Sequence[tuple[int, int, str]]) -> tuple[tuple[int, int, str], ...]:
         """Stretches of a text, (first character, end, name), as stretches of its tokens. What lies past the text's end

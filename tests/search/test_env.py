@@ -6,6 +6,8 @@ import pytest
 from search_extras import need
 
 from paw_fast import envs, tiny
+from paw_fast.config import TrainConfig
+from paw_fast.env_config import env_config
 from paw_fast.envs.search.desk import SearchDesk
 from paw_fast.envs.search.env import NOT_UNDERSTOOD, NOTHING_FOUND, SearchEnv, read_command, show_passages
 from paw_fast.envs.search.questions import Question
@@ -14,9 +16,10 @@ from paw_fast.retrieval.records import Hit, Passage
 from paw_fast.rollout.agent import AgentLoop, AgentSettings
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import Completion
-from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.rollout.prompts import PromptTemplate, write_action
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Env, UserError
+from paw_fast.warm_start import as_trajectory
 
 need("bm25s", "Stemmer")
 
@@ -241,6 +244,26 @@ def test_the_observation_keeps_to_its_budget_of_tokens(chat):
     assert cut.transitions[0].observation_text.endswith("</information>")
     assert (cut.num_cut, same.num_cut) == (1, 0)
     assert same.transitions[0].observation_text == whole.transitions[0].observation_text
+
+
+@pytest.mark.parametrize("layout", ["trajectory", "window"])
+@pytest.mark.parametrize(("max_chars", "max_tokens"), [(0, 0), (0, 30), (40, 0), (60, 25)])
+def test_imitation_sees_what_the_policy_sees(chat, layout, max_chars, max_tokens):
+    env, _ = make_env()
+    commands = ["search[" + "a long query" * 9 + "]", "search[b]", "answer[Paris]"]
+    first = env.reset(env.tasks("train")[0])
+    demo = (first, [(command, env.step(command).observation, True) for command in commands])
+    limits = {"max_observation_chars": max_chars, "max_observation_tokens": max_tokens}
+    config = TrainConfig(layout=layout, env=env_config("search", **{"history": 2, **limits}))
+    template = PromptTemplate.load("compact", "search")
+    imitated = as_trajectory(demo, chat, template, config)
+    (lived,) = play(
+        env, chat, [[write_action(c, "search") for c in commands]], layout=layout, history=2, **limits
+    )  # fmt: skip
+    for mine, theirs in zip(imitated.transitions, lived.transitions, strict=True):
+        assert mine.prompt_ids == theirs.prompt_ids
+        assert mine.observation_text == theirs.observation_text
+    assert (lived.num_cut > 0) == bool(max_chars or max_tokens)
 
 
 # ------------------------------------------------------------------------------------------------- the desk

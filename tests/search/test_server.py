@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from search_extras import need
 
+from paw_fast.env_config import env_config
 from paw_fast.retrieval import bm25, open_index, remote, server
 from paw_fast.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Passage
+from paw_fast.rollout.build import make_env
 from paw_fast.types import UserError
 
 need("bm25s", "Stemmer", "fastapi", "uvicorn", "httpx")
@@ -241,6 +244,64 @@ def test_a_server_that_is_down_is_waited_for_and_the_failures_counted(capsys):
     assert said.count("paused: the retriever at") == 1
     assert "answers again" in said
     client.close()
+    one.stop()
+
+
+class Silent:
+    """Accepts connections and never answers the first `mute` requests; gives `GOOD` to those after."""
+
+    def __init__(self, mute):
+        self.asked, self._mute, self._held = 0, mute, []
+        self._listener = server.open_socket("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self):
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            self.asked += 1
+            self._held.append(connection)
+            if self.asked > self._mute:
+                while b"return_scores" not in connection.recv(65536):
+                    pass
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(GOOD[1])}\r\nConnection: close\r\n\r\n"
+                connection.sendall(head.encode() + GOOD[1])
+
+    def stop(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._held:
+            connection.close()
+        self._thread.join(10)
+
+
+def test_a_server_that_never_answers_is_given_up_after_the_time_limit(tmp_path, capsys):
+    """Each request ends at --env.retriever-timeout-s, is tried again, and then the run pauses and says so."""
+    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "x"}\n')
+    one = Silent(mute=4)
+    settings = env_config(
+        "search", train=(str(tmp_path / "q.jsonl"),), retriever=one.url, retriever_timeout_s=0.2, retriever_retries=2
+    )  # fmt: skip
+    env = make_env(settings)
+    env._desk.retriever.pause_s = 0.05
+    env.reset(env.tasks("train")[0])
+    began = time.monotonic()
+    step = env.step("search[a]")
+    assert 4 * 0.2 <= time.monotonic() - began < 20  # with the default of 30 s it would have been two minutes
+    assert step.observation.text == "<information>Doc 1 x</information>"
+    assert one.asked == 5
+    metrics = env.take_metrics()
+    assert metrics["retrieval/failures"] == 4.0
+    assert metrics["retrieval/paused_s"] >= 0.2  # the fourth request waited for its limit within the pause
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("paused: the retriever at") == 1
+    assert "timed out" in said
+    assert "going on" in said
+    env.close()
     one.stop()
 
 
