@@ -6,10 +6,11 @@ Spans are on the machine's monotonic clock (`time.perf_counter`), which all proc
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from paw_fast.files import write_text
+from paw_fast.files import user_errors, write_text
 from paw_fast.metrics import StageTimer
 
 Spans = Mapping[str, Sequence[tuple[str, float, float]]]
@@ -17,6 +18,7 @@ Spans = Mapping[str, Sequence[tuple[str, float, float]]]
 
 TRAINER_STAGES = ("score", "update", "sync")
 PLAYER_STAGES = ("generate", "prompt", "environment")
+_CLOSE = "\n]\n"
 
 
 def covered_s(spans: Iterable[tuple[str, float, float]]) -> float:
@@ -48,27 +50,39 @@ def idle_shares(times: Mapping[str, float], spans: Spans) -> dict[str, float]:
 
 
 class Timeline:
-    """Collects a run's spans and writes them, after each step, as one Chrome trace."""
+    """Writes a run's spans as a Chrome trace, step after step. A resumed run begins the file anew.
+
+    The file is one JSON array (the trace format's other form), to which each step adds its events in place of the
+    closing bracket: it can be read after every step, costs what the step adds, and is still a trace to the viewers
+    when the process dies in the middle of a write.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._events: list[dict] = []
         self._lanes: dict[str, int] = {}
 
     def add(self, timer: StageTimer, spans: Spans) -> None:
-        """Adds what the trainer's timer and the other processes have recorded since the last call."""
+        """Adds what the trainer's timer and the other processes have recorded since the last call.
+
+        Raises `UserError` when the file cannot be written.
+        """
         trainer = [(s.name, timer.origin + s.start_s, timer.origin + s.end_s) for s in timer.spans]
         timer.spans.clear()
+        events: list[dict] = []
+        first = not self._lanes
         for process, rows in {"trainer": trainer, **spans}.items():
-            lane = self._lane(process)
-            self._events += [
+            if process not in self._lanes:
+                self._lanes[process] = len(self._lanes)
+                about = {"pid": self._lanes[process], "tid": 0, "args": {"name": process}}
+                events.append({"name": "process_name", "ph": "M", **about})
+            lane = self._lanes[process]
+            events += [
                 {"name": name, "ph": "X", "ts": start * 1e6, "dur": (end - start) * 1e6, "pid": lane, "tid": 0}
                 for name, start, end in rows
             ]
-        write_text(self.path, json.dumps({"traceEvents": self._events, "displayTimeUnit": "ms"}))
-
-    def _lane(self, process: str) -> int:
-        if process not in self._lanes:
-            lane = self._lanes[process] = len(self._lanes)
-            self._events.append({"name": "process_name", "ph": "M", "pid": lane, "tid": 0, "args": {"name": process}})
-        return self._lanes[process]
+        if first:
+            write_text(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + _CLOSE)
+        elif events:
+            with user_errors("write the timeline", self.path), open(self.path, "r+b") as file:
+                file.seek(-len(_CLOSE), os.SEEK_END)
+                file.write((",\n" + ",\n".join(map(json.dumps, events)) + _CLOSE).encode())

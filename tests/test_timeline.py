@@ -7,6 +7,7 @@ import pytest
 
 from paw_fast.metrics import StageTimer
 from paw_fast.timeline import Timeline, covered_s, idle_shares
+from paw_fast.types import UserError
 
 
 def test_time_that_spans_share_counts_once():
@@ -30,7 +31,7 @@ def test_the_trace_puts_processes_side_by_side_on_one_clock(tmp_path):
             start = time.perf_counter()
             time.sleep(0.01)
         timeline.add(timer, {"generator 0": [("generate", start, start + 0.01)]})
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    events = json.loads((tmp_path / "trace.json").read_text())
     names = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     assert sorted(names.values()) == ["generator 0", "trainer"]
     rows = [(names[e["pid"]], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
@@ -39,3 +40,29 @@ def test_the_trace_puts_processes_side_by_side_on_one_clock(tmp_path):
     assert len(updates) == len(generated) == 2
     for (_, _, ts, dur), (_, _, other, _) in zip(updates, generated, strict=True):
         assert ts <= other <= ts + dur
+
+
+def test_the_trace_can_be_read_after_each_step_and_only_grows(tmp_path):
+    path = tmp_path / "trace.json"
+    timer, timeline = StageTimer(), Timeline(path)
+    before = b""
+    for step in range(1, 4):
+        with timer("update"):
+            pass
+        timeline.add(timer, {"generator 0": [("generate", 0.0, 1.0)]} if step > 1 else {})
+        text = path.read_bytes()
+        events = json.loads(text)
+        assert sum(e["name"] == "update" for e in events) == step
+        assert text.startswith(before)
+        before = text.removesuffix(b"\n]\n")
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["trainer", "generator 0"]
+    timeline.add(timer, {})
+    assert json.loads(path.read_bytes()) == events
+
+
+def test_a_trace_that_cannot_be_written_is_one_clear_error(tmp_path):
+    timer, timeline = StageTimer(), Timeline(tmp_path / "trace.json")
+    timeline.add(timer, {})
+    (tmp_path / "trace.json").unlink()
+    with pytest.raises(UserError, match=r"trace\.json"):
+        timeline.add(timer, {"generator 0": [("generate", 0.0, 1.0)]})
