@@ -34,6 +34,7 @@ from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
 from paw_fast.rollout.build import make_engine, make_env, make_loop
+from paw_fast.rollout.limits import within
 from paw_fast.rollout.player import InlinePlayer, Player, Sitting
 from paw_fast.rollout.pool import ActorPool
 from paw_fast.tasks.sampler import TaskSampler
@@ -99,10 +100,12 @@ class Trainer:
                 pool = ActorPool(self.config, self.policy, self.run_dir / "generators", version)
             pool.stage = self._stage
             return pool
-        engine = make_engine(self.policy, self.config)
+        limit = self.config.rollout.start_timeout_s
+        with within(limit, "the generator of this process to start", "--rollout.start-timeout-s"):
+            engine = make_engine(self.policy, self.config)
         loop = make_loop(self.policy.tokenizer, self.policy.model.config, engine, self.env, self.config)
         loop.stage = self._stage
-        player = InlinePlayer(loop)
+        player = InlinePlayer(loop, self.config.rollout.sync_timeout_s)
         if version:
             player.weights_changed(version)
         return player

@@ -100,8 +100,15 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
     need(
         len(named) in (0, wanted), "rollout.gpus", r.gpus, f"{wanted} devices (replicas times tensor-parallel), or none"
     )
+    need(
+        r.engine == "vllm" or r.tensor_parallel == 1, "rollout.tensor-parallel", r.tensor_parallel,
+        "1, or --rollout.engine vllm with it",
+    )  # fmt: skip
     if r.placement == "inline":
-        only = {"rollout.replicas": r.replicas > 1, "rollout.gpus": bool(named), "rollout.cores": r.cores > 0}
+        only = {
+            "rollout.replicas": r.replicas > 1, "rollout.gpus": bool(named), "rollout.cores": r.cores > 0,
+            "rollout.tensor-parallel": r.tensor_parallel > 1,
+        }  # fmt: skip
         for key, given in only.items():
             need(not given, key, "given", "--rollout.placement process with it")
         need(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from paw_fast.rollout.agent import AgentLoop, Planned
+from paw_fast.rollout.limits import within
 from paw_fast.types import Trajectory
 
 
@@ -41,10 +42,10 @@ class Player(Protocol):
 
 
 class InlinePlayer:
-    """The agent loop of this process."""
+    """The agent loop of this process. New weights that are not loaded after `sync_timeout_s` are an `EngineError`."""
 
-    def __init__(self, loop: AgentLoop):
-        self.loop = loop
+    def __init__(self, loop: AgentLoop, sync_timeout_s: float = 120.0):
+        self.loop, self.sync_timeout_s = loop, sync_timeout_s
         self.policy_version = 0
 
     def submit(self, episodes: Sequence[Planned], temperature: float | None = None) -> None:
@@ -57,7 +58,9 @@ class InlinePlayer:
         self.loop.stop()
 
     def weights_changed(self, version: int) -> None:
-        self.loop.engine.weights_changed(version)
+        what = f"the generator of this process to load the weights of version {version}"
+        with within(self.sync_timeout_s, what, "--rollout.sync-timeout-s"):
+            self.loop.engine.weights_changed(version)
         self.policy_version = version
 
     def take_spans(self) -> dict[str, list[tuple[str, float, float]]]:

@@ -81,6 +81,8 @@ class ActorPool:
         """Starts the actors and waits until they are ready. `folder` takes the model's config and the actors' logs."""
         self.config, self.policy_version = config, version
         self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
+        if config.rollout.gpus and not torch.cuda.is_available():
+            raise UserError(f"--rollout.gpus {config.rollout.gpus}: no CUDA device is visible to torch; leave it out")
         self._ended: list[Trajectory] = []
         self._spans: dict[str, list[tuple[str, float, float]]] = {}
         self._context = multiprocessing.get_context("spawn")
@@ -263,6 +265,19 @@ def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
     if kind == "auto":
         on_card = policy.device.type == "cuda" and r.engine == "vllm"
         kind = ("nccl" if r.gpus else "ipc") if on_card else "shared"
+    if kind in ("ipc", "nccl") and policy.device.type != "cuda":
+        raise UserError(
+            f"--rollout.transport {kind} carries weights between GPUs, and the model is on the {policy.device.type}: "
+            "say shared, or auto"
+        )
+    if kind == "ipc" and r.gpus:
+        raise UserError(
+            f"--rollout.transport ipc stays on one card, and --rollout.gpus is {r.gpus}: say nccl, or leave out gpus"
+        )
+    if kind == "nccl" and (r.engine != "vllm" or not r.gpus):
+        raise UserError(
+            "--rollout.transport nccl needs --rollout.engine vllm on cards of its own (--rollout.gpus): say auto"
+        )
     if kind == "ipc":
         return IpcPublisher(policy.model), kind
     if kind == "nccl":

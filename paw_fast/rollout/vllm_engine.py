@@ -80,6 +80,9 @@ class VllmEngine:
         self._requests = 0
         self._cached_prompt: list[int] = []
         with _undisturbed():
+            if settings.tensor_parallel > 1 and not torch.cuda.is_available():
+                # vLLM itself asks for a NUMA node for each worker.
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _split_cores(settings.tensor_parallel))
             vllm = _import_vllm()
             self._params, self._delta = vllm.SamplingParams, vllm.sampling_params.RequestOutputKind.DELTA
             try:
@@ -217,6 +220,14 @@ def _engine_args(folder: Path, s: VllmSettings) -> dict[str, Any]:
     if torch.cuda.is_available():
         return arguments | {"gpu_memory_utilization": s.memory_share or 0.9}
     return arguments | {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": _cpu_cache_bytes(folder, s)}
+
+
+def _split_cores(workers: int) -> str:
+    """This process's cores, shared out among the workers in vLLM's notation ("0,1|2,3"); where there are too few, some
+    share one."""
+    cores = sorted(os.sched_getaffinity(0))
+    parts = [cores[i::workers] or [cores[i % len(cores)]] for i in range(workers)]
+    return "|".join(",".join(map(str, part)) for part in parts)
 
 
 def _cpu_cache_bytes(folder: Path, s: VllmSettings) -> int:

