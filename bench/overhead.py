@@ -1,22 +1,28 @@
-"""What the world model costs: whole updates (scoring and optimizer steps) with PaW off and on, on real episodes.
+"""What the world model costs: whole updates with PaW off and on, on episodes of realistic lengths.
 
     python bench/overhead.py --data ../shared/data --env alfworld webshop search        # tiny model, one CPU thread
     python bench/overhead.py --data ../shared/data --shape qwen2.5-1.5b --groups 16 --group-size 8       # on a GPU
 
-Episodes are the searcher's, in the environments' own texts and prompts (template `verl`); an action is a thought of
-30 to 90 tokens and the command. Tokens come from a BPE of 4,096 tokens that is trained on those texts. Off and on
-alternate; times are medians, peak memory is measured in a process of its own for each. Writes a table in Markdown.
+A whole update is all that lies between a step's rollouts and the next weights, by the environment's recipe: old
+log-probs and entropies group by group, the reference's log-probs, credit, selection (alpha 0.75), packing, the pass
+with gradient, the optimizer and the metrics. Off and on take turns, each on is compared with the mean of the offs
+around it, and the overhead is the median, with the interval that holds it with 95 % (order statistics); `noise` is the
+median difference between an off and the next. On the CPU seconds are the process's own CPU time: waits for a core are
+left out, what others do to caches and clock is not. Peak memory is that of a process of its own for each.
 
-The breakdown counts what PaW adds: tokens that the backbone computes besides (the selected observations; none in
-`trajectory`, but for the end of the last one), and rows of logits. `floor` is the share of multiplications that they
-are, forward and backward: what no implementation that computes them all can go below.
+`floor` is the share of multiplications that PaW adds (selected observations through the backbone, their rows through
+the head, attention included): what no implementation that computes them all can go below. The breakdown is measured:
+seconds of the update's parts, off and on. See `overhead_episodes` for where the lengths come from.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -24,232 +30,370 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import transformers
 
-from paw_fast import envs, packing, tiny
+sys.path.insert(0, str(Path(__file__).parent))
+from overhead_episodes import episodes_of
+
+from paw_fast import kernels, optim, packing, tiny
 from paw_fast.attention import ATTENTION_NAME
 from paw_fast.config import TrainConfig, load_preset
-from paw_fast.envs import make
 from paw_fast.metrics import peak_memory_bytes
 from paw_fast.policy import Policy
-from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.scores import Scores
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Trajectory
 from paw_fast.update import Learner
+from paw_fast.update import learner as learner_module
 from paw_fast.update.credit import Credit
 from paw_fast.update.row_tables import WorldModelWeights, build_tables
-from paw_fast.warm_start import as_trajectory, demonstrate
+from paw_fast.update.totals import Totals
 
-THOUGHT_TOKENS = (30, 90)
-VOCAB = 4096
-
-
-def settings_of(name: str, data: Path) -> dict:
-    """Where an environment of the bench takes its data from."""
-    if name == "webshop":
-        return {"data": data / "webshop"}
-    if name == "search":
-        return {
-            "train": [str(data / "qa" / "hotpotqa_train.json")],
-            "corpus": data / "qa" / "hotpotqa_train_corpus.json",
-        }
-    return {"size": "full", "num_train": 64, "num_unseen": 8}
-
-
-def demonstrations(name: str, data: Path, count: int, config: TrainConfig) -> list:
-    """`count` episodes of the environment's searcher."""
-    env = make(name, max_steps=config.env.max_steps, **settings_of(name, data))
-    tasks = env.tasks("train")[: 4 * count]
-    quiet = dataclasses.replace(config.warm_start, hesitation=0.0, hesitant_share=0.0, slips=0.0)
-    kept = demonstrate(env, envs.searcher(name), tasks, quiet)[:count]
-    env.close()
-    if len(kept) < count:
-        sys.exit(f"{name}: {len(kept)} episodes of the searcher won, {count} are needed")
-    return kept
-
-
-def with_thoughts(episode: Trajectory, layout: str, rng: np.random.Generator, group: int, vocab: int) -> Trajectory:
-    """The episode with random tokens as a thought before each command."""
-    turns, prompt = [], episode.transitions[0].prompt_ids
-    for t in episode.transitions:
-        thought = tuple(int(i) for i in rng.integers(5, vocab, int(rng.integers(*THOUGHT_TOKENS))))
-        action = thought + t.action_ids
-        before = prompt if layout == "trajectory" else t.prompt_ids
-        turns.append(
-            dataclasses.replace(t, prompt_ids=before, action_ids=action, rollout_logprobs=(0.0,) * len(action))
-        )
-        prompt = before + action + t.observation_ids
-    reward = float(10 * rng.integers(0, 2))
-    return dataclasses.replace(
-        episode, group=group, transitions=tuple(turns), episode_return=reward, success_return=reward
-    )
+RECIPES = {"alfworld": "qwen2.5-1.5b", "webshop": "qwen2.5-1.5b", "search": "qwen2.5-3b"}
+QWEN_1_5B = {
+    "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+    "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+}  # fmt: skip
+PARTS = (
+    "score",
+    "backbone forward",
+    "head and loss",
+    "backward",
+    "optimizer",
+    "tables and packing",
+    "metrics",
+    "other",
+)
 
 
 def model_of(shape: str, vocab: int, device: str) -> torch.nn.Module:
     """The tiny model, or one of Qwen2.5-1.5B's shape with random weights (bfloat16)."""
     if shape == "tiny":
         return tiny.build_model(vocab, max_positions=16384)
-    config = transformers.Qwen2Config(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
-    )  # fmt: skip
     with torch.device(device):
         return transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=ATTENTION_NAME
+            transformers.Qwen2Config(**QWEN_1_5B), dtype=torch.bfloat16, attn_implementation=ATTENTION_NAME
         )
 
 
 def batch_of(name: str, layout: str, args: argparse.Namespace) -> tuple[list[Trajectory], TrainConfig, object]:
-    """Trajectories of a step, its config, and the tokenizer."""
-    preset = load_preset("qwen2.5-1.5b", name)
+    """Trajectories of a step, the recipe's config in that layout, and the tokenizer."""
+    recipe = load_preset(RECIPES[name], name)
     config = dataclasses.replace(
-        preset, layout=layout, token_budget=args.token_budget,
-        algo=dataclasses.replace(preset.algo, name="grpo", kl_coef=0.0, minibatches=1, minibatch_size=None),
-        paw=dataclasses.replace(preset.paw, alpha=0.75),
-    )  # fmt: skip
-    demos = demonstrations(name, args.data, args.groups * args.group_size, config)
-    texts = [first.text for first, _ in demos] + [after.text for _, turns in demos for _, after, _ in turns]
-    template = PromptTemplate.load("verl", name)
-    texts += [template.window(first, str(first.info.get("task", "")), [], 0) for first, _ in demos]
-    tokenizer = tiny.train_tokenizer(texts, VOCAB)
-    chat, rng = ChatFormat(tokenizer), np.random.default_rng(0)
-    episodes = [as_trajectory(demo, chat, template, config) for demo in demos]
-    return (
-        [with_thoughts(t, layout, rng, i // args.group_size, len(tokenizer)) for i, t in enumerate(episodes)],
-        config,
-        tokenizer,
+        recipe, layout=layout, token_budget=args.token_budget, paw=dataclasses.replace(recipe.paw, alpha=0.75)
     )
+    groups = max(args.groups, args.count_groups)
+    played = episodes_of(name, args.data, groups, args.group_size, config, tuple(args.thought))
+    return played[0], config, played[1]
+
+
+def with_paw(config: TrainConfig, enabled: bool) -> TrainConfig:
+    return dataclasses.replace(config, paw=dataclasses.replace(config.paw, enabled=enabled))
 
 
 def learner_of(config: TrainConfig, tokenizer, enabled: bool, shape: str, device: str) -> Learner:
-    config = dataclasses.replace(config, paw=dataclasses.replace(config.paw, enabled=enabled))
+    """As a run makes it, with a frozen copy as the reference where the recipe has a KL."""
+    config = with_paw(config, enabled)
     torch.manual_seed(0)
-    model = model_of(shape, len(tokenizer), device).to(device)
-    if config.model.gradient_checkpointing and device == "cuda":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Learner(Policy(model.train(), tokenizer), None, config)
+    model: Any = model_of(shape, len(tokenizer), device).to(device).train()
+    reference = None
+    if config.algo.kl_coef > 0:
+        frozen: Any = model_of(shape, len(tokenizer), device).to(device)
+        frozen.load_state_dict(model.state_dict())
+        reference = Policy(frozen.eval().requires_grad_(False), tokenizer)
+    if config.model.gradient_checkpointing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Learner(Policy(model, tokenizer), reference, config)
+
+
+def clock(device: str) -> float:
+    """Seconds: of a GPU's work until now, or CPU time of this process."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def score(learner: Learner, trajectories: Sequence[Trajectory]) -> Scores:
+    """Group by group, as the pipeline does."""
+    size, parts = len(trajectories) // (1 + max(t.group for t in trajectories)), []
+    for start in range(0, len(trajectories), size):
+        parts.append(learner.score(build_sequences(trajectories[start : start + size], learner.config.layout)))
+    return Scores.join(parts)
 
 
 def update(learner: Learner, trajectories: Sequence[Trajectory], step: int) -> tuple[float, float]:
-    """Seconds of scoring and of the optimizer steps of one whole update."""
-    device = learner.policy.device
-    sequences = build_sequences(trajectories, learner.config.layout)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    scores = learner.score(sequences)
-    wait()
-    middle = time.perf_counter()
-    learner.update(trajectories, sequences, scores, step)
-    wait()
-    return middle - start, time.perf_counter() - middle
+    """Seconds of scoring and of the rest of one whole update."""
+    device = learner.policy.device.type
+    start = clock(device)
+    scores = score(learner, trajectories)
+    middle = clock(device)
+    learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, step)
+    return middle - start, clock(device) - middle
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """An interval that holds the median with 95 % or more (the whole range where there are too few values)."""
+    n, ordered = len(values), sorted(values)
+    tail, k = 0.5**n, 0
+    while tail + math.comb(n, k + 1) * 0.5**n <= 0.025:
+        k += 1
+        tail += math.comb(n, k) * 0.5**n
+    return ordered[k], ordered[n - 1 - k]
+
+
+# ------------------------------------------------------------------------------------------------ peak memory
 
 
 def peak(payload, enabled: bool, shape: str, device: str, answer) -> None:
     """Peak memory of one update, in a process of its own."""
     trajectories, config, tokenizer = payload
-    learner = learner_of(config, tokenizer, enabled, shape, device)
-    update(learner, trajectories, 0)
+    torch.set_num_threads(1)
+    update(learner_of(config, tokenizer, enabled, shape, device), trajectories, 0)
     answer.send(peak_memory_bytes())
 
 
 def measure_peak(payload, enabled: bool, args: argparse.Namespace, device: str) -> int:
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=peak, args=(payload, enabled, args.shape, device, theirs)
-    )
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=peak, args=(payload, enabled, args.shape, device, theirs))
     process.start()
+    theirs.close()
     found = ours.recv()
     process.join()
     return found
 
 
-def breakdown(learner: Learner, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Tokens and rows that PaW adds to the update, and the share of multiplications that they are."""
+# -------------------------------------------------------------------------------------------------- breakdown
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens through the backbone and rows through the head, off and on, and the share of multiplications added."""
+
+    tokens: int
+    more_tokens: float
+    rows: int
+    more_rows: float
+    floor: float
+    floor_of_update: float
+
+
+def multiplications(lengths: Sequence[int], rows: int, config: Any) -> tuple[float, float]:
+    """Of one forward pass: the backbone's (weights and causal attention) and the head's."""
+    c = config.get_text_config()
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    kept = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    weights = c.num_hidden_layers * (kept + 3 * c.hidden_size * c.intermediate_size)
+    attended = c.num_hidden_layers * c.num_attention_heads * head  # a query at position p meets p keys and p values
+    return sum(n * weights + n * (n + 1) * attended for n in lengths), rows * c.hidden_size * c.vocab_size
+
+
+def work_of(learner: Learner, trajectories: Sequence[Trajectory], config: Any) -> Work:
+    """What PaW adds for a model of that config, when alpha of the transitions is picked at random."""
     sequences = build_sequences(trajectories, learner.config.layout)
     turns = [t for episode in trajectories for t in episode.transitions]
-    rng = np.random.default_rng(1)
     selected = np.zeros(len(turns), dtype=bool)
-    selected[rng.permutation(len(turns))[: int(0.75 * len(turns))]] = True
-    counts = [len(t.action_ids) for t in turns]
-    none = [np.zeros(n) for n in counts]
-    scores = learner.score(sequences[:1])
-    scores = dataclasses.replace(scores, old_logprobs=none)
-    credit = Credit([np.ones(n, np.float32) for n in counts], None, np.ones(len(trajectories), dtype=bool))
-    tokens, rows = [], []
+    selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
+    none = [np.zeros(len(t.action_ids)) for t in turns]
+    credit = Credit([np.ones(len(x), np.float32) for x in none], None, np.ones(len(trajectories), dtype=bool))
+    scores = Scores(none, None, None, np.zeros(len(turns)))
+    lengths, rows = [], []
     for which in (np.zeros_like(selected), selected):
         tables = build_tables(sequences, scores, credit, WorldModelWeights(np.ones(len(trajectories)), which))
-        tokens.append(sum(packing.input_length(t) for t in tables))
+        lengths.append([packing.input_length(t) for t in tables])
         rows.append(sum(len(t.positions) for t in tables))
-    head = learner.policy.lm_head.weight.numel()
-    body = learner.policy.num_parameters() - learner.policy.model.get_input_embeddings().weight.numel()
-    # Scoring is a forward pass (one third of forward and backward) without the observations.
-    scored = (body * tokens[0] + head * rows[0]) / 3
-    off, on = (body * t + head * r for t, r in zip(tokens, rows, strict=True))
+    off, on = (multiplications(n, r, config) for n, r in zip(lengths, rows, strict=True))
+    passes = 3 + learner.config.model.gradient_checkpointing  # the backward's two, and the forward again
+    updates = [passes * body + 3 * head for body, head in (off, on)]
+    whole = updates[0] + (1 + (learner.reference is not None)) * sum(off)
+    tokens = [sum(n) for n in lengths]
+    return Work(
+        tokens[0], tokens[1] / tokens[0] - 1, rows[0], rows[1] / rows[0] - 1, (updates[1] - updates[0]) / whole,
+        updates[1] / updates[0] - 1,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def timed_parts(spent: dict[str, float], device: str) -> Iterator[None]:
+    """Adds up the seconds of the update's parts. A part that calls another one does not count the other's time."""
+
+    def wrap(part: str, function: Callable) -> Callable:
+        def run(*args, **kwargs):
+            start, before = clock(device), sum(spent.values())
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part] += clock(device) - start - (sum(spent.values()) - before)
+
+        return run
+
+    targets = (
+        ("backbone forward", Policy, "hidden"), ("head and loss", kernels, "linear_paw_loss"),
+        ("backward", torch.Tensor, "backward"), ("optimizer", optim.MasterAdamW, "step"),
+        ("optimizer", optim.MasterAdamW, "clip_gradients"), ("tables and packing", packing, "pack"),
+        ("tables and packing", learner_module, "build_tables"),
+        ("metrics", Totals, "add"), ("metrics", Totals, "metrics"),
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        for part, owner, name in targets:
+            stack.enter_context(mock.patch.object(owner, name, wrap(part, getattr(owner, name))))
+        yield
+
+
+def parts_of(learner: Learner, trajectories: Sequence[Trajectory], device: str) -> dict[str, float]:
+    """Seconds of each part of one whole update."""
+    spent: dict[str, float] = defaultdict(float)
+    start = clock(device)
+    scores = score(learner, trajectories)
+    middle = clock(device)
+    with timed_parts(spent, device):
+        learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, 0)
+    spent["other"] = clock(device) - middle - sum(spent.values())
+    return {"score": middle - start, **spent}
+
+
+def mean_lengths(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over the transitions, in tokens, and the episodes' mean number of turns."""
+    turns = [x for t in trajectories for x in t.transitions]
     return {
-        "tokens": tokens[0], "more_tokens": tokens[1] / tokens[0] - 1, "rows": rows[0],
-        "more_rows": rows[1] / rows[0] - 1, "floor": (on - off) / (scored + off),
+        "turns": len(turns) / len(trajectories),
+        "prompt": statistics.mean(len(x.prompt_ids) for x in turns),
+        "action": statistics.mean(len(x.action_ids) for x in turns),
+        "observation": statistics.mean(sum(x.observation_mask) for x in turns),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> dict[str, Any]:
+    """All figures of one environment in one layout."""
+    all_of_them, *rest = batch_of(name, layout, args)
+    trajectories = [t for t in all_of_them if t.group < args.groups]
+    payload = (trajectories, *rest)
+    # One learner for both: another one's tensors lie elsewhere, and that alone can make a per cent.
+    learner = learner_of(*payload[1:], True, args.shape, device)
+    configs = [with_paw(learner.config, enabled) for enabled in (False, True)]
+    update(learner, trajectories, 0)  # warms up
+    times: list[list[tuple[float, float]]] = [[], []]
+    for turn in range(2 * args.repeats + 1):
+        learner.config = configs[turn % 2]
+        times[turn % 2].append(update(learner, trajectories, turn))
+    off, on = ([[sum(t) for t in side], [t[1] for t in side]] for side in times)
+    ratios, of_update = (
+        [x / ((before + after) / 2) - 1 for before, x, after in zip(a, b, a[1:], strict=False)]
+        for a, b in zip(off, on, strict=True)
+    )
+    noise = [after / before - 1 for before, after in itertools.pairwise(off[0])]
+    parts: list[list[dict[str, float]]] = [[], []]
+    for _ in range(args.breakdowns):
+        for which in (0, 1):
+            learner.config = configs[which]
+            parts[which].append(parts_of(learner, trajectories, device))
+    least = [{part: min(one.get(part, 0.0) for one in side) for part in PARTS} for side in parts] if parts[0] else []
+    work = work_of(learner, trajectories, learner.policy.model.config)
+    counted = work_of(learner, all_of_them, learner.policy.model.config)
+    large = work_of(learner, all_of_them, transformers.Qwen2Config(**QWEN_1_5B))
+    del learner
+    if device == "cuda":
+        torch.cuda.empty_cache()  # for the processes whose peak is measured
+    return {
+        "env": name, "layout": layout, "off_s": [statistics.median(t[i] for t in times[0]) for i in (0, 1)],
+        "on_s": [statistics.median(t[i] for t in times[1]) for i in (0, 1)],
+        "overhead": statistics.median(ratios), "interval": interval(ratios),
+        "overhead_of_update": statistics.median(of_update), "interval_of_update": interval(of_update),
+        "peak_bytes": [measure_peak(payload, enabled, args, device) for enabled in (False, True)],
+        **dataclasses.asdict(work),
+        "counted": dataclasses.asdict(counted), "counted_1.5b": dataclasses.asdict(large),
+        "parts_s": least, "ratios": ratios, "noise": noise, "lengths": mean_lengths(all_of_them),
     }  # fmt: skip
+
+
+def table_row(r: dict[str, Any]) -> str:
+    peaks = [p / 1e6 for p in r["peak_bytes"]]
+    lengths = " / ".join(f"{r['lengths'][k]:.0f}" for k in ("prompt", "action", "observation"))
+    span = lambda ends: f"{ends[0]:+.1%} to {ends[1]:+.1%}"  # noqa: E731
+    return (
+        f"| {r['env']} | {r['layout']} | {lengths} | {sum(r['off_s']):.2f} ({r['off_s'][0]:.2f} + "
+        f"{r['off_s'][1]:.2f}) | {sum(r['on_s']):.2f} | **{r['overhead']:+.1%}** ({span(r['interval'])}) | "
+        f"{statistics.median(map(abs, r['noise'])):.1%} | {r['floor']:+.1%} | "
+        f"{r['overhead_of_update']:+.1%} | {r['floor_of_update']:+.1%} | {peaks[0]:.0f} | {peaks[1]:.0f} | "
+        f"{r['counted']['floor']:+.1%} | {r['counted_1.5b']['floor']:+.1%} |"
+    )
+
+
+def parts_row(r: dict[str, Any]) -> str:
+    """What each part adds, as a share of the whole update with PaW off."""
+    off, on = r["parts_s"]
+    whole = sum(off.values())
+    return f"| {r['env']} | {r['layout']} | " + " | ".join(f"{(on[p] - off[p]) / whole:+.2%}" for p in PARTS) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the test data")
-    parser.add_argument("--env", nargs="+", default=["alfworld", "webshop", "search"])
+    parser.add_argument("--env", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--layout", nargs="+", default=["window", "trajectory"])
     parser.add_argument("--shape", choices=["tiny", "qwen2.5-1.5b"], default="tiny")
-    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--groups", type=int, default=1, help="of the update that is timed")
+    parser.add_argument(
+        "--count-groups", type=int, default=8, help="whose tokens are counted, the timed ones among them"
+    )
     parser.add_argument("--group-size", type=int, default=2)
-    parser.add_argument("--token-budget", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--thought", nargs=2, type=int, default=(30, 90), help="fewest and most tokens of a thought")
+    parser.add_argument("--token-budget", type=int, default=16384)
+    parser.add_argument("--repeats", type=int, default=7, help="updates with PaW on, each between two off")
+    parser.add_argument("--breakdowns", type=int, default=3, help="further pairs whose parts are timed")
     parser.add_argument("--out", type=Path, help="folder for overhead.json and overhead.md")
     args = parser.parse_args()
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="paw-fast-"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)
     about = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()} CPU"
     lines = [
         f"{args.shape}, {about}, {torch.get_num_threads()} threads, {args.groups} x {args.group_size} episodes, "
-        f"medians of {args.repeats}", "",
-        "| environment | layout | off, s (score + update) | on, s | overhead | peak off, MB | peak on, MB | "
-        "tokens | rows | floor |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"{args.repeats} repeats, thoughts of {args.thought[0]} to {args.thought[1]} tokens", "",
+        "| environment | layout | prompt / action / observation tokens | off, s (score + update) | on, s | "
+        "overhead (95 %) | noise | floor | of the update alone | floor | peak off, MB | on, MB | floor, all episodes | "
+        "1.5B |",
+        "| --- " * 14 + "|",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
     results = []
     for name in args.env:
         for layout in args.layout:
-            payload = batch_of(name, layout, args)
-            learners = [learner_of(*payload[1:], enabled, args.shape, device) for enabled in (False, True)]
-            times: list[list[tuple[float, float]]] = [[], []]
-            for repeat in range(args.repeats + 1):
-                for which, learner in enumerate(learners):
-                    taken = update(learner, payload[0], repeat)
-                    if repeat:  # the first of each warms up
-                        times[which].append(taken)
-            score, step = ([statistics.median(t[i] for t in one) for one in times] for i in (0, 1))
-            whole = [statistics.median(sum(t) for t in one) for one in times]
-            parts = breakdown(learners[1], payload[0])
-            del learners
-            peaks = [measure_peak(payload, enabled, args, device) for enabled in (False, True)]
-            row = {"env": name, "layout": layout, "score_s": score, "update_s": step, "whole_s": whole,
-                   "peak_bytes": peaks, **parts}  # fmt: skip
-            results.append(row)
-            lines.append(
-                f"| {name} | {layout} | {whole[0]:.2f} ({score[0]:.2f} + {step[0]:.2f}) | {whole[1]:.2f} | "
-                f"{whole[1] / whole[0] - 1:+.1%} | {peaks[0] / 1e6:.0f} | {peaks[1] / 1e6:.0f} | "
-                f"{parts['more_tokens']:+.1%} | {parts['more_rows']:+.1%} | {parts['floor']:+.1%} |"
-            )
+            results.append(measure(name, layout, args, device))
+            lines.append(table_row(results[-1]))
             print(lines[-1], flush=True)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "overhead.md").write_text("\n".join(lines) + "\n")
-        (args.out / "overhead.json").write_text(json.dumps(results, indent=2) + "\n")
+            write(args.out, lines, results)
+
+
+def write(folder: Path | None, lines: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
+    """The tables so far, and everything behind them."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [] if not results[0]["parts_s"] else [
+        "", "Added by each part, as a share of the whole update with PaW off:", "",
+        "| environment | layout | " + " | ".join(PARTS) + " |", "| --- " * (2 + len(PARTS)) + "|",
+        *map(parts_row, results),
+    ]  # fmt: skip
+    (folder / "overhead.md").write_text("\n".join([*lines, *parts]) + "\n")
+    (folder / "overhead.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

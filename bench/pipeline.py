@@ -1,0 +1,136 @@
+"""Step time of the three pipelines on the same work, and how busy each side is.
+
+    python bench/pipeline.py                       # vLLM and the trainer on a core each; about 5 minutes
+    python bench/pipeline.py --engine transformers
+
+The tiny model on ALFWorld, warm-started once. The learning rate is next to nothing, so that all modes play the same
+episodes. Two cases: all episodes in flight at once, where the update is the longer side, and few slots, where the
+rollouts are. Figures are medians over the middle steps of a run of each mode; `rollout` and `update` (scores, update
+and weight sync) of `sync`, where each side has the machine's attention alone, give the bound max(rollout, update)
+that `async` is compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from paw_fast.config import TrainConfig, load_preset
+
+MODES = ("sync", "stream", "async")
+FIRST_STEPS = 2  # not counted: caches fill, and async has nothing to overlap yet
+
+
+def config_of(args: argparse.Namespace, mode: str, slots: int, model: str) -> TrainConfig:
+    base, replace = load_preset("tiny", "alfworld"), dataclasses.replace
+    return replace(
+        base, steps=args.steps, eval_tasks=2, eval_every=0, save_every=1000, profile=True,
+        env=replace(base.env, num_train=200, num_unseen=12),
+        rollout=replace(
+            base.rollout, groups=args.groups, group_size=8, slots=slots, engine=args.engine, placement="process",
+            cores=1,
+        ),
+        warm_start=replace(base.warm_start, episodes=300, epochs=1),
+        optim=replace(base.optim, learning_rate=1e-9),
+        model=replace(base.model, path=model),
+        pipeline=replace(base.pipeline, name=mode),
+    )  # fmt: skip
+
+
+def run(config: TrainConfig, folder: Path) -> None:
+    """A training run, in a process of its own (it gives cores away and does not take them back)."""
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(config, folder))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"the run in {folder} ended with status {process.exitcode}: see {folder}/output.log")
+
+
+def _train(config: TrainConfig, folder: Path) -> None:
+    from paw_fast.train import train
+
+    folder.mkdir(parents=True)
+    with open(folder / "output.log", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    with contextlib.suppress(AttributeError):
+        import torch
+
+        torch.set_num_threads(1)
+    sys.exit(train(config, folder))
+
+
+def figures(folder: Path) -> dict[str, float]:
+    """Medians over the middle steps: seconds of the step and its sides, busy shares, tokens."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["step"] > FIRST_STEPS][:-1]  # the last one evaluates
+
+    def median(*names: str) -> float:
+        return statistics.median(sum(row.get(f"time/{name}_s", 0.0) for name in names) for row in rows)
+
+    return {
+        "step_s": median("step"), "rollout_s": median("rollout", "wait"), "update_s": median("score", "update", "sync"),
+        "trainer_busy": 1 - statistics.median(row["idle/trainer"] for row in rows),
+        "generator_busy": 1 - statistics.median(row["idle/generator"] for row in rows),
+        "length": statistics.median(row["episode/length_mean"] for row in rows),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
+    parser.add_argument("--groups", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--few-slots", type=int, default=6)
+    parser.add_argument("--out", type=Path, help="folder for pipeline.json and pipeline.md")
+    args = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="paw-fast-"))
+    os.environ.setdefault("XDG_CACHE_HOME", str(work / "cache"))
+    episodes = args.groups * 8
+    cpu = platform.processor() or platform.machine()
+    lines = [
+        f"{args.engine} and the trainer on a core each, {cpu}, {args.groups} x 8 episodes a step, medians of steps "
+        f"{FIRST_STEPS + 1} to {args.steps - 1}", "",
+        "| case | mode | step, s | of sync | rollout or wait, s | update, s | trainer busy | generator busy | turns |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    print("\n".join(lines), flush=True)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    model = "tiny"
+    for case, slots in ((f"{episodes} slots", episodes), (f"{args.few_slots} slots", args.few_slots)):
+        found[case] = {}
+        for mode in MODES:
+            folder = work / f"{slots}-{mode}"
+            run(config_of(args, mode, slots, model), folder)
+            if model == "tiny":
+                model = str(folder / "warm_start")
+            f = found[case][mode] = figures(folder)
+            lines.append(
+                f"| {case} | {mode} | {f['step_s']:.2f} | {f['step_s'] / found[case]['sync']['step_s']:.2f} | "
+                f"{f['rollout_s']:.2f} | {f['update_s']:.2f} | {f['trainer_busy']:.0%} | {f['generator_busy']:.0%} | "
+                f"{f['length']:.1f} |"
+            )
+            print(lines[-1], flush=True)
+    for case, modes in found.items():
+        rollout, update = modes["sync"]["rollout_s"], modes["sync"]["update_s"]
+        bound = max(rollout, update)
+        lines += ["", f"{case}: max(rollout, update) of sync = max({rollout:.2f}, {update:.2f}) = {bound:.2f} s; "
+                  f"the step of async is {modes['async']['step_s'] / bound:.2f} of it"]  # fmt: skip
+        print("\n".join(lines[-2:]), flush=True)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "pipeline.md").write_text("\n".join(lines) + "\n")
+        (args.out / "pipeline.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
