@@ -13,11 +13,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from paw_fast.rollout import prompts
 from paw_fast.types import Observation, UserError
 
+MAX_KEPT_TEXTS, MAX_KEPT_CHARS = 4096, 600  # some 25 MB of ids when all are there
 _CLOSING_TAG = re.compile(r"</\w+>\s*\Z")
 _ACTION, _MESSAGE = "\u2402paw-action\u2403", "\u2402paw-message\u2403"
 
@@ -37,6 +39,7 @@ class ChatFormat:
                 "take an instruct model, or set `chat_template` in its tokenizer_config.json"
             )
         self.tokenizer = tokenizer
+        self._ids = lru_cache(MAX_KEPT_TEXTS)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         turns = [
             {"role": "user", "content": "start"},
             {"role": "assistant", "content": _ACTION},
@@ -63,8 +66,13 @@ class ChatFormat:
         return token in set(self.tokenizer.all_special_ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a piece of text, without the tokenizer's own start or end tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Ids of a piece of text, without the tokenizer's own start or end tokens.
+
+        Those of short texts are kept: episodes of a group and games alike say the same again and again.
+        """
+        if len(text) > MAX_KEPT_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        return list(self._ids(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of sampled ids, without end tokens."""

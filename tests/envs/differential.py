@@ -22,11 +22,12 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from mutations import mutate
+from strange import estrange
 
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import distinct_games, game_json, load_world
+from paw_fast.envs.alfworld.pddl import Unplayable
 from paw_fast.envs.alfworld.reference import Worker
-from paw_fast.envs.alfworld.world import Unplayable
 from paw_fast.types import UserError
 
 GARBAGE = (
@@ -44,13 +45,14 @@ class Difference(AssertionError):
 
 @dataclass
 class Tally:
-    """How much was compared."""
+    """How much was compared. refused: episodes that the reference does not load. handed_over: those it is given."""
 
     steps: int = 0
     admissible: int = 0
     wins: int = 0
     episodes: int = 0
     refused: int = 0
+    handed_over: int = 0
 
 
 def near_miss(command: str, others: list[str], rng: random.Random) -> str:
@@ -113,7 +115,11 @@ def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, 
     answer = worker.receive(worker.send({"op": "reset", "slot": slot, "path": str(path)}))
     try:
         world = load_world(path)
-    except (Unplayable, UserError) as error:
+    except Unplayable:
+        tally.refused += "error" in answer
+        tally.handed_over += "error" not in answer
+        return
+    except UserError as error:
         if "error" in answer:
             tally.refused += 1
             return
@@ -163,8 +169,10 @@ def explore(
     play()
 
 
-def games_for(data: Path | None, folder: Path, num_generated: int, num_mutated: int, from_seed: int = 0) -> list[Path]:
-    """Official games, generated ones of all sizes, and mutations of both."""
+def games_for(
+    data: Path | None, folder: Path, num_generated: int, num_mutated: int, from_seed: int = 0, num_strange: int = 0
+) -> list[Path]:
+    """Official games, generated ones of all sizes, and both mutated and written strangely."""
     plain = sorted(data.glob("**/game.tw-pddl")) if data else []
     for i, size in enumerate(("small", "medium", "full")):
         num = (num_generated + 2 - i) // 3
@@ -172,14 +180,19 @@ def games_for(data: Path | None, folder: Path, num_generated: int, num_mutated: 
             path = folder / f"{size}-{k}.tw-pddl"
             path.write_text(game_json(game), encoding="utf-8")
             plain.append(path)
-    mutated = []
+    mutated, strange = [], []
     for k in range(num_mutated):
         source = plain[k % len(plain)]
         text, names = mutate(source.read_text(encoding="utf-8"), 1000 * from_seed + k)
         path = folder / f"mutated-{k}-{'-'.join(names)}.tw-pddl"
         path.write_text(text, encoding="utf-8")
         mutated.append(path)
-    return plain + mutated
+    for k in range(num_strange):
+        source = (plain + mutated)[k * 7 % len(plain + mutated)]
+        text, name = estrange(source.read_text(encoding="utf-8"), 10_000 * from_seed + k)
+        strange.append(folder / f"strange-{k}-{name}.tw-pddl")
+        strange[-1].write_text(text, encoding="utf-8", errors="surrogatepass")
+    return plain + mutated + strange
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=50, help="steps of an episode")
     parser.add_argument("--generated", type=int, default=60)
     parser.add_argument("--mutated", type=int, default=72)
+    parser.add_argument("--strange", type=int, default=0, help="games written strangely (see strange.py), besides")
     parser.add_argument("--seed", type=int, default=0, help="of the games and the commands")
     parser.add_argument("--only", help="part of a game's path")
     parser.add_argument("--choices", help="play one episode: numbers with commas between them")
@@ -198,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker, tally, started = Worker(slow=options.slow), Tally(), time.monotonic()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        paths = games_for(options.data, Path(folder), options.generated, options.mutated, options.seed)
+        paths = games_for(options.data, Path(folder), options.generated, options.mutated, options.seed, options.strange)
         episodes = -(-options.steps // (options.length * len(paths)))
         for path in paths:
             if options.only and options.only not in str(path):
@@ -221,6 +235,7 @@ def replay(options: argparse.Namespace, path: Path, choices: Sequence[int]) -> s
     """The command line that plays an episode again."""
     words = ["python", "tests/envs/differential.py", *(["--data", str(options.data)] if options.data else [])]
     words += ["--generated", str(options.generated), "--mutated", str(options.mutated), "--seed", str(options.seed)]
+    words += ["--strange", str(options.strange)] * bool(options.strange)
     name = path.name if path.name != "game.tw-pddl" else path.parent.name
     words += ["--only", name, "--choices", ",".join(map(str, choices)) or "0", *["--slow"] * options.slow]
     return shlex.join(words)

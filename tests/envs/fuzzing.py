@@ -22,8 +22,8 @@ from mutations import mutate
 
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import distinct_games, game_json, load_world
+from paw_fast.envs.alfworld.pddl import Unplayable
 from paw_fast.envs.alfworld.state import State
-from paw_fast.envs.alfworld.world import Unplayable
 from paw_fast.types import UserError
 
 TOKENS = (

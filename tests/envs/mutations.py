@@ -144,7 +144,8 @@ def mutate(text: str, seed: int) -> tuple[str, list[str]]:
     for mutation in chosen:
         facts = list(dict.fromkeys(mutation(rng, list(facts))))
     body = data["pddl_problem"]
-    # A type that the file does not know is declared; one that it knows as the other kind (a sink) is left out.
+    # A type that the file does not know is declared; one that it knows as the other kind (a sink) is left out, since
+    # such a file goes to the reference whole: `strange` has those.
     kinds = {"receptacletype": "rtype", "objecttype": "otype"}
     facts = [f for f in facts if f[0] not in kinds or problem.objects.get(f[2], kinds[f[0]]) == kinds[f[0]]]
     lines = "\n".join(f"({' '.join(fact)})" for fact in facts)

@@ -49,6 +49,16 @@ def test_every_text_command_list_and_win_is_equal(worker, games, which, choices)
     play_both(worker, games[which], choices, Tally())
 
 
+def test_what_the_reference_takes_is_played_as_there_or_handed_to_it(worker, tmp_path):
+    from differential import Tally, games_for, play_both
+
+    tally = Tally()
+    for path in games_for(None, tmp_path, num_generated=1, num_mutated=4, num_strange=48)[-48:]:
+        play_both(worker, path, range(6), tally)
+    assert tally.episodes >= 12
+    assert tally.handed_over >= 8
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_thirty_thousand_steps_are_equal(test_data, official_games, capsys):
@@ -258,6 +268,39 @@ def test_an_unknown_grammar_is_handed_over_with_one_line(tmp_path, small_env, ca
     assert env.reset(small_env.tasks("train")[0]).text
     assert env.reset(Task.from_file(path)) == first
     assert len(caplog.records) == 1  # once for each file
+    env.close()
+
+
+def test_a_receptacle_with_an_object_s_type_is_handed_over_with_one_line(tmp_path, small_env, caplog):
+    path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
+    path.parent.mkdir(parents=True)
+    task = small_env.tasks("train")[0]
+    data = json.loads(task.path.read_text())
+    desk = load_world(task.path).receptacle_ids[0]
+    problem = data["pddl_problem"].replace("(:objects", "(:objects BenchType - otype", 1)
+    problem = problem.replace("(:init", f"(:init (receptacleType {desk} BenchType)", 1)
+    path.write_text(json.dumps({**data, "pddl_problem": problem}))
+    env, native = small_env.spawn(), small_env.spawn()
+    assert env.reset(Task.from_file(path)).text == native.reset(task).text
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"{path} is played by the reference engine: its fact (receptacletype {desk[:20]}")
+    assert message.endswith("has arguments of type receptacle otype, expected receptacle rtype")
+    for command in OracleExpert().plan(native.state):
+        assert env.step(command).observation.text == native.step(command).observation.text
+    env.close()
+
+
+def test_a_file_that_neither_engine_loads_names_both_reasons(tmp_path, small_env, caplog):
+    path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
+    path.parent.mkdir(parents=True)
+    data = json.loads(small_env.tasks("train")[0].path.read_text())
+    path.write_text(json.dumps({**data, "pddl_problem": data["pddl_problem"].replace("(atLocation", "(flying")}))
+    env = small_env.spawn()
+    with pytest.raises(UserError, match=r"cannot load it: KeyError.* because its fact .flying .* is unknown") as error:
+        env.reset(Task.from_file(path))
+    assert str(error.value).startswith(f"{path}: ")
+    assert not caplog.records
     env.close()
 
 

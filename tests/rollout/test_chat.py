@@ -19,6 +19,15 @@ def test_a_conversation_reads_as_the_template_writes_it(chat, tokenizer):
     assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "You see a mug 2."
 
 
+@pytest.mark.parametrize("text", ["You see a mug 2.", "", "a b " * 400])
+def test_ids_of_a_text_seen_before_are_the_tokenizer_s_and_the_caller_s_own(chat, tokenizer, text):
+    expected = tokenizer.encode(text, add_special_tokens=False)
+    first = chat.encode(text)
+    assert first == expected
+    first.append(7)
+    assert chat.encode(text) == expected
+
+
 def test_an_action_cut_short_gets_the_end_token_from_the_glue(chat, tokenizer):
     cut = chat.encode("look")
     ids, _ = chat.follow(cut, "", "x", "")

@@ -13,8 +13,9 @@ from paw_fast.types import Env, Observation, Step, Task, UserError
 
 from . import engine
 from .games import dataset_root, generated_root, list_tasks, load_world, make_split, split_name
+from .pddl import Unplayable
 from .state import State
-from .world import Unplayable, World
+from .world import World
 
 _LOG = logging.getLogger("paw_fast.envs")
 MAX_CACHED_WORLDS = 512  # about 0.1 MB each
@@ -134,10 +135,13 @@ class AlfworldEnv:
                 self._reference = self._make_reference()
             except UserError as error:
                 raise UserError(f"{task.path}: the native engine cannot play it ({why}), and {error}") from None
+        try:
+            observation = self._reference.reset(task)
+        except UserError as error:
+            raise UserError(f"{error} (given to the reference engine because {why})") from None
         if task.path not in self._games.handed_over:
             self._games.handed_over.add(task.path)
             _LOG.warning("%s is played by the reference engine: %s", task.path, why)
-        observation = self._reference.reset(task)
         self._handed_over = True
         return observation
 

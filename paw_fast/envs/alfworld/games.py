@@ -23,10 +23,10 @@ from paw_fast.files import cache_folder
 from paw_fast.types import Task, UserError
 
 from .generate import GENERATOR_VERSIONS, SPLITS, Game, make_game
-from .pddl import PddlError, parse_problem, show
+from .pddl import PddlError, TooLarge, Unplayable, parse_problem, show
 from .tables import SIZES, TASK_TYPES
 from .text import WHEEL, Rules, is_plain, read_rules
-from .world import Unplayable, World
+from .world import World
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
 _SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
@@ -139,6 +139,8 @@ def load_world(path: Path) -> World:
         rules, task = known
     try:
         return World(parse_problem(data["pddl_problem"]), rules, task)
+    except TooLarge as error:
+        raise UserError(f"{path}: in pddl_problem: {error}; --env.engine textworld has limits of its own") from None
     except PddlError as error:
         raise UserError(f"{path}: in pddl_problem: {error}") from None
     except RecursionError:

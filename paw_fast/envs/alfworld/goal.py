@@ -7,10 +7,10 @@ alternatives, each a set of facts that may change ("object 4 is in receptacle 2"
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .pddl import PddlError, Problem, show, typed_variables
+from .pddl import SIGNATURES, PddlError, Problem, TooLarge, show, typed_names
 
 if TYPE_CHECKING:
     from .world import World
@@ -23,17 +23,9 @@ MAX_ATOMS = 100  # of all clauses together; official goals have up to 12
 Literal = tuple[str, int, int]
 
 _CHANGING = {
-    "atlocation": ("agent", "location"),
-    "inreceptacle": ("object", "receptacle"),
-    "objectatlocation": ("object", "location"),
-    "opened": ("receptacle",),
-    "holds": ("agent", "object"),
-    "isclean": ("object",),
-    "ishot": ("object",),
-    "iscool": ("object",),
-    "istoggled": ("object",),
-    "issliced": ("object",),
-}
+    "atlocation", "inreceptacle", "objectatlocation", "opened", "holds",
+    "isclean", "ishot", "iscool", "istoggled", "issliced",
+}  # fmt: skip
 _FIXED = {
     "receptacleatlocation",
     "objecttype",
@@ -52,7 +44,7 @@ _FIXED = {
 
 
 class UnknownGoal(ValueError):
-    """A goal of a form this engine does not know."""
+    """A goal of a form this engine does not know: a clause without its subject, "its goal"."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +64,23 @@ class _Budget:
         self.tries += tries
         self.alternatives += alternatives
         if self.tries > MAX_TRIES or self.alternatives > MAX_ALTERNATIVES:
-            raise PddlError("the goal is too large to check")
+            raise TooLarge("the goal is too large to check")
 
 
 @dataclass
 class _Clause:
-    variables: dict[str, str]
-    atoms: list[list[str]]
-    different: list[tuple[str, str]]
+    variables: dict[str, str] = field(default_factory=dict)
+    atoms: dict[tuple[str, ...], None] = field(default_factory=dict)
+    different: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
 def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -> Goal:
     """Raises `UnknownGoal` for forms that are not a conjunction of existential clauses."""
     clauses: list[_Clause] = []
-    ground = _Clause({}, [], [])
+    ground = _Clause()
     for node in _conjuncts(problem.goal):
         if node and node[0] == "exists":
-            clause = _Clause({}, [], [])
+            clause = _Clause()
             _flatten(node, {}, clause)
             clauses.append(clause)
         else:
@@ -96,7 +88,7 @@ def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -
     if ground.atoms or ground.different:
         clauses.append(ground)
     if sum(len(clause.atoms) + len(clause.different) + len(clause.variables) for clause in clauses) > MAX_ATOMS:
-        raise PddlError("the goal is too large to check")
+        raise TooLarge("the goal is too large to check")
     by_predicate: dict[str, list[tuple[str, ...]]] = {}
     for fact in sorted(set(facts)):
         by_predicate.setdefault(fact[0], []).append(fact[1:])
@@ -106,34 +98,50 @@ def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -
     compiled, budget = [], _Budget()
     for clause in clauses:
         for atom in clause.atoms:
-            for name in atom[1:]:
-                if name not in clause.variables and name not in problem.objects:
-                    raise PddlError(f"the goal names {show(name)}, which (:objects ...) does not declare")
+            _check_atom(atom, {**problem.objects, **clause.variables})
         compiled.append(_alternatives(clause, by_predicate, members, problem, world, budget))
     return Goal(tuple(compiled))
 
 
+def _check_atom(atom: tuple[str, ...], kinds: dict[str, str]) -> None:
+    """The reference takes every thing for an object too, so that a goal may name a receptacle where one is expected."""
+    signature = SIGNATURES[atom[0]]
+    if len(atom) - 1 != len(signature):
+        raise PddlError(f"the goal gives {atom[0]} {len(atom) - 1} arguments, expected {len(signature)}")
+    for name, kind in zip(atom[1:], signature, strict=True):
+        if name not in kinds:
+            raise PddlError(f"the goal names {show(name)}, which (:objects ...) does not declare")
+        if kinds[name] != kind:
+            raise UnknownGoal(f"has the type {show(kinds[name])} where {atom[0]} takes {kind}")
+
+
 def _conjuncts(node: list) -> list[list]:
-    if not isinstance(node, list) or not node:
-        raise UnknownGoal("not a formula")
-    if node[0] != "and":
-        return [node]
-    return [leaf for child in node[1:] for leaf in _conjuncts(child)]
+    found, rest = [], [node]
+    while rest:
+        node = rest.pop()
+        if not isinstance(node, list) or not node:
+            raise UnknownGoal("holds something that is not a formula")
+        if node[0] == "and":
+            rest += reversed(node[1:])
+        else:
+            found.append(node)
+    return found
 
 
 def _flatten(node: list, scope: dict[str, str], out: _Clause) -> None:
     """Adds a formula to a clause; each bound variable gets a name of its own."""
-    if not isinstance(node, list) or not node or not isinstance(node[0], str):
-        raise UnknownGoal("not a formula")
-    head = node[0]
-    if head == "and":
-        for child in node[1:]:
+    if isinstance(node, list) and node[:1] == ["and"]:
+        for child in _conjuncts(node):
             _flatten(child, scope, out)
-    elif head == "exists":
+        return
+    if not isinstance(node, list) or not node or not isinstance(node[0], str):
+        raise UnknownGoal("holds something that is not a formula")
+    head = node[0]
+    if head == "exists":
         if len(node) != 3 or not isinstance(node[1], list):
-            raise UnknownGoal("an exists without variables and one formula")
+            raise UnknownGoal("has an exists without variables and one formula")
         inner = dict(scope)
-        for name, kind in typed_variables(node[1]).items():
+        for name, kind in typed_names(node[1]).items():
             unique = f"?{len(out.variables)}{name}"
             out.variables[unique] = kind
             inner[name] = unique
@@ -141,21 +149,21 @@ def _flatten(node: list, scope: dict[str, str], out: _Clause) -> None:
     elif head == "not":
         equality = node[1] if len(node) == 2 else None
         if not isinstance(equality, list) or len(equality) != 3 or equality[0] != "=":
-            raise UnknownGoal("not one of the known forms (it has a negation)")
-        out.different.append((_resolve(equality[1], scope), _resolve(equality[2], scope)))
+            raise UnknownGoal("is not one of the known forms (it has a negation)")
+        out.different[_resolve(equality[1], scope), _resolve(equality[2], scope)] = None
     elif head in _CHANGING or head in _FIXED:
-        out.atoms.append([head, *(_resolve(item, scope) for item in node[1:])])
+        out.atoms[(head, *(_resolve(item, scope) for item in node[1:]))] = None
     else:
-        raise UnknownGoal(f"not one of the known forms (it uses {show(head)})")
+        raise UnknownGoal(f"is not one of the known forms (it uses {show(head)})")
 
 
 def _resolve(item: object, scope: dict[str, str]) -> str:
     if not isinstance(item, str):
-        raise UnknownGoal("a nested term")
+        raise UnknownGoal("has a nested term")
     if not item.startswith("?"):
         return item
     if item not in scope:
-        raise PddlError(f"the goal uses the variable {show(item)} without binding it")
+        raise UnknownGoal(f"uses the variable {show(item)} without binding it")
     return scope[item]
 
 
@@ -175,7 +183,7 @@ def _alternatives(
     def value(term: str, binding: dict[str, str]) -> str | None:
         return binding.get(term) if term.startswith("?") else term
 
-    def extend(binding: dict[str, str], rest: list[list[str]]) -> None:
+    def extend(binding: dict[str, str], rest: list[tuple[str, ...]]) -> None:
         for a, b in clause.different:
             left, right = value(a, binding), value(b, binding)
             if left is not None and left == right:
@@ -187,7 +195,7 @@ def _alternatives(
             known = facts.get(atom[0], ())
             budget.spend(1 + len(known))
             for args in known:
-                new = _match(atom[1:], args, binding, clause.variables, problem)
+                new = _match(atom[1:], args, binding)
                 if new is not None:
                     extend(new, others)
             return
@@ -200,7 +208,7 @@ def _alternatives(
                     extend({**binding, free[0]: name}, [])
             return
         budget.spend(1, 1)
-        literals = [_literal(atom, binding, world, problem) for atom in changing]
+        literals = [_literal(atom, binding, world) for atom in changing]
         if None not in literals:
             found[frozenset(literals)] = None  # type: ignore[arg-type]
 
@@ -220,32 +228,24 @@ def _placed(problem: Problem, world: World, name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def _match(
-    terms: list[str], args: tuple[str, ...], binding: dict[str, str], kinds: dict[str, str], problem: Problem
-) -> dict[str, str] | None:
-    if len(terms) != len(args):
-        raise PddlError(f"the goal gives {len(terms)} arguments where the facts have {len(args)}")
+def _match(terms: tuple[str, ...], args: tuple[str, ...], binding: dict[str, str]) -> dict[str, str] | None:
+    """The binding under which the terms are the arguments, or None; their number and types are known to fit."""
     new = binding
     for term, arg in zip(terms, args, strict=True):
         if not term.startswith("?"):
             if term != arg:
                 return None
         elif (bound := new.get(term)) is None:
-            if kinds[term] != problem.objects[arg]:
-                return None
             new = {**new, term: arg}
         elif bound != arg:
             return None
     return new
 
 
-def _literal(atom: list[str], binding: dict[str, str], world: World, problem: Problem) -> Literal | None:
-    signature = _CHANGING[atom[0]]
+def _literal(atom: tuple[str, ...], binding: dict[str, str], world: World) -> Literal | None:
     names = [binding[term] if term.startswith("?") else term for term in atom[1:]]
-    if tuple(problem.objects[name] for name in names) != signature:
-        raise PddlError(f"the goal's {show(list(atom))} has arguments of the wrong type or number")
     numbers = []
-    for name, kind in zip(names, signature, strict=True):
+    for name, kind in zip(names, SIGNATURES[atom[0]], strict=True):
         if kind != "agent":
             try:
                 numbers.append(world.index(kind, name))

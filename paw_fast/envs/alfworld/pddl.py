@@ -1,7 +1,7 @@
 """Reads the two PDDL texts of a game file: the problem into a `Problem`, the domain into a fingerprint.
 
-Only what ALFWorld's problems use is understood. What is malformed raises `PddlError` with the line; what is
-well-formed but outside of it is left to the caller, who may hand the file to the reference engine.
+Only what ALFWorld's problems use is understood. What is malformed raises `PddlError` with the line; what the reference
+engine may take all the same (it checks little) raises `Unplayable`, and the caller may hand the file to it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,61 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 MAX_PROBLEM_CHARS = 2_000_000  # official problems have up to 75,000; more is not a household
-MAX_DEPTH = 64  # official goals nest 10 deep
+MAX_DEPTH = 500  # official goals nest 10 deep; the reference ends with a RecursionError at 492
 
-_TOKEN = re.compile(r"[()]|[^\s();]+|;[^\n]*")
+KINDS = {"agent", "location", "receptacle", "object", "rtype", "otype"}
+# The kinds of the arguments of each predicate.
+SIGNATURES = {
+    "atlocation": ("agent", "location"),
+    "receptacleatlocation": ("receptacle", "location"),
+    "objectatlocation": ("object", "location"),
+    "openable": ("receptacle",),
+    "opened": ("receptacle",),
+    "inreceptacle": ("object", "receptacle"),
+    "isreceptacleobject": ("object",),
+    "inreceptacleobject": ("object", "object"),
+    "isreceptacleobjectfull": ("object",),
+    "wasinreceptacle": ("object", "receptacle"),
+    "checked": ("receptacle",),
+    "examined": ("location",),
+    "receptacletype": ("receptacle", "rtype"),
+    "cancontain": ("rtype", "otype"),
+    "objecttype": ("object", "otype"),
+    "holds": ("agent", "object"),
+    "holdsany": ("agent",),
+    "holdsanyreceptacleobject": ("agent",),
+    "full": ("receptacle",),
+    "isclean": ("object",),
+    "cleanable": ("object",),
+    "ishot": ("object",),
+    "heatable": ("object",),
+    "iscool": ("object",),
+    "coolable": ("object",),
+    "pickupable": ("object",),
+    "moveable": ("object",),
+    "toggleable": ("object",),
+    "ison": ("object",),
+    "istoggled": ("object",),
+    "sliceable": ("object",),
+    "issliced": ("object",),
+}
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+# A question mark begins a name, as in the reference: "?o?r" are two.
+_TOKEN = re.compile(r"[()]|\??[^\s();?]+|\?|;[^\n]*")
+_COMMENT = re.compile(r";[^\n]*")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class PddlError(ValueError):
     """What is wrong with a PDDL text, with the line where known."""
+
+
+class TooLarge(PddlError):
+    """Beyond what this engine takes, to bound the time and memory of hostile files."""
+
+
+class Unplayable(ValueError):
+    """Not what this engine plays, though the reference may: one clause that begins with "its"."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +84,12 @@ class Problem:
 def read_sexpr(text: str) -> list:
     """The nested lists of the one expression in `text`, lower-cased. Raises `PddlError` with the line."""
     if len(text) > MAX_PROBLEM_CHARS:
-        raise PddlError(f"{len(text)} characters long, at most {MAX_PROBLEM_CHARS} are read")
-    if (lone := _SURROGATE.search(text)) is not None:
-        raise PddlError(f"line {text.count(chr(10), 0, lone.start()) + 1}: half of a surrogate pair, which is no text")
+        raise TooLarge(f"{len(text)} characters long, at most {MAX_PROBLEM_CHARS} are read")
+    if not text.isascii():
+        text = _COMMENT.sub("", text)
+        if (other := _NOT_ASCII.search(text)) is not None:
+            line = text.count("\n", 0, other.start()) + 1
+            raise PddlError(f"line {line}: the character {show(other.group())} outside of a comment is not ASCII")
     text = text.lower()
     stack: list[list] = []
     root: list | None = None
@@ -50,7 +99,7 @@ def read_sexpr(text: str) -> list:
             if root is not None:
                 raise PddlError(f"line {_line(text, i)}: text after the last closing parenthesis")
             if len(stack) >= MAX_DEPTH:
-                raise PddlError(f"line {_line(text, i)}: nested deeper than {MAX_DEPTH} levels")
+                raise TooLarge(f"line {_line(text, i)}: nested deeper than {MAX_DEPTH} levels")
             stack.append([])
         elif token == ")":
             if not stack:
@@ -91,15 +140,19 @@ def parse_problem(text: str) -> Problem:
         if node[0] in sections:
             raise PddlError(f"has the section {show(node[0])} twice")
         sections[node[0]] = node[1:]
-    for name in (":objects", ":init", ":goal"):
+        if node[0] == ":goal":
+            break  # the reference reads no further
+    for name in (":init", ":goal"):
         if name not in sections:
             raise PddlError(f"lacks the section ({name} ...)")
     if len(sections[":goal"]) != 1 or not isinstance(sections[":goal"][0], list):
         raise PddlError("the section (:goal ...) must hold one formula")
-    objects = _typed_names(sections[":objects"])
+    objects = typed_names(sections.get(":objects", []))
     facts = []
     for node in sections[":init"]:
-        if not isinstance(node, list) or not node:
+        if isinstance(node, str) or node[:1] == ["not"]:
+            raise Unplayable(f"its (:init ...) holds {show(node)}, which is not a plain fact")
+        if not node:
             raise PddlError(f"expected a fact in (:init ...), got {show(node)}")
         if node[0] == "=":  # distances and costs, of which nothing is observable
             continue
@@ -112,31 +165,30 @@ def parse_problem(text: str) -> Problem:
     return Problem(objects=objects, facts=tuple(facts), goal=sections[":goal"][0])
 
 
-def _typed_names(items: list) -> dict[str, str]:
+def typed_names(items: list) -> dict[str, str]:
+    """The types of names, by name, from `agent1 - agent ?r ?s - receptacle ...`; without a type it is object."""
     names: dict[str, str] = {}
     pending: list[str] = []
     it = iter(items)
     for item in it:
         if not isinstance(item, str):
-            raise PddlError(f"expected a name in (:objects ...), got {show(item)}")
+            raise PddlError(f"expected a name in a list of names, got {show(item)}")
         if item != "-":
             pending.append(item)
             continue
         kind = next(it, None)
-        if not isinstance(kind, str) or not pending:
-            raise PddlError("(:objects ...) has a '-' without a name before it or a type after it")
-        for name in pending:
-            if names.setdefault(name, kind) != kind:
-                raise PddlError(f"(:objects ...) declares {show(name)} as {show(names[name])} and as {show(kind)}")
+        if not isinstance(kind, str):
+            raise PddlError("a list of names ends in a '-' without a type after it, or has a list for a type")
+        _declare(names, pending, kind)
         pending = []
-    if pending:
-        raise PddlError(f"(:objects ...) gives no type for {show(pending[0])}")
+    _declare(names, pending, "object")
     return names
 
 
-def typed_variables(items: list) -> dict[str, str]:
-    """The variables of a quantifier's list, `?r - receptacle ?o - object`, by name."""
-    return _typed_names(items)
+def _declare(names: dict[str, str], new: list[str], kind: str) -> None:
+    for name in new:
+        if names.setdefault(name, kind) != kind:
+            raise PddlError(f"a list of names declares {show(name)} as {show(names[name])} and as {show(kind)}")
 
 
 def show(node: object) -> str:

@@ -255,7 +255,7 @@ class ReferenceEnv:
         answer = self._receive()
         if "error" in answer:
             self._done = True
-            raise RuntimeError(f"{self._task.path}: the reference engine failed: {answer['error']}")
+            raise UserError(f"{self._task.path}: the reference engine failed: {answer['error']}")
         won = answer["won"]
         self._done = won or len(self._commands) >= self._max_steps
         info = {"won": won, "admissible": answer["text"] != "Nothing happens."}

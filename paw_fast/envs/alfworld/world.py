@@ -8,55 +8,20 @@ that an object in two receptacles, shared places and odd initial states play as 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
 from .engine import Action
 from .goal import Goal, UnknownGoal, compile_goal
-from .pddl import PddlError, Problem, show
+from .pddl import KINDS, SIGNATURES, PddlError, Problem, TooLarge, Unplayable, show
 from .state import State
 from .text import Rules
 
-
-class Unplayable(ValueError):
-    """The problem is well-formed but outside of what this engine plays; the reference may play it."""
-
-
-_SIGNATURES = {
-    "atlocation": ("agent", "location"),
-    "receptacleatlocation": ("receptacle", "location"),
-    "objectatlocation": ("object", "location"),
-    "openable": ("receptacle",),
-    "opened": ("receptacle",),
-    "inreceptacle": ("object", "receptacle"),
-    "isreceptacleobject": ("object",),
-    "inreceptacleobject": ("object", "object"),
-    "isreceptacleobjectfull": ("object",),
-    "wasinreceptacle": ("object", "receptacle"),
-    "checked": ("receptacle",),
-    "examined": ("location",),
-    "receptacletype": ("receptacle", "rtype"),
-    "cancontain": ("rtype", "otype"),
-    "objecttype": ("object", "otype"),
-    "holds": ("agent", "object"),
-    "holdsany": ("agent",),
-    "holdsanyreceptacleobject": ("agent",),
-    "full": ("receptacle",),
-    "isclean": ("object",),
-    "cleanable": ("object",),
-    "ishot": ("object",),
-    "heatable": ("object",),
-    "iscool": ("object",),
-    "coolable": ("object",),
-    "pickupable": ("object",),
-    "moveable": ("object",),
-    "toggleable": ("object",),
-    "ison": ("object",),
-    "istoggled": ("object",),
-    "sliceable": ("object",),
-    "issliced": ("object",),
-}
+# The reference writes these two in capitals at times, and reads braces in its texts as expressions.
+_SPECIAL = ("i", "p")
+_ODD = re.compile(r"[^a-z0-9_.,+-]")
 _KNIVES = ("knifetype", "butterknifetype")
 # Official games name below 250 things in below 1,500 facts. The limits bound the time and memory of hostile files.
 MAX_ENTITIES = 1_000
@@ -74,9 +39,10 @@ class World:
     def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
         self.rules = rules
         self.task = task
-        if len(problem.facts) > MAX_FACTS:
-            raise PddlError(f"holds {len(problem.facts)} facts, at most {MAX_FACTS} are played")
-        facts = _check_facts(problem)
+        facts = list(dict.fromkeys(problem.facts))
+        if len(facts) > MAX_FACTS:
+            raise TooLarge(f"holds {len(facts)} facts, at most {MAX_FACTS} are played")
+        _check_facts(problem, facts)
         ids = {"receptacle": set(), "object": set(), "location": set(), "agent": set()}
         entities: set[str] = set()
         for fact in facts:
@@ -85,9 +51,9 @@ class World:
                 if (kind := problem.objects[name]) in ids:
                     ids[kind].add(name)
         if len(entities) > MAX_ENTITIES:
-            raise PddlError(f"names {len(entities)} things, at most {MAX_ENTITIES} are played")
+            raise TooLarge(f"names {len(entities)} things, at most {MAX_ENTITIES} are played")
         names = display_names(entities)
-        by_predicate: dict[str, list[tuple[str, ...]]] = {predicate: [] for predicate in _SIGNATURES}
+        by_predicate: dict[str, list[tuple[str, ...]]] = {predicate: [] for predicate in SIGNATURES}
         for fact in facts:
             by_predicate[fact[0]].append(fact[1:])
         self.receptacle_ids, self.object_ids, self.place_ids = (
@@ -105,7 +71,7 @@ class World:
         try:
             self.goal: Goal = compile_goal(problem, facts, self)
         except UnknownGoal as error:
-            raise Unplayable(f"its goal is {error}") from None
+            raise Unplayable(f"its goal {error}") from None
 
     @cached_property
     def digest(self) -> str:
@@ -190,7 +156,7 @@ class World:
         state.inside = [frozenset(inside.get(i, ())) for i in range(len(self.receptacles))]
         state.held = frozenset(o[args[1]] for args in facts["holds"])
         if len(state.held) > MAX_HELD:
-            raise PddlError(f"has an agent that holds {len(state.held)} things, at most {MAX_HELD} are played")
+            raise TooLarge(f"has an agent that holds {len(state.held)} things, at most {MAX_HELD} are played")
         state.holds_any = bool(facts["holdsany"])
         state.opened = frozenset(r[args[0]] for args in facts["opened"])
         state.lying = frozenset((o[thing], p[place]) for thing, place in facts["objectatlocation"])
@@ -208,16 +174,22 @@ def _grouped(pairs: Iterable[tuple[str, ...]], index: dict[str, int]) -> tuple[t
     return tuple(tuple(sorted(group)) for group in groups)
 
 
-def _check_facts(problem: Problem) -> list[tuple[str, ...]]:
-    for fact in problem.facts:
-        signature = _SIGNATURES.get(fact[0])
+def _check_facts(problem: Problem, facts: list[tuple[str, ...]]) -> None:
+    """The reference checks neither names nor types of facts: such files are for it, but for those it fails at."""
+    for fact in facts:
+        signature = SIGNATURES.get(fact[0])
         if signature is None:
-            raise PddlError(f"has the unknown fact {show(list(fact))}")
+            raise Unplayable(f"its fact {show(list(fact))} is unknown")
         kinds = tuple(problem.objects[name] for name in fact[1:])
         if kinds != signature:
             got, expected = show(list(kinds)).strip("()") or "none", " ".join(signature)
-            raise PddlError(f"the fact {show(list(fact))} has arguments of type {got}, expected {expected}")
-    return list(problem.facts)
+            wrong = f"fact {show(list(fact))} has arguments of type {got}, expected {expected}"
+            if len(kinds) < len(signature) or not set(kinds) <= KINDS:
+                raise PddlError(f"the {wrong}")
+            raise Unplayable(f"its {wrong}")
+        for name in fact[1:]:
+            if name in _SPECIAL or _ODD.search(name):
+                raise Unplayable(f"its name {show(name)} is not an ordinary one")
 
 
 def display_names(ids: Iterable[str]) -> dict[str, str]:
