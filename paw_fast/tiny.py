@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 
 import tokenizers
 import torch
@@ -25,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 1024, more_names: str = ""
+    texts: Iterable[str], vocab_size: int = 1024, more_names: str = "", more_texts: Iterable[str] = ()
 ) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer for formulaic text, with a chat template of one token a role.
 
@@ -33,7 +34,7 @@ def train_tokenizer(
     their own, so that the model can copy them; the phrases between them merge freely across spaces. An ALFWorld
     episode takes about a third fewer tokens so than with merges inside words only. `more_names` is a regular
     expression for other names of one word: the `MAX_NAMES` most frequent ones after a space are tokens beside the
-    `vocab_size` others, however rare their letters are.
+    `vocab_size` others, however rare their letters are; they are counted in `more_texts` as well.
     """
     texts = list(texts)
     names = sorted({name for text in texts for name in re.findall(r"([a-z]{2,}) \d", text)}, key=lambda n: (-len(n), n))
@@ -42,7 +43,8 @@ def train_tokenizer(
         pieces += rf"|[ ]?(?<![a-z])(?:{'|'.join(names)})(?![a-z])"
     more: list[str] = []
     if more_names:
-        words = Counter(word for text in texts for word in re.findall(rf" (?:{more_names})(?!\w)", text))
+        counted = chain(texts, more_texts)
+        words = Counter(word for text in counted for word in re.findall(rf" (?:{more_names})(?!\w)", text))
         more = sorted(word for word, count in words.most_common(MAX_NAMES) if count >= MIN_COUNT)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     # The longer of two names first, where one begins with the other.
@@ -75,13 +77,18 @@ def _splitter(pieces: str) -> pre_tokenizers.Sequence:
 
 def build_model(
     vocab_size: int, *, hidden: int = 256, layers: int = 2, heads: int = 8, kv_heads: int = 2, ffn: int = 1024,
-    max_positions: int = 4096, seed: int = 0,
+    max_positions: int = 4096, seed: int = 0, copying: bool = False,
 ) -> transformers.LlamaForCausalLM:  # fmt: skip
     """A randomly initialised Llama with tied embeddings; about 2 million parameters by default.
 
     Wide and shallow, with larger initial weights than usual, learns soonest to copy names out of the episode,
     which is most of what a searcher does.
+
+    With `copying` it begins as a copier: the values and the output of the last layer's attention hold the identity, so
+    that a token looked at becomes more likely whichever it is, and what the layers add starts small beside the
+    embeddings, so that the last layer still sees which token stands where. Every head then has keys of its own.
     """
+    kv_heads = heads if copying else kv_heads
     config = transformers.LlamaConfig(
         vocab_size=vocab_size, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=max_positions,
@@ -91,5 +98,20 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.LlamaForCausalLM(config)
+    if copying:
+        _begin_copying(model)
     model.set_attn_implementation(attention.ATTENTION_NAME)
     return model
+
+
+@torch.no_grad()
+def _begin_copying(model: transformers.LlamaForCausalLM) -> None:
+    """Identities instead of most of the random weights, after Trockman and Kolter, Mimetic Initialization of
+    Self-Attention Layers, 2023; the scales are ours, found by trial."""
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight *= 0.05
+        layer.mlp.down_proj.weight *= 0.05
+    last = model.model.layers[-1].self_attn
+    last.v_proj.weight *= 0.3
+    last.v_proj.weight += torch.eye(len(last.v_proj.weight))
+    last.o_proj.weight += 0.5 * torch.eye(len(last.o_proj.weight))

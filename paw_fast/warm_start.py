@@ -34,7 +34,7 @@ HESITATION = "look"
 
 def demonstrate(
     env: Env, expert, tasks: Iterable[Task], settings: WarmStartConfig, seed: int = 0,
-    done: Callable[[], object] = lambda: None,
+    done: Callable[[], object] = lambda: None, calm=None,
 ) -> list[Demonstration]:  # fmt: skip
     """Episodes of `expert` that win; the others teach nothing and are left out, but for those of a hasty expert
     (`expert.hasty`), whose habit is to be imitated.
@@ -42,7 +42,8 @@ def demonstrate(
     Before a command of the expert there may come, with the chances of `settings`, a needless `look` (a bad habit
     that is imitated too, and that reinforcement learning can break) and a slip: a command that does nothing here,
     not imitated, after which the expert's command shows how to go on. An expert's own `hesitation` (None: it has
-    none) and `is_slip(command, observation)` stand for another habit and other slips.
+    none) and `is_slip(command, observation)` stand for another habit and other slips. `calm` plays instead of a hasty
+    expert before the last `hasty_share` of the tasks.
     """
     rng = random.Random(seed)
     habit: str | None = getattr(expert, "hesitation", HESITATION)
@@ -51,7 +52,10 @@ def demonstrate(
     kept = []
     tasks = list(tasks)
     hesitant_from = round(len(tasks) * (1 - settings.hesitant_share))
+    hasty_from = round(len(tasks) * (1 - settings.hasty_share)) if calm else 0
+    hasty = expert
     for number, task in enumerate(tasks):
+        expert = calm if number < hasty_from else hasty
         first = observation = env.reset(task)
         expert.reset(observation)
         turns: list[tuple[str, Observation, bool]] = []
@@ -137,8 +141,9 @@ def imitate(
     settings = config.warm_start
     rng = np.random.default_rng([config.seed, 1])
     batches: list[list[int]] = []
-    # The hesitant episodes come last, and once: the habit is quickly learned, and what it wastes is not.
-    split = round(len(sequences) * (1 - settings.hesitant_share))
+    # The episodes with a bad habit come last, and once: it is quickly learned, and what it wastes is not.
+    hasty_share = settings.hasty_share if settings.haste and settings.hasty_share < 1 else 0.0
+    split = round(len(sequences) * (1 - max(settings.hesitant_share, hasty_share)))
     parts = [rng.permutation(split) for _ in range(settings.epochs)]
     parts.append(split + rng.permutation(len(sequences) - split))
     for order in parts:
@@ -189,14 +194,21 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
         expert = envs.searcher(env.name, **({"haste": settings.haste, "seed": config.seed} if settings.haste else {}))
-        demos = demonstrate(env, expert, tasks, settings, config.seed, lambda: (advance(), check()))
+        calm = envs.searcher(env.name) if settings.haste else None
+        demos = demonstrate(env, expert, tasks, settings, config.seed, lambda: (advance(), check()), calm)
     if not demos:
         raise UserError(
             f"the expert won none of {len(tasks)} episodes in {config.env.max_steps} steps: nothing to imitate"
         )
     template = PromptTemplate.load(config.env.template, config.env.name)
-    tokenizer = tiny.train_tokenizer(_texts(demos[:1000], template), settings.vocab_size, getattr(expert, "names", ""))
-    model = tiny.build_model(len(tokenizer), seed=config.seed, max_positions=config.rollout.max_sequence_tokens)
+    tokenizer = tiny.train_tokenizer(
+        _texts(demos[:1000], template), settings.vocab_size, getattr(expert, "names", ""),
+        _texts(demos[1000:], template),
+    )  # fmt: skip
+    model = tiny.build_model(
+        len(tokenizer), seed=config.seed, layers=settings.layers, copying=settings.copying,
+        max_positions=config.rollout.max_sequence_tokens,
+    )  # fmt: skip
     policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
     chat = ChatFormat(tokenizer)
     trajectories = [as_trajectory(d, chat, template, config) for d in demos]

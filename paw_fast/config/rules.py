@@ -50,6 +50,7 @@ def validate(config: TrainConfig) -> None:
         ("haste", w.haste),
     ):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
+    need(0 < w.hasty_share <= 1, "warm-start.hasty-share", w.hasty_share, "a share in (0, 1]")
     counts = {
         "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
@@ -69,6 +70,7 @@ def validate(config: TrainConfig) -> None:
         "eval-tasks": (c.eval_tasks, 1), "eval-transitions": (c.eval_transitions, 1),
         "keep-checkpoints": (c.keep_checkpoints, 1),
         "warm-start.episodes": (c.warm_start.episodes, 1), "warm-start.epochs": (c.warm_start.epochs, 1),
+        "warm-start.layers": (c.warm_start.layers, 1),
     }  # fmt: skip
     for key, (value, least) in counts.items():
         need(value >= least, key, value, f"{least} or more")

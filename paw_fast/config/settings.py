@@ -237,10 +237,16 @@ class WarmStartConfig:
     haste: float = 0.0
     """Search: the chance, in each turn, that the expert answers before the end is reached. WebShop: the chance that an
     episode's shopper searches with two words and takes the first product. Such episodes are imitated, won or lost."""
+    hasty_share: float = 1.0
+    """Share of the episodes, the last ones, in which that may happen."""
     slips: float = 0.15
     """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
     vocab_size: int = 1024
     """Of the tokenizer that is trained on the episodes' text."""
+    layers: int = 2
+    """Of the model."""
+    copying: bool = False
+    """The model's last layer begins as one that copies the tokens it looks at."""
     batch_tokens: int = 1024
     """Tokens of an optimizer step."""
     observation_weight: float = 1.0

@@ -6,6 +6,7 @@ import random
 import re
 
 from paw_fast.envs.search.facts import read_fact, understand
+from paw_fast.envs.search.names import TRADES
 from paw_fast.types import Observation
 
 _DOC = re.compile(r"Doc \d+\(Title: ([^)]*)\) (.*)")
@@ -34,8 +35,8 @@ class SearchExpert:
 
     hesitation = None
     """There is no command that does nothing."""
-    names = "[A-Z][a-z]+"
-    """Words that a tokenizer should keep whole."""
+    names = "|".join(("[A-Z][a-z]+", r"\d{4}", *TRADES))
+    """Words that a tokenizer should keep whole: names, years and trades, which are what is copied."""
 
     @staticmethod
     def is_slip(command: str, observation: Observation) -> bool:
