@@ -108,10 +108,11 @@ def build_model(
 def _begin_copying(model: transformers.LlamaForCausalLM) -> None:
     """Identities instead of most of the random weights, after Trockman and Kolter, Mimetic Initialization of
     Self-Attention Layers, 2023; the scales are ours, found by trial."""
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight *= 0.05
-        layer.mlp.down_proj.weight *= 0.05
-    last = model.model.layers[-1].self_attn
-    last.v_proj.weight *= 0.3
-    last.v_proj.weight += torch.eye(len(last.v_proj.weight))
-    last.o_proj.weight += 0.5 * torch.eye(len(last.o_proj.weight))
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.mul_(0.05)
+    last = f"model.layers.{model.config.num_hidden_layers - 1}.self_attn."
+    values, output = weights[last + "v_proj.weight"], weights[last + "o_proj.weight"]
+    values.mul_(0.3).add_(torch.eye(len(values)))
+    output.add_(0.5 * torch.eye(len(output)))

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ HESITATION = "look"
 
 def demonstrate(
     env: Env, expert, tasks: Iterable[Task], settings: WarmStartConfig, seed: int = 0,
-    done: Callable[[], object] = lambda: None, calm=None,
+    done: Callable[[], object] = lambda: None, calm: Any = None,
 ) -> list[Demonstration]:  # fmt: skip
     """Episodes of `expert` that win; the others teach nothing and are left out, but for those of a hasty expert
     (`expert.hasty`), whose habit is to be imitated.
