@@ -43,7 +43,7 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
-from overhead_episodes import episodes_of
+from overhead_episodes import episodes_of, mean_lengths
 
 from paw_fast import kernels, optim, packing, tiny
 from paw_fast.attention import ATTENTION_NAME
@@ -263,17 +263,6 @@ def parts_of(learner: Learner, trajectories: Sequence[Trajectory], device: str) 
         learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, 0)
     spent["other"] = clock(device) - middle - sum(spent.values())
     return {"score": middle - start, **spent}
-
-
-def mean_lengths(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over the transitions, in tokens, and the episodes' mean number of turns."""
-    turns = [x for t in trajectories for x in t.transitions]
-    return {
-        "turns": len(turns) / len(trajectories),
-        "prompt": statistics.mean(len(x.prompt_ids) for x in turns),
-        "action": statistics.mean(len(x.action_ids) for x in turns),
-        "observation": statistics.mean(sum(x.observation_mask) for x in turns),
-    }
 
 
 # ------------------------------------------------------------------------------------------------ the table

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -158,3 +159,14 @@ def _with_return(t: Trajectory, reward: float) -> Trajectory:
     last = dataclasses.replace(t.transitions[-1], reward=reward)
     turns = (*(dataclasses.replace(x, reward=0.0) for x in t.transitions[:-1]), last)
     return dataclasses.replace(t, transitions=turns, episode_return=reward, success_return=reward)
+
+
+def mean_lengths(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over the transitions, in tokens, and the episodes' mean number of turns."""
+    turns = [x for t in trajectories for x in t.transitions]
+    return {
+        "turns": len(turns) / len(trajectories),
+        "prompt": statistics.mean(len(x.prompt_ids) for x in turns),
+        "action": statistics.mean(len(x.action_ids) for x in turns),
+        "observation": statistics.mean(sum(x.observation_mask) for x in turns),
+    }

@@ -88,9 +88,9 @@ def figures(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
-    parser.add_argument("--groups", type=int, default=6)
+    parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--few-slots", type=int, default=6)
+    parser.add_argument("--few-slots", type=int, default=4)
     parser.add_argument("--out", type=Path, help="folder for pipeline.json and pipeline.md")
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="paw-fast-"))

@@ -200,8 +200,10 @@ PANELS = (
     ),
     Panel(
         "Idle devices",
-        "Share of the step in which trainer and generators (where they play, too) had nothing to do.",
+        "Share of the step, evaluations left out, in which trainer and generators (where they play, too) had nothing "
+        "to do.",
         ((("idle/trainer", "trainer"), ("idle/generator", "generators")),),
+        percent=True,
     ),
     Panel(
         "Staleness",
@@ -260,6 +262,7 @@ def draw_panel(panel: Panel, runs: Sequence[Run]) -> Figure | None:
                 ax.set_ylabel(next(label for _, label in metrics))
             if panel.percent:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+                ax.set_ylim(-0.02, 1.02)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes[-1].set_xlabel("step")
         return figure

@@ -34,17 +34,22 @@ def covered_s(spans: Iterable[tuple[str, float, float]]) -> float:
     return total
 
 
-def idle_shares(times: Mapping[str, float], spans: Spans) -> dict[str, float]:
+def idle_shares(
+    times: Mapping[str, float], spans: Spans, evaluated: Sequence[tuple[str, float, float]] = ()
+) -> dict[str, float]:
     """Idle shares of trainer and generators from a step's `time/...` metrics and the generators' spans in it.
 
-    Evaluations are left out of the step where the generator is this process; generators elsewhere play them too.
+    `evaluated` are the spans of evaluations in the step: they are left out of it, and with them what was played then.
 
     >>> idle_shares({"time/step_s": 10.0, "time/update_s": 5.0, "time/generate_s": 3.0}, {})
     {'idle/trainer': 0.5, 'idle/generator': 0.7}
     """
-    step = max(times["time/step_s"], 1e-9)
+    left_out = covered_s(evaluated)
+    step = max(times["time/step_s"] - left_out, 1e-9)
     stages = lambda names: sum(times.get(f"time/{name}_s", 0.0) for name in names)  # noqa: E731
-    playing = [covered_s(one) for one in spans.values()] or [stages(PLAYER_STAGES)]
+    # What this process played in an evaluation is time of the evaluation that is not in its own stage.
+    inside = max(0.0, left_out - times.get("time/evaluate_s", 0.0)) if evaluated else 0.0
+    playing = [covered_s([*one, *evaluated]) - left_out for one in spans.values()] or [stages(PLAYER_STAGES) - inside]
     share = lambda busy: min(1.0, max(0.0, 1.0 - busy / step))  # noqa: E731
     return {"idle/trainer": share(stages(TRAINER_STAGES)), "idle/generator": share(sum(playing) / len(playing))}
 

@@ -209,10 +209,16 @@ class Trainer:
 
     def _idle(self, times: Mapping[str, float]) -> dict[str, float]:
         """Idle shares of the step that just ended; writes its part of the timeline."""
-        spans = self.player.take_spans()
+        spans, clock = self.player.take_spans(), self.timer.origin
+        begun = time.perf_counter() - clock - times["time/step_s"]
+        evaluated = [
+            (s.name, clock + s.start_s, clock + s.end_s)
+            for s in self.timer.spans
+            if s.name == "evaluate" and s.end_s > begun
+        ]
         if self.timeline is not None:
             self.timeline.add(self.timer, spans)
-        return idle_shares(times, spans)
+        return idle_shares(times, spans, evaluated)
 
     def run(self) -> None:
         """All remaining steps, then the summary and the report."""

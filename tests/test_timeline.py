@@ -24,6 +24,17 @@ def test_idle_shares_by_hand():
     assert idle_shares(inline, {})["idle/generator"] == pytest.approx(0.8)
 
 
+def test_evaluations_are_left_out_of_idle_shares():
+    """10 s of which 4 are an evaluation. Elsewhere the generator plays 2 s of the step itself and all of the
+    evaluation; in this process 1 s of the evaluation's 4 is its own, the rest what it played."""
+    times = {"time/step_s": 10.0, "time/update_s": 3.0, "time/evaluate_s": 4.0, "time/wait_s": 3.0}
+    evaluated = [("evaluate", 5.0, 9.0)]
+    spans = {"generator 0": [("generate", 0.0, 2.0), ("generate", 5.0, 9.0)]}
+    assert idle_shares(times, spans, evaluated) == pytest.approx({"idle/trainer": 0.5, "idle/generator": 4 / 6})
+    inline = {"time/step_s": 10.0, "time/update_s": 3.0, "time/evaluate_s": 1.0, "time/generate_s": 3.0 + 2.0}
+    assert idle_shares(inline, {}, evaluated) == pytest.approx({"idle/trainer": 0.5, "idle/generator": 4 / 6})
+
+
 def test_the_trace_puts_processes_side_by_side_on_one_clock(tmp_path):
     timer, timeline = StageTimer(), Timeline(tmp_path / "trace.json")
     for _ in range(2):

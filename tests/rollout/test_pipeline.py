@@ -66,6 +66,18 @@ def test_sync_and_stream_give_the_same_updates_to_the_bit(make, start, layout):
     assert sync.advanced == stream.advanced == 12
 
 
+def test_generation_is_the_same_with_and_without_the_world_model(small_config, small_env, start):
+    """Token for token and to the bit of every log-prob: the world model is a loss and nothing else."""
+    played = []
+    for enabled in (True, False):
+        base = small_config(slots=6)
+        config = dataclasses.replace(base, paw=dataclasses.replace(base.paw, enabled=enabled))
+        loop = make_loop(start.tokenizer, start.model.config, make_engine(start, config), small_env, config)
+        plan = [(task, g, (0, g, i)) for g, task in enumerate(small_env.tasks("train")[:2]) for i in range(2)]
+        played.append(sorted(loop.play(plan), key=lambda t: t.seed))
+    assert played[0] == played[1]
+
+
 def test_scores_of_groups_are_those_of_the_whole_batch(make):
     run = make("stream")
     batch = run.pipeline.batch(0, run.advance)
