@@ -58,6 +58,7 @@ from paw_fast.update import learner as learner_module
 from paw_fast.update.credit import Credit
 from paw_fast.update.row_tables import WorldModelWeights, build_tables
 from paw_fast.update.totals import Totals
+from paw_fast.world_model import select_transitions
 
 RECIPES = {"alfworld": "qwen2.5-1.5b", "webshop": "qwen2.5-1.5b", "search": "qwen2.5-3b"}
 QWEN_1_5B = {
@@ -201,12 +202,15 @@ def multiplications(lengths: Sequence[int], rows: int, config: Any) -> tuple[flo
     return sum(n * weights + n * (n + 1) * attended for n in lengths), rows * c.hidden_size * c.vocab_size
 
 
-def work_of(learner: Learner, trajectories: Sequence[Trajectory], config: Any) -> Work:
-    """What PaW adds for a model of that config, when alpha of the transitions is picked at random."""
+def work_of(
+    learner: Learner, trajectories: Sequence[Trajectory], config: Any, selected: np.ndarray | None = None
+) -> Work:
+    """What PaW adds for a model of that config; without `selected`, alpha of the transitions is picked at random."""
     sequences = build_sequences(trajectories, learner.config.layout)
     turns = [t for episode in trajectories for t in episode.transitions]
-    selected = np.zeros(len(turns), dtype=bool)
-    selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
+    if selected is None:
+        selected = np.zeros(len(turns), dtype=bool)
+        selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
     none = [np.zeros(len(t.action_ids)) for t in turns]
     credit = Credit([np.ones(len(x), np.float32) for x in none], None, np.ones(len(trajectories), dtype=bool))
     scores = Scores(none, None, None, np.zeros(len(turns)))
@@ -293,7 +297,8 @@ def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> di
             learner.config = configs[which]
             parts[which].append(parts_of(learner, trajectories, device))
     least = [{part: min(one.get(part, 0.0) for one in side) for part in PARTS} for side in parts] if parts[0] else []
-    work = work_of(learner, trajectories, learner.policy.model.config)
+    selected = select_transitions(score(learner, trajectories).entropies, learner.config.paw.alpha)
+    work = work_of(learner, trajectories, learner.policy.model.config, selected)
     counted = work_of(learner, all_of_them, learner.policy.model.config)
     large = work_of(learner, all_of_them, transformers.Qwen2Config(**QWEN_1_5B))
     del learner

@@ -5,6 +5,7 @@ import math
 import re
 import resource
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -291,6 +292,15 @@ def test_threads_do_not_nest_into_each_other():
 
 def test_peak_memory_is_in_bytes():
     assert 10 * 2**20 < peak_memory_bytes() < 2**40
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc, which is Linux's")
+def test_peak_memory_does_not_begin_with_the_parents():
+    """The kernel hands the high-water mark that getrusage shows on to a new program."""
+    large = bytearray(b"x") * (400 << 20)
+    program = "from paw_fast.metrics import peak_memory_bytes; print(peak_memory_bytes())"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert int(found.stdout) < len(large) / 2
 
 
 # ---------------------------------------------------------------------------------------------- confidence
