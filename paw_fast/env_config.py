@@ -75,6 +75,9 @@ class EnvConfig:
     """Seed of prices, price limits and the order of the goals, which decides what is held out."""
     num_products: int | None = None
     """Only the first so many products; `None` takes all of the files, and generates 2,000."""
+    brief_results: int = 0
+    """Prompts show pages in short, for small models: products (at most so many) and options as the commands that choose
+    them, no other buttons; 0 shows them as verl-agent does."""
 
 
 ENV_SETTINGS: dict[str, dict[str, str]] = {
@@ -84,7 +87,7 @@ ENV_SETTINGS: dict[str, dict[str, str]] = {
     },
     "webshop": {
         "data": "data", "max_steps": "max_steps", "mode": "mode", "goals": "goals", "goal_seed": "seed",
-        "num_products": "num_products", "game_seed": "catalogue_seed",
+        "num_products": "num_products", "game_seed": "catalogue_seed", "brief_results": "brief_results",
     },
     "search": {
         "game_seed": "seed", "max_steps": "max_steps", "num_train": "num_train", "num_unseen": "num_unseen",

@@ -11,7 +11,7 @@ TEXTS = ["<information>Doc 1(Title: Anna Bell) Anna Bell was born in Rose Bay.</
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny.train_tokenizer(TEXTS, 300, "[A-Z][a-z]+")
+    return tiny.train_tokenizer(TEXTS, 300, r" [A-Z][a-z]+(?!\w)")
 
 
 def pieces(tokenizer, text):

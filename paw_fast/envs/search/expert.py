@@ -35,8 +35,8 @@ class SearchExpert:
 
     hesitation = None
     """There is no command that does nothing."""
-    names = "|".join(("[A-Z][a-z]+", r"\d{4}", *TRADES))
-    """Words that a tokenizer should keep whole: names, years and trades, which are what is copied."""
+    names = " (?:" + "|".join(("[A-Z][a-z]+", r"\d{4}", *TRADES)) + r")(?!\w)"
+    """Words that a tokenizer should keep whole, after a space: names, years and trades, which are what is copied."""
 
     @staticmethod
     def is_slip(command: str, observation: Observation) -> bool:

@@ -48,17 +48,20 @@ class WebshopEnv:
 
     `Step.reward` is WebShop's own reward at the purchase (0 to 1), else 0; an episode is won when it is 1. `done` is
     true after a purchase or `max_steps` commands. Commands are `search[words]` and `click[text]`; whatever the page
-    does not offer changes nothing.
+    does not offer changes nothing. With `brief_results`, what the policy is shown of a page (`info["shown"]`) is its
+    short form with at most so many products; the observation's text stays the same.
     """
 
     name = "webshop"
 
-    def __init__(self, shop: Shop, mode: str = "text", max_steps: int = 15) -> None:
+    def __init__(self, shop: Shop, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
         if mode not in MODES:
             raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
-        self._shop, self._mode, self._max_steps = shop, mode, max_steps
+        if brief_results < 0:
+            raise UserError(f"brief_results is {brief_results}, expected at least 0")
+        self._shop, self._mode, self._max_steps, self._brief_results = shop, mode, max_steps, brief_results
         self._goal: Goal | None = None
         self._session, self._page = Session(), Page(())
         self._task_type, self._num_steps, self._done = "", 0, True
@@ -185,17 +188,17 @@ class WebshopEnv:
         admissible = tuple(f"click[{one}]" for one in clickables if one != "search")
         if page.has_search_bar:
             admissible = ("search[<your query>]", *admissible)
-        parts = self._session.parts
+        parts, brief = self._session.parts, self._brief_results
         info = {
             "won": parts is not None and parts.reward == 1.0, "task_type": self._task_type, "state_text": text,
-            "shown": shown_text(text, goal.instruction_text), "clickables": tuple(clickables),
-            "has_search_bar": page.has_search_bar, **(more or {}),
+            "shown": page.brief(brief) if brief else shown_text(text, goal.instruction_text),
+            "clickables": tuple(clickables), "has_search_bar": page.has_search_bar, **(more or {}),
         }  # fmt: skip
         return Observation(text, admissible, info)
 
     def spawn(self) -> WebshopEnv:
         """Another episode over the same catalogue."""
-        return WebshopEnv(self._shop, self._mode, self._max_steps)
+        return WebshopEnv(self._shop, self._mode, self._max_steps, self._brief_results)
 
     def close(self) -> None:
         """Ends the episode. The shared data stays for the other episodes."""

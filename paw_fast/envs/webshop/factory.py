@@ -39,7 +39,7 @@ PathLike = str | os.PathLike[str]
 def make(
     data: PathLike | None = None, products: PathLike | None = None, attributes: PathLike | None = None,
     human_goals: PathLike | None = None, goals: str = "synthetic", seed: int = 42, mode: str = "text",
-    num_products: int | None = None, catalogue_seed: int = 0, max_steps: int = 15,
+    num_products: int | None = None, catalogue_seed: int = 0, max_steps: int = 15, brief_results: int = 0,
     show_attributes: bool = False, search: Callable[[str], Sequence[str]] | None = None,
     cache_dir: PathLike | None = None,
 ) -> WebshopEnv:  # fmt: skip
@@ -50,8 +50,9 @@ def make(
     human_goals: single files instead. Without any of these a catalogue is generated from `catalogue_seed`, of 2,000
     products unless `num_products` says otherwise. goals: "synthetic", or "human" (as `human_goals` also asks for).
     seed: of prices, price limits and the goals' order. mode: "text" or "text_rich". num_products: only the first so
-    many. search: gives asins for a query in place of the search engine. cache_dir: where the store and the index go
-    (default: paw-fast in the XDG cache folder). Raises `UserError`.
+    many. brief_results: prompts show pages in short, with at most so many products; 0 as verl-agent shows them. search:
+    gives asins for a query in place of the search engine. cache_dir: where the store and index go (default: paw-fast
+    in the XDG cache folder). Raises `UserError`.
     """
     if mode not in MODES:
         raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
@@ -77,7 +78,7 @@ def make(
     store = open_store(*files, num_products, cache_folder(cache_dir), index=search is None)
     shop = Shop(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes,
                 hold_out_products=generated)  # fmt: skip
-    return WebshopEnv(shop, mode, max_steps)
+    return WebshopEnv(shop, mode, max_steps, brief_results)
 
 
 def generated_folder(num_products: int, seed: int, cache: Path) -> Path:

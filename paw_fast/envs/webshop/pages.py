@@ -56,6 +56,21 @@ class Page:
         """The `text` form."""
         return SEPARATOR.join(node.text.strip() for node in self.nodes if node.text)
 
+    def brief(self, num_products: int) -> str:
+        """What follows the instruction, in short, for small models: each product and option as the command that
+        chooses it, the first `num_products` products that were not visited, and no other buttons."""
+        marks = [i for i, node in enumerate(self.nodes) if node.text.strip() == "Instruction:"]
+        said, skips, left = [], False, num_products
+        for node in self.nodes[marks[0] + 2 if marks else 0 :]:
+            if node.kind == "link":
+                skips = left == 0 or node.text in self.visited
+                left -= not skips
+            if skips or node.kind == "button" or not node.text:
+                continue
+            chosen = node.kind in ("link", "option")
+            said.append(f"click[{node.text.lower()}]" if chosen else node.text.strip())
+        return " ".join(said)
+
     def text_rich(self) -> str:
         """The `text_rich` form."""
         clicked, lines = "", []

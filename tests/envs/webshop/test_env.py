@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 
 from paw_fast import envs
+from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.envs.webshop.goals import NO_LIMIT, sample_limit, sample_prices
 from paw_fast.envs.webshop.pages import Node, Page
 from paw_fast.envs.webshop.search import make_analyzer
@@ -76,6 +78,29 @@ def test_pages_before_and_after(reference_env):
         last = env.step("click[next >]").observation
     assert "Page 6 (Total results: 50)" in last.text  # past the last result: an empty page, as in the reference
     assert last.info["clickables"] == ("back to search", "< prev", "next >")
+
+
+def test_brief_pages_say_the_same_in_short(reference_env):
+    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.shop, brief_results=2)
+    task = reference_env.tasks("unseen")[3]
+    assert brief.reset(task).info["shown"] == ""
+    shop = reference_env.shop
+    first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
+    plain.reset(task)
+    chosen = []
+    for command in ("search[shirt]", first, "click[description]", "click[< prev]", "click[< prev]"):
+        seen, other = brief.step(command).observation, plain.step(command).observation
+        assert (seen.text, seen.admissible) == (other.text, other.admissible)
+        shown = seen.info["shown"]
+        chosen = re.findall(r"click\[[^]]*\]", shown)
+        assert set(chosen) <= set(seen.admissible)
+        assert plain.goal.instruction_text not in shown
+        if command == "search[shirt]":
+            assert shown.startswith("Page 1 (Total results: 50) click[")
+            assert chosen == [first, second]
+    assert chosen == [second, third]  # the first was looked at
+    with pytest.raises(UserError, match="brief_results is -1"):
+        WebshopEnv(reference_env.shop, brief_results=-1)
 
 
 def test_validation_goals_are_not_in_training(reference_env):

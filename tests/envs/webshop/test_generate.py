@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from paw_fast import envs
+from paw_fast import envs, tiny, warm_start
+from paw_fast.config import WarmStartConfig
 from paw_fast.envs.webshop.expert import Shopper, read_results, read_wish
 from paw_fast.envs.webshop.generate import make_record, make_records
 from paw_fast.envs.webshop.reading import clean_product
@@ -32,7 +33,10 @@ def test_the_catalogue_depends_on_its_seed_alone():
     assert first != other
     assert len({record["asin"] for record, _ in make_records(1000, 0)}) == 1000
     assert [r["name"] for r, _ in make_records(20_000, 3)][:50] == [r["name"] for r, _ in first]
-    assert all(len(r["asin"]) <= 10 for r, _ in (make_record(999_999_999, 0, 9), make_record(5, 0, 9)))
+    for width in (4, 5, 6, 9):
+        asins = [make_record(number, 0, width)[0]["asin"] for number in (5, 10**width - 1)]
+        assert asins[0] != asins[1]
+        assert all(len(asin) <= 10 for asin in asins)
 
 
 def test_every_record_is_a_product_that_its_own_instruction_fits():
@@ -80,13 +84,46 @@ def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
     assert won[1.0] < won[0.5] < won[0.0]
 
 
+def test_haste_begins_where_it_is_told_to(generated):
+    env, expert = generated.spawn(), envs.searcher("webshop", haste=0.99, seed=1)
+    settings = WarmStartConfig(haste=0.99, hasty_share=0.25, hesitation=0.0, slips=0.0)
+    demos = warm_start.demonstrate(env, expert, generated.tasks("train")[:80], settings, calm=envs.searcher("webshop"))
+    words = [len(turns[0][0].split()) for _, turns in demos]
+    assert min(words[:50]) > 2  # a full query names a kind of two words, two attributes and an option
+    assert sum(count == 2 for count in words[-20:]) >= 18
+
+
+def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
+    env, expert = (
+        envs.make("webshop", num_products=600, brief_results=2, cache_dir=shop_cache),
+        envs.searcher("webshop"),
+    )
+    settings = WarmStartConfig(hesitation=0.0, slips=0.0)
+    demos = warm_start.demonstrate(env, expert, env.tasks("train")[:60], settings)
+    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.info["shown"])]
+    tokenizer = tiny.train_tokenizer(texts, 600, expert.names)
+
+    def pieces(text):
+        return [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+    assert pieces("click[b6x8k9r0]") == ["click[", "b6", "x8", "k9", "r0", "]"]
+    page = "Page 1 (Total results: 50) click[b6x8k9r0] junfi slim fit polo shirts $13.22"
+    at = pieces(page).index("click[")
+    assert pieces(page)[at + 1 : at + 5] == ["b6", "x8", "k9", "r0"]
+    for _, turns in demos[:20]:
+        for command, _, _ in turns:
+            for value in ("black", "x-large", "vanilla"):
+                if command == f"click[{value}]":
+                    assert pieces(command) == ["click[", value, "]"]
+
+
 def test_a_shopper_on_the_official_products(reference_env):
     won = [play(reference_env.spawn(), Shopper(), task).info["won"] for task in reference_env.tasks("train")[:60]]
-    assert sum(won) > 20  # of 60: real titles name the attributes less often
+    assert sum(won) > 35  # of 60
 
 
 def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
-    folder = shop_cache / "webshop" / "generated-2-0-600"
+    folder = shop_cache / "webshop" / "generated-3-0-600"
     env = envs.make("webshop", data=folder, cache_dir=shop_cache)
     assert [g.asin for g in env.shop.goals][:20] == [g.asin for g in generated.shop.goals][:20]
 
