@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from playing import check_logprobs, finish, plan, shown
 from paw_fast.policy import Policy
 from paw_fast.rollout.build import make_engine, make_loop
 from paw_fast.rollout.pool import ActorPool
+from paw_fast.train import train
 from paw_fast.types import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -85,6 +87,30 @@ def test_the_death_of_one_leaves_the_other_alone(pool, policy, small_env):
     check_logprobs(policy, finish(pool, 8), pool.policy_version)
     assert pool._actors[0].process.pid != victim
     assert pool._actors[1].process.pid == other
+
+
+def test_a_run_trains_on_both(config, policy, small_env, tmp_path):
+    """async, three steps: each update reaches both processes, and the trace shows who was busy."""
+    model = tmp_path / "model"
+    policy.model.save_pretrained(model)
+    policy.tokenizer.save_pretrained(model)
+    replace = dataclasses.replace
+    config = replace(
+        config, steps=3, eval_tasks=2, profile=True, model=replace(config.model, path=str(model)),
+        pipeline=replace(config.pipeline, name="async"), optim=replace(config.optim, learning_rate=1e-4),
+    )  # fmt: skip
+    assert train(config, tmp_path / "run") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["step"] > 0]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert max(row["async/staleness_max"] for row in steps) == 1
+    assert max(row["rollout/logprob_gap_max"] for row in steps if row["step"] == 1) < 2e-4
+    assert all(0 <= row["idle/generator"] <= 1 for row in steps)
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())
+    names = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert sorted(names.values()) == ["generator 0", "generator 1", "trainer"]
+    synced = [names[e["pid"]] for e in events if e["name"] == "sync"]
+    assert {name: synced.count(name) >= 2 for name in names.values()} == dict.fromkeys(names.values(), True)
 
 
 # ------------------------------------------------------------------------------------------- without a GPU
