@@ -143,7 +143,7 @@ def main(connection: Connection, spec: ActorSpec) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    sender = threading.Thread(target=_send_all, args=(connection, outbox), daemon=True)
+    sender = threading.Thread(target=send_all, args=(connection, outbox), daemon=True)
     sender.start()
     try:
         _serve(connection, outbox, spec)
@@ -156,12 +156,13 @@ def main(connection: Connection, spec: ActorSpec) -> None:
     sender.join(10)
 
 
-def _send_all(connection: Connection, outbox: queue.SimpleQueue) -> None:
-    """Sends in a thread: a trainer that is busy and does not read must not hold up the episodes."""
+def send_all(connection: Connection, outbox: queue.SimpleQueue) -> None:
+    """Sends what is put into the outbox until None is. A thread of each side runs it: one that is busy or hangs and
+    does not read must not hold up the other."""
     while (message := outbox.get()) is not None:
         try:
             connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:  # the other side is gone, or this one has closed
             return
 
 

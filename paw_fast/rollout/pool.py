@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from paw_fast.rollout.actor import (
     Stop,
     Synced,
     main,
+    send_all,
 )
 from paw_fast.rollout.agent import Planned
 from paw_fast.rollout.engine import EngineError
@@ -60,12 +62,16 @@ class _Actor:
     version: int = -1
     playing: dict[tuple[int, ...], tuple[Planned, float | None]] = field(default_factory=dict)
     unsent: list[Any] = field(default_factory=list)
+    outbox: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self) -> None:
+        self.sender = threading.Thread(target=send_all, args=(self.connection, self.outbox), daemon=True)
+        self.sender.start()
 
     def send(self, order: Any) -> None:
-        """Sends an order, at the latest when the process reads orders."""
+        """Sends an order, at the latest when the process reads orders. Never waits; `poll` notices its death."""
         if self.ready:
-            with suppress(BrokenPipeError, ConnectionResetError):  # its death is noticed by `poll`
-                self.connection.send(order)
+            self.outbox.put(order)
         else:
             self.unsent.append(order)
 
@@ -257,6 +263,8 @@ def _end(actor: _Actor) -> None:
     if actor.process.is_alive():
         actor.process.kill()
     actor.process.join(10)
+    actor.outbox.put(None)
+    actor.sender.join(10)  # what it may be sending fails: nobody is left to read
     actor.connection.close()
 
 

@@ -143,6 +143,25 @@ def test_an_actor_that_hangs_is_started_anew(pool, config, small_env, capfd):
     assert "no sign of life for 2 s" in " ".join(capfd.readouterr().err.split())
 
 
+def test_orders_to_an_actor_that_does_not_read_hold_nothing_up(pool, config, small_env, capfd):
+    """More than a pipe takes is handed to a stopped process; the trainer goes on, and notices by its time limit."""
+    pool.config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, hang_timeout_s=2.0))
+    process = pool._actors[0].process.pid
+    os.kill(process, signal.SIGSTOP)
+    episodes = [
+        (dataclasses.replace(task, info={**task.info, "weight": "x" * (1 << 20)}), group, seed)
+        for task, group, seed in plan(small_env, seed=3)
+    ]
+    try:
+        pool.submit(episodes)
+        pool._actors[0].seen_s = time.monotonic()
+        while pool._actors[0].process.pid == process:
+            pool.poll()
+    finally:
+        pool.config = config
+    assert len(finish(pool, 4)) == 4
+
+
 def test_an_actor_that_cannot_start_says_why_in_one_line(config, start, small_env, tmp_path):
     broken = dataclasses.replace(config, env=dataclasses.replace(config.env, template="/nowhere.toml"))
     with pytest.raises(UserError, match=r"/nowhere\.toml") as error:
