@@ -1,12 +1,16 @@
-"""Shared fixtures: where the real test data lies, and the same random seed in every test."""
+"""Shared fixtures: where the real test data lies, and the same random seed in every test.
+
+Lets the tests here import the helpers beside them."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def find_test_data() -> Path | None:

