@@ -110,11 +110,11 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
     page = "Page 1 (Total results: 50) click[b6x8k9r0] junfi slim fit polo shirts $13.22"
     at = pieces(page).index("click[")
     assert pieces(page)[at + 1 : at + 5] == ["b6", "x8", "k9", "r0"]
-    for _, turns in demos[:20]:
-        for command, _, _ in turns:
-            for value in ("black", "x-large", "vanilla"):
-                if command == f"click[{value}]":
-                    assert pieces(command) == ["click[", value, "]"]
+    said = {command for _, turns in demos for command, _, _ in turns}
+    options = [value for value in ("black", "x-large", "vanilla") if f"click[{value}]" in said]
+    assert options
+    for value in options:
+        assert pieces(f"click[{value}]") == ["click[", value, "]"]
 
 
 def test_a_shopper_on_the_official_products(reference_env):
