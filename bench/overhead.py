@@ -2,6 +2,7 @@
 
     python bench/overhead.py --data ../shared/data --env alfworld webshop search        # tiny model, one CPU thread
     python bench/overhead.py --data ../shared/data --shape qwen2.5-1.5b --groups 16 --group-size 8       # on a GPU
+    python bench/overhead.py --data ../shared/data --fit 20   # the tiny model, when it knows most of what comes next
 
 A whole update is all that lies between a step's rollouts and the next weights, by the environment's recipe: old
 log-probs and entropies group by group, the reference's log-probs, credit, selection (alpha 0.75), packing, the pass
@@ -13,6 +14,10 @@ left out, what others do to caches and clock is not. Peak memory is that of a pr
 `floor` is the share of multiplications that PaW adds (selected observations through the backbone, their rows through
 the head, attention included): what no implementation that computes them all can go below. The breakdown is measured:
 seconds of the update's parts, off and on. See `overhead_episodes` for where the lengths come from.
+
+With random weights no token is saturated. `--fit N` lets the model imitate the timed episodes N times first, actions
+and observations; `saturated` is the share of selected tokens with p >= tau in the updates that are timed. Their rows
+need no backward through the head, so that less than the floor, which counts it, can be needed.
 """
 
 from __future__ import annotations
@@ -33,17 +38,16 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from overhead_episodes import episodes_of, mean_lengths
+from overhead_floor import work_of
 
 from paw_fast import kernels, optim, packing, tiny
 from paw_fast.attention import ATTENTION_NAME
@@ -55,9 +59,8 @@ from paw_fast.trajectories import build_sequences
 from paw_fast.types import Trajectory
 from paw_fast.update import Learner
 from paw_fast.update import learner as learner_module
-from paw_fast.update.credit import Credit
-from paw_fast.update.row_tables import WorldModelWeights, build_tables
 from paw_fast.update.totals import Totals
+from paw_fast.warm_start import imitate
 from paw_fast.world_model import select_transitions
 
 RECIPES = {"alfworld": "qwen2.5-1.5b", "webshop": "qwen2.5-1.5b", "search": "qwen2.5-3b"}
@@ -102,11 +105,25 @@ def with_paw(config: TrainConfig, enabled: bool) -> TrainConfig:
     return dataclasses.replace(config, paw=dataclasses.replace(config.paw, enabled=enabled))
 
 
-def learner_of(config: TrainConfig, tokenizer, enabled: bool, shape: str, device: str) -> Learner:
+def fit(policy: Policy, trajectories: Sequence[Trajectory], config: TrainConfig, epochs: int) -> None:
+    """Imitates the episodes, so that most of their tokens become likely."""
+    settings = dataclasses.replace(config.warm_start, epochs=epochs, hesitant_share=0.0, haste=0.0, batch_tokens=4096)
+    config = dataclasses.replace(config, warm_start=settings)
+    sequences = build_sequences(trajectories, config.layout)
+    imitated = [True] * sum(len(t.transitions) for t in trajectories)
+    imitate(policy, sequences, imitated, config, lambda *_: None)
+
+
+def learner_of(
+    config: TrainConfig, tokenizer, enabled: bool, shape: str, device: str, fitted: Sequence[Trajectory] = (),
+    epochs: int = 0,
+) -> Learner:  # fmt: skip
     """As a run makes it, with a frozen copy as the reference where the recipe has a KL."""
     config = with_paw(config, enabled)
     torch.manual_seed(0)
     model: Any = model_of(shape, len(tokenizer), device).to(device).train()
+    if epochs:
+        fit(Policy(model, tokenizer), fitted, config, epochs)
     reference = None
     if config.algo.kl_coef > 0:
         frozen: Any = model_of(shape, len(tokenizer), device).to(device)
@@ -135,14 +152,14 @@ def score(learner: Learner, trajectories: Sequence[Trajectory]) -> Scores:
     return Scores.join(parts)
 
 
-def update(learner: Learner, trajectories: Sequence[Trajectory], step: int) -> tuple[float, float]:
-    """Seconds of scoring and of the rest of one whole update."""
+def update(learner: Learner, trajectories: Sequence[Trajectory], step: int) -> tuple[float, float, float]:
+    """Seconds of scoring and of the rest of one whole update, and the share of saturated tokens."""
     device = learner.policy.device.type
     start = clock(device)
     scores = score(learner, trajectories)
     middle = clock(device)
-    learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, step)
-    return middle - start, clock(device) - middle
+    metrics = learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, step)
+    return middle - start, clock(device) - middle, metrics.get("wm/clipped_token_ratio", math.nan)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -178,56 +195,6 @@ def measure_peak(payload, enabled: bool, args: argparse.Namespace, device: str) 
 
 
 # -------------------------------------------------------------------------------------------------- breakdown
-
-
-@dataclass(frozen=True)
-class Work:
-    """Tokens through the backbone and rows through the head, off and on, and the share of multiplications added."""
-
-    tokens: int
-    more_tokens: float
-    rows: int
-    more_rows: float
-    floor: float
-    floor_of_update: float
-
-
-def multiplications(lengths: Sequence[int], rows: int, config: Any) -> tuple[float, float]:
-    """Of one forward pass: the backbone's (weights and causal attention) and the head's."""
-    c = config.get_text_config()
-    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    kept = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
-    weights = c.num_hidden_layers * (kept + 3 * c.hidden_size * c.intermediate_size)
-    attended = c.num_hidden_layers * c.num_attention_heads * head  # a query at position p meets p keys and p values
-    return sum(n * weights + n * (n + 1) * attended for n in lengths), rows * c.hidden_size * c.vocab_size
-
-
-def work_of(
-    learner: Learner, trajectories: Sequence[Trajectory], config: Any, selected: np.ndarray | None = None
-) -> Work:
-    """What PaW adds for a model of that config; without `selected`, alpha of the transitions is picked at random."""
-    sequences = build_sequences(trajectories, learner.config.layout)
-    turns = [t for episode in trajectories for t in episode.transitions]
-    if selected is None:
-        selected = np.zeros(len(turns), dtype=bool)
-        selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
-    none = [np.zeros(len(t.action_ids)) for t in turns]
-    credit = Credit([np.ones(len(x), np.float32) for x in none], None, np.ones(len(trajectories), dtype=bool))
-    scores = Scores(none, None, None, np.zeros(len(turns)))
-    lengths, rows = [], []
-    for which in (np.zeros_like(selected), selected):
-        tables = build_tables(sequences, scores, credit, WorldModelWeights(np.ones(len(trajectories)), which))
-        lengths.append([packing.input_length(t) for t in tables])
-        rows.append(sum(len(t.positions) for t in tables))
-    off, on = (multiplications(n, r, config) for n, r in zip(lengths, rows, strict=True))
-    passes = 3 + learner.config.model.gradient_checkpointing  # the backward's two, and the forward again
-    updates = [passes * body + 3 * head for body, head in (off, on)]
-    whole = updates[0] + (1 + (learner.reference is not None)) * sum(off)
-    tokens = [sum(n) for n in lengths]
-    return Work(
-        tokens[0], tokens[1] / tokens[0] - 1, rows[0], rows[1] / rows[0] - 1, (updates[1] - updates[0]) / whole,
-        updates[1] / updates[0] - 1,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -278,14 +245,14 @@ def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> di
     trajectories = [t for t in all_of_them if t.group < args.groups]
     payload = (trajectories, *rest)
     # One learner for both: another one's tensors lie elsewhere, and that alone can make a per cent.
-    learner = learner_of(*payload[1:], True, args.shape, device)
+    learner = learner_of(*payload[1:], True, args.shape, device, trajectories, args.fit)
     configs = [with_paw(learner.config, enabled) for enabled in (False, True)]
     update(learner, trajectories, 0)  # warms up
-    times: list[list[tuple[float, float]]] = [[], []]
+    times: list[list[tuple[float, float, float]]] = [[], []]
     for turn in range(2 * args.repeats + 1):
         learner.config = configs[turn % 2]
         times[turn % 2].append(update(learner, trajectories, turn))
-    off, on = ([[sum(t) for t in side], [t[1] for t in side]] for side in times)
+    off, on = ([[sum(t[:2]) for t in side], [t[1] for t in side]] for side in times)
     ratios, of_update = (
         [x / ((before + after) / 2) - 1 for before, x, after in zip(a, b, a[1:], strict=False)]
         for a, b in zip(off, on, strict=True)
@@ -308,6 +275,7 @@ def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> di
         "env": name, "layout": layout, "off_s": [statistics.median(t[i] for t in times[0]) for i in (0, 1)],
         "on_s": [statistics.median(t[i] for t in times[1]) for i in (0, 1)],
         "overhead": statistics.median(ratios), "interval": interval(ratios),
+        "saturated": statistics.mean(t[2] for t in times[1]),
         "overhead_of_update": statistics.median(of_update), "interval_of_update": interval(of_update),
         "peak_bytes": [measure_peak(payload, enabled, args, device) for enabled in (False, True)],
         **dataclasses.asdict(work),
@@ -323,7 +291,7 @@ def table_row(r: dict[str, Any]) -> str:
     return (
         f"| {r['env']} | {r['layout']} | {lengths} | {sum(r['off_s']):.2f} ({r['off_s'][0]:.2f} + "
         f"{r['off_s'][1]:.2f}) | {sum(r['on_s']):.2f} | **{r['overhead']:+.1%}** ({span(r['interval'])}) | "
-        f"{statistics.median(map(abs, r['noise'])):.1%} | {r['floor']:+.1%} | "
+        f"{statistics.median(map(abs, r['noise'])):.1%} | {r['saturated']:.0%} | {r['floor']:+.1%} | "
         f"{r['overhead_of_update']:+.1%} | {r['floor_of_update']:+.1%} | {peaks[0]:.0f} | {peaks[1]:.0f} | "
         f"{r['counted']['floor']:+.1%} | {r['counted_1.5b']['floor']:+.1%} |"
     )
@@ -351,8 +319,11 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=16384)
     parser.add_argument("--repeats", type=int, default=7, help="updates with PaW on, each between two off")
     parser.add_argument("--breakdowns", type=int, default=3, help="further pairs whose parts are timed")
+    parser.add_argument("--fit", type=int, default=0, help="passes of imitation before (tiny model)")
     parser.add_argument("--out", type=Path, help="folder for overhead.json and overhead.md")
     args = parser.parse_args()
+    if args.fit and args.shape != "tiny":
+        parser.error("--fit trains the tiny model only: its learning rate is that of the warm start")
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="paw-fast-"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -362,9 +333,9 @@ def main() -> None:
         f"{args.shape}, {about}, {torch.get_num_threads()} threads, {args.groups} x {args.group_size} episodes, "
         f"{args.repeats} repeats, thoughts of {args.thought[0]} to {args.thought[1]} tokens", "",
         "| environment | layout | prompt / action / observation tokens | off, s (score + update) | on, s | "
-        "overhead (95 %) | noise | floor | of the update alone | floor | peak off, MB | on, MB | floor, all episodes | "
-        "1.5B |",
-        "| --- " * 14 + "|",
+        "overhead (95 %) | noise | saturated | floor | of the update alone | floor | peak off, MB | on, MB | "
+        "floor, all episodes | 1.5B |",
+        "| --- " * 15 + "|",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
     results = []

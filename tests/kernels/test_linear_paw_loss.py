@@ -47,6 +47,52 @@ def test_matches_float64(dtype, chunk_bytes):
         assert error < tolerance / 2
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunk_bytes", [1, 2000, 1 << 20])
+@pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
+def test_rows_without_gradient(dtype, chunk_bytes, share):
+    """Saturated, ignored and weightless rows, whose products are left out on the CPU."""
+    x, w, b, rows = case(dtype, num=40)
+    g = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        likely = (x @ w.T + b)[:, :45].argmax(-1)
+    dead = torch.rand(40, generator=g) < share
+    rows.targets[dead], rows.kinds[dead] = likely[dead], K.WORLD_MODEL
+    rows.weights[dead & (torch.arange(40) % 5 == 0)] = 0.0
+    rows.kinds[dead & (torch.arange(40) % 7 == 0)] = K.IGNORED
+    want, *grads = truth(x, w, b, rows)
+    got = K.linear_paw_loss(x, w, rows, SETTINGS, bias=b, chunk_bytes=chunk_bytes)
+    got.loss.backward()
+    assert torch.equal(got.flags, want.flags)
+    none = (rows.kinds == K.IGNORED) | (rows.weights == 0) | (got.flags & K.SATURATED).bool()
+    assert none.sum() >= 0.7 * dead.sum()
+    assert not x.grad[none].any()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    for mine, exact in zip((x, w, b), grads, strict=True):
+        assert (mine.grad.double() - exact).norm() <= tolerance / 2 * exact.norm()
+
+
+def test_plain_mae_and_cross_entropy_leave_no_row_out():
+    for loss in ("mae", "ce"):
+        x, w, _, rows = case()
+        rows.kinds[:] = K.WORLD_MODEL
+        with torch.no_grad():
+            rows.targets[:] = (x @ w.T).argmax(-1)
+        K.linear_paw_loss(x, w, rows, K.LossSettings(wm_loss=loss, tau=0.01)).loss.backward()
+        assert x.grad.any(1).all()
+
+
+def test_a_row_that_is_not_a_number_stays_one():
+    x, w, _, rows = case()
+    rows.kinds[:] = K.WORLD_MODEL
+    with torch.no_grad():
+        rows.targets[:] = (x @ w.T).argmax(-1)
+        x[3] = torch.nan
+    K.linear_paw_loss(x, w, rows, K.LossSettings()).loss.backward()
+    assert x.grad.isnan().any(1).nonzero().flatten().tolist() == [3]
+    assert w.grad.isnan().all()
+
+
 def test_same_as_paw_loss_over_whole_logits():
     x, w, _, rows = case()
     K.paw_loss(x @ w.T, rows, SETTINGS).loss.backward()
@@ -93,8 +139,9 @@ def test_weight_gradient_is_summed_in_fp32():
 
 
 def test_never_more_than_one_chunk_of_logits():
-    x, w = torch.randn(512, 8), torch.randn(20000, 8)
-    rows = random_rows(x @ w.T, 20000, torch.Generator().manual_seed(1))
+    x, w = torch.randn(512, 8, requires_grad=True), torch.randn(20000, 8, requires_grad=True)
+    rows = random_rows((x @ w.T).detach(), 20000, torch.Generator().manual_seed(1))
+    rows.weights[::3] = 0.0  # the others are moved together
     with torch.profiler.profile(profile_memory=True) as profile:
         K.linear_paw_loss(x, w, rows, K.LossSettings(), chunk_bytes=1 << 20)
     largest = max(e.cpu_memory_usage for e in profile.events())
