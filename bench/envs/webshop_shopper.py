@@ -37,7 +37,7 @@ def main() -> None:
     )
     env = envs.make("webshop", max_steps=12, **where)
     tasks = env.tasks("train")[: options.goals]
-    for haste in (0.0, 0.6, 1.0):
+    for haste in (0.0, 0.75, 1.0):
         expert = envs.searcher("webshop", haste=haste)
         won = sum(wins(env, expert, task) for task in tasks)
         print(f"haste {haste}: {won} of {len(tasks)} won, {won / len(tasks):.1%}")
