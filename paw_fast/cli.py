@@ -19,8 +19,9 @@ from typing import Annotated, Any
 import tyro
 
 from paw_fast import __version__
-from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, validate
-from paw_fast.env_config import EnvConfig, env_config
+from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, to_toml, validate
+from paw_fast.env_config import EnvConfig, env_config, with_data
+from paw_fast.files import write_text
 from paw_fast.types import UserError
 
 PROGRAM = "paw-fast"
@@ -78,7 +79,7 @@ class ReportOptions:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run directories."""
     out: Path | None = None
-    """The file to write; by default report.html in the first run."""
+    """The file to write; by default report.html in the run, or here where there are several."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def _train(args: list[str]) -> int:
         )
     config = _parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
+    config = dataclasses.replace(config, env=with_data(config.env))
     from paw_fast import console
 
     if why:
@@ -216,12 +218,14 @@ def _train(args: list[str]) -> int:
     _quiet_libraries()
     from paw_fast.train import train
 
+    folder = config.run_dir
+    before = list(folder.iterdir()) if folder is not None and folder.is_dir() else None
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
     try:
         return train(config, run_dir)
     except UserError:
-        runs.discard_unused(run_dir)
+        runs.discard_unused(run_dir, before)
         raise
 
 
@@ -232,8 +236,15 @@ def _resume(path: Path, args: list[str]) -> int:
     from paw_fast.train import check_resumable, train
 
     run_dir = runs.run_of(path)
-    config = check_resumable(run_dir, _parse(TrainConfig, args, "train --resume RUN", runs.config_of(run_dir)))
+    begun = runs.config_of(run_dir)
+    config = _parse(TrainConfig, args, "train --resume RUN", begun)
+    if config.run_dir != begun.run_dir:
+        raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
     validate(config)
+    check_resumable(run_dir, config)
+    config = dataclasses.replace(config, env=with_data(config.env))
+    if config != begun:  # what a later --resume, without options, goes on with
+        write_text(run_dir / "config.toml", to_toml(config))
     console.say(f"going on with {run_dir}")
     return train(config, run_dir, resume=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -122,3 +123,20 @@ def env_settings(config: EnvConfig) -> dict[str, Any]:
         others = ", ".join(name for name, fields in ENV_SETTINGS.items() if f.name in fields)
         raise UserError(f"--env.{f.name.replace('_', '-')} is a setting of {others}, and --env is {config.name}")
     return {name: getattr(config, field) for field, name in own.items()}
+
+
+DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
+"""Variables that name a folder of official data where --env.data does not."""
+
+
+def data_variable(env: EnvConfig) -> str | None:
+    """The variable that decides where this environment's data comes from; None where it is not set or not asked."""
+    name = DATA_VARIABLES.get(env.name)
+    return name if name and env.data is None and os.environ.get(name) else None
+
+
+def with_data(env: EnvConfig) -> EnvConfig:
+    """The settings with the folder of the data in full, so that they mean the same elsewhere and later."""
+    variable = data_variable(env)
+    data = env.data if variable is None else Path(os.environ[variable])
+    return env if data is None else dataclasses.replace(env, data=data.expanduser().absolute())

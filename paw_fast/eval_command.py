@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from paw_fast import console, runs
@@ -36,12 +37,13 @@ def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[
     elif (path / "config.toml").is_file():
         raise UserError(f"no checkpoint in {path} yet: let the run save one, or evaluate {path}/warm_start")
     try:
-        config = runs.config_of(runs.run_of(path))
+        run = runs.run_of(path)
     except UserError:
         if checkpoint is not None and preset is None:
             raise
-        config = load_preset(preset or "tiny", env)
-    return path, load_preset(preset, env) if preset else config
+        return path, load_preset(preset or "tiny", env)
+    config = runs.config_of(run)
+    return path, load_preset(preset, env or config.env.name) if preset else config
 
 
 def run_eval(options) -> int:
@@ -52,6 +54,11 @@ def run_eval(options) -> int:
     for name in ("tasks", "transitions"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}, expected 1 or more")
+    if options.seed < 0:
+        raise UserError(f"--seed is {options.seed}, expected 0 or more")
+    temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
+    if not 0 < temperature < math.inf:
+        raise UserError(f"--temperature is {temperature}, expected more than 0 (0.01 takes the likeliest token)")
     env = make_env(config.env)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
@@ -60,7 +67,6 @@ def run_eval(options) -> int:
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
         loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
-        temperature = options.temperature or config.rollout.eval_temperature
         episodes: dict[tuple[int, ...], Trajectory] = {}
         with console.progress("evaluating", len(tasks)) as advance:
 

@@ -10,11 +10,12 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paw_fast.config import TrainConfig, load_toml, to_toml
+from paw_fast.env_config import data_variable
 from paw_fast.files import user_errors, write_text
 from paw_fast.types import Trajectory, UserError
 
@@ -33,14 +34,15 @@ def create_run(config: TrainConfig) -> Path:
     return run_dir
 
 
-def discard_unused(run_dir: Path) -> None:
+def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
     """Takes away what `create_run` wrote if a run stopped before it made anything else, so that the command, mended,
-    can be given again."""
+    can be given again. `before`: what was in the folder, None where there was none."""
     made = {run_dir / "config.toml", run_dir / "versions.json"}
-    if set(run_dir.iterdir()) <= made:
+    if set(run_dir.iterdir()) <= made | set(before or ()):
         for path in made:
             path.unlink(missing_ok=True)
-        run_dir.rmdir()
+        if before is None:
+            run_dir.rmdir()
 
 
 def versions() -> dict[str, str]:
@@ -63,8 +65,17 @@ def run_of(path: Path) -> Path:
 
 
 def config_of(run_dir: Path) -> TrainConfig:
-    """The config a run was started with."""
-    return load_toml(run_dir / "config.toml")
+    """The config a run was started with, or went on with last.
+
+    Raises `UserError` where a variable would now put other data in the place of what it was generated for.
+    """
+    config = load_toml(run_dir / "config.toml")
+    if variable := data_variable(config.env):
+        raise UserError(
+            f'{run_dir} was made without --env.data, and {variable} is set now: unset it, or write data = "FOLDER" '
+            f"below [env] in {run_dir / 'config.toml'}"
+        )
+    return config
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import signal
 import time
 from collections import defaultdict
@@ -30,13 +31,14 @@ from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
 from paw_fast.passages import PassageMemory
 from paw_fast.pipeline import Pipeline
-from paw_fast.policy import load_policy
+from paw_fast.policy import load_policy, resolve_device
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
 from paw_fast.rollout.build import make_engine, make_env, make_loop
 from paw_fast.rollout.limits import within
 from paw_fast.rollout.player import InlinePlayer, Player, Sitting
 from paw_fast.rollout.pool import ActorPool
+from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.tasks.sampler import TaskSampler
 from paw_fast.timeline import Timeline, idle_shares
 from paw_fast.types import Trajectory, UserError
@@ -51,6 +53,18 @@ class Interrupted(Exception):
     """Ctrl-C at a place where the step can be left: nothing of it has changed the policy yet."""
 
 
+def check_parts(config: TrainConfig) -> None:
+    """Looks for what a run needs only later, so that it does not stop after minutes. Raises `UserError`."""
+    PromptTemplate.load(config.env.template, config.env.name)
+    resolve_device(config.model.device)
+    if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        from paw_fast.rollout.vllm_engine import MEND
+
+        raise UserError(f"--rollout.engine vllm needs vLLM: {MEND}")
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb needs wandb, which is not installed: pip install 'paw-fast[wandb]'")
+
+
 class Trainer:
     """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
 
@@ -62,6 +76,7 @@ class Trainer:
         self.summary: dict[str, Any] = {}
         self.stopping = False
         self.timer = StageTimer()
+        check_parts(config)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
         self.env = make_env(config.env)
@@ -329,9 +344,8 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def check_resumable(run_dir: Path, config: TrainConfig) -> TrainConfig:
-    """`config` if the run can go on with it. Raises `UserError` when the run has finished its steps."""
+def check_resumable(run_dir: Path, config: TrainConfig) -> None:
+    """Raises `UserError` when the run has finished its steps."""
     found = find_checkpoint(run_dir)
     if found is not None and load_checkpoint(found).step >= config.steps:
         raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
-    return config

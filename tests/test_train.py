@@ -1,6 +1,5 @@
 """The main command, end to end on a run of seconds: what it leaves, resuming after a kill, mistakes of the user."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -129,6 +128,36 @@ def test_eval_prints_one_json_object_that_the_run_reported_too(finished, cache, 
     assert 0 <= result["low"] <= result["success"] <= result["high"] <= 1
 
 
+def test_a_run_with_more_steps_remembers_them_and_stays_in_its_folder(finished, cache, tmp_path):
+    run = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    with pytest.raises(UserError, match="a run goes on in its own folder"):
+        cli.run(["train", "--resume", str(run), "--steps", "5", "--run-dir", str(tmp_path / "other")])
+    process = start(["train", "--resume", run, "--steps", "6"], cache, tmp_path)
+    for line in process.stderr:
+        if "step 5/6" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert runs.config_of(run).steps == 6
+    assert main_in(cache, ["train", "--resume", str(run)]) == 0
+    assert read_metrics(run)[-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "0"], "--temperature is 0.0, expected more than 0"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--preset", "webshop-tiny"], "--preset webshop-tiny is for webshop; --env alfworld has"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_meant(finished, options, message):
+    with pytest.raises(UserError, match=message):
+        cli.run(["eval", str(finished), *options])
+
+
 def test_a_finished_run_and_a_damaged_checkpoint_say_so(finished, cache, tmp_path):
     process = start(["train", "--resume", finished], cache, tmp_path)
     _, err = process.communicate(timeout=300)
@@ -173,21 +202,6 @@ def test_a_model_that_is_not_there(tmp_path):
 
     with pytest.raises(UserError, match="no such folder"):
         load_policy("./no/such/model", load_preset("tiny").model)
-
-
-def test_a_run_that_could_not_begin_leaves_no_folder_behind(cache, monkeypatch, tmp_path):
-    """The command, mended, must not be told that the folder holds a run already."""
-    monkeypatch.setenv("XDG_CACHE_HOME", cache["XDG_CACHE_HOME"])
-    with pytest.raises(UserError, match="no such folder"):
-        cli.run(["train", *SHORT, "--model", "./no/such/model", "--run-dir", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_stopped_later_keeps_what_it_made(tmp_path):
-    run_dir = runs.create_run(dataclasses.replace(load_preset("tiny"), run_dir=tmp_path / "run"))
-    (run_dir / "warm_start").mkdir()
-    runs.discard_unused(run_dir)
-    assert (run_dir / "config.toml").exists()
 
 
 def test_help_of_every_command(capsys):

@@ -92,7 +92,7 @@ def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     values.pop("description", None)
     under = values.pop("base", None)
     if under is not None:
-        if under not in recipes():
+        if not isinstance(under, str) or under not in recipes():
             raise UserError(f"{path}: base is {under!r}, expected a recipe; there are {', '.join(recipes())}")
         base = load_toml(recipes()[under])
     return from_mapping(TrainConfig, values, base, str(path))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paw_fast.config.settings import TrainConfig
+from paw_fast.config.settings import TrainConfig, WarmStartConfig
 from paw_fast.env_config import env_settings
 from paw_fast.types import UserError
+
+LEAST_VOCAB = 256 + 5
+"""A token for each byte, and the special ones of the `tiny` tokenizer."""
 
 
 def validate(config: TrainConfig) -> None:
@@ -37,22 +40,19 @@ def validate(config: TrainConfig) -> None:
     need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
     need(c.optim.learning_rate > 0, "optim.learning-rate", c.optim.learning_rate, "more than 0")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
+    need(c.optim.weight_decay >= 0, "optim.weight-decay", c.optim.weight_decay, "0 or more")
+    for key, share in (("optim.beta1", c.optim.beta1), ("optim.beta2", c.optim.beta2)):
+        need(0 <= share < 1, key, share, "a number in [0, 1)")
+    need(c.algo.step_weight >= 0, "algo.step-weight", c.algo.step_weight, "0 or more")
     need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
     need(c.env.retriever_timeout_s > 0, "env.retriever-timeout-s", c.env.retriever_timeout_s, "more than 0")
     share = c.rollout.memory_share
     need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
     _validate_rollout(c, need)
-    w = c.warm_start
-    for key, share in (
-        ("hesitation", w.hesitation),
-        ("hesitant-share", w.hesitant_share),
-        ("slips", w.slips),
-        ("haste", w.haste),
-    ):
-        need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
-    need(0 < w.hasty_share <= 1, "warm-start.hasty-share", w.hasty_share, "a share in (0, 1]")
+    _validate_warm_start(c.warm_start, need)
     counts = {
-        "steps": (c.steps, 0), "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
+        "seed": (c.seed, 0), "steps": (c.steps, 0),
+        "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
         "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1), "rollout.replicas": (c.rollout.replicas, 1),
         "rollout.cores": (c.rollout.cores, 0), "pipeline.max-staleness": (c.pipeline.max_staleness, 0),
@@ -70,7 +70,10 @@ def validate(config: TrainConfig) -> None:
         "eval-tasks": (c.eval_tasks, 1), "eval-transitions": (c.eval_transitions, 1),
         "keep-checkpoints": (c.keep_checkpoints, 1),
         "warm-start.episodes": (c.warm_start.episodes, 1), "warm-start.epochs": (c.warm_start.epochs, 1),
-        "warm-start.layers": (c.warm_start.layers, 1),
+        "warm-start.layers": (c.warm_start.layers, 1), "warm-start.batch-tokens": (c.warm_start.batch_tokens, 1),
+        "warm-start.vocab-size": (c.warm_start.vocab_size, LEAST_VOCAB),
+        "rollout.max-sequence-tokens": (c.rollout.max_sequence_tokens, 16),
+        "optim.warmup-steps": (c.optim.warmup_steps, 0), "env.brief-results": (c.env.brief_results, 0),
     }  # fmt: skip
     for key, (value, least) in counts.items():
         need(value >= least, key, value, f"{least} or more")
@@ -84,6 +87,19 @@ def validate(config: TrainConfig) -> None:
         "algo.minibatches", c.algo.minibatches,
         f"at most the {c.rollout.groups * c.rollout.group_size} episodes of a step",
     )  # fmt: skip
+
+
+def _validate_warm_start(w: WarmStartConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    for key, share in (
+        ("hesitation", w.hesitation),
+        ("hesitant-share", w.hesitant_share),
+        ("slips", w.slips),
+        ("haste", w.haste),
+    ):
+        need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
+    need(w.learning_rate > 0, "warm-start.learning-rate", w.learning_rate, "more than 0")
+    need(w.observation_weight >= 0, "warm-start.observation-weight", w.observation_weight, "0 or more")
+    need(0 < w.hasty_share <= 1, "warm-start.hasty-share", w.hasty_share, "a share in (0, 1]")
 
 
 def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from paw_fast.types import UserError
 
 from .records import Goal, Product
-from .store import Store, cached
+from .store import Store, cached, undamaged
 
 NO_LIMIT = 1_000_000.0
 _LIMITS = [10.0 * i for i in range(1, 100)]
@@ -129,11 +129,12 @@ def cached_table(store: Store, kind: str, seed: int) -> GoalTable:
     folder = cached(store.folder / f"goals-{VERSION}-{kind}-{seed}", build)
     if made:
         return made[0]
-    arrays = {
-        field: np.load(folder / f"{field}.npy", mmap_mode="r")
-        for field in ("rows", "parts", "starts", "limits", "order", "prices")
-    }
-    counts = np.load(folder / "counts.npz")
+    with undamaged(folder):
+        arrays = {
+            field: np.load(folder / f"{field}.npy", mmap_mode="r")
+            for field in ("rows", "parts", "starts", "limits", "order", "prices")
+        }
+        counts = np.load(folder / "counts.npz")
     numbers = zip(counts["names"].tolist(), counts["numbers"].tolist(), strict=True)
     return GoalTable(**arrays, attribute_counts=Counter(dict(numbers)))
 

@@ -142,6 +142,13 @@ def read_options(raw: object) -> dict[str, tuple[str, ...]]:
     return options
 
 
+def _texts(raw: object, what: str) -> tuple[str, ...]:
+    """A list of texts. Raises `ValueError` with what is wrong when it is something else."""
+    if not isinstance(raw, list) or not all(isinstance(one, str) for one in raw):
+        raise ValueError(f"{what} that are no list of texts")
+    return tuple(raw)
+
+
 def clean_product(raw: object) -> tuple[Product, bool]:
     """A product from its raw record, and whether its price could be read. Raises `ValueError` with what is wrong."""
     if not isinstance(raw, dict):
@@ -159,7 +166,7 @@ def clean_product(raw: object) -> tuple[Product, bool]:
         bullets=tuple(map(str, bullets)) if isinstance(bullets, list) else (bullets,),
         price_tag=tag, prices=prices, options=read_options(raw.get("customization_options")),
         category=raw["category"], query=raw["query"].lower().strip(), product_category=raw["product_category"],
-        nouns=tuple(raw["title_nouns"]) if "title_nouns" in raw else None,
+        nouns=_texts(raw["title_nouns"], "title_nouns") if "title_nouns" in raw else None,
     )  # fmt: skip
     return product, readable
 
@@ -179,12 +186,14 @@ class Annotations:
             instruction = raw.get("instruction")
             return replace(
                 product,
-                attributes=tuple(raw["attributes"]) if "attributes" in raw else NO_ATTRIBUTES,
+                attributes=_texts(raw["attributes"], "attributes") if "attributes" in raw else NO_ATTRIBUTES,
                 instruction=str(instruction) if instruction is not None else None,
-                instruction_attributes=tuple(raw.get("instruction_attributes") or ()),
+                instruction_attributes=_texts(raw.get("instruction_attributes") or [], "instruction_attributes"),
                 human=tuple(
                     HumanInstruction(
-                        str(one["instruction"]), tuple(one["instruction_attributes"]), tuple(one["instruction_options"])
+                        str(one["instruction"]),
+                        _texts(one["instruction_attributes"], "instruction_attributes"),
+                        _texts(one["instruction_options"], "instruction_options"),
                     )
                     for one in human
                 ),
@@ -219,6 +228,8 @@ def read_products(
             continue
         if not readable:
             report.note("a price without a number (taken as $100)", number, asin)
+        if not all(product.options.values()):
+            report.note("an option without values (no goal is made of it)", number, asin)
         if product.instruction is not None and not product.instruction_attributes:
             report.note("an instruction without attributes (no goal is made of it)", number, asin)
             product = replace(product, instruction=None)

@@ -21,6 +21,7 @@ import numpy as np
 from paw_fast.types import UserError
 
 from .records import Product, words
+from .store import undamaged
 
 K1, B = 0.9, 0.4
 NUM_RESULTS = 50
@@ -101,7 +102,9 @@ class SearchEngine:
     """Ranks rows of the catalogue for a query. The index is memory-mapped; results are cached by query."""
 
     def __init__(self, folder: Path) -> None:
-        self._index: Any = _bm25s().BM25.load(folder, mmap=True, show_progress=False)
+        bm25s = _bm25s()
+        with undamaged(folder.parent):
+            self._index: Any = bm25s.BM25.load(folder, mmap=True, show_progress=False)
         self._vocabulary: dict[str, int] = self._index.vocab_dict
         self._analyze = make_analyzer()
         self._cache: OrderedDict[str, tuple[int, ...]] = OrderedDict()

@@ -17,6 +17,7 @@ import mmap
 import shutil
 import tempfile
 import time
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from paw_fast.types import UserError
 
 from .records import HumanInstruction, Product, ReadingReport
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key: raise it when the format or the cleaning changes."""
 
 _HUMAN = [f.name for f in dataclasses.fields(Product)].index("human")
@@ -54,12 +55,23 @@ def decode(data: bytes) -> Product:
     )
 
 
+@contextlib.contextmanager
+def undamaged(folder: Path) -> Iterator[None]:
+    """Turns what a file that was cut short or lost makes numpy and JSON say into one `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, EOFError, FileNotFoundError, zipfile.BadZipFile) as error:
+        raise UserError(f"the cache {folder} is damaged ({error}): delete that folder, and it is made again") from error
+
+
 class Store:
     """Products by row (their place in the catalogue) or by asin. Read-only, shared by every episode."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with user_errors("read the catalogue's store", folder):
+        with user_errors("read the catalogue's store", folder), undamaged(folder):
             with (folder / "products.bin").open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
@@ -67,6 +79,8 @@ class Store:
             order = np.load(folder / "order.npy", mmap_mode="r")
             self.price_ranges = np.load(folder / "prices.npy", mmap_mode="r")  # [P, 2]
             raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            if len(self._data) != self._offsets[-1]:
+                raise ValueError(f"products.bin has {len(self._data)} bytes and should have {self._offsets[-1]}")
         self._order, self._sorted = order, np.asarray(self._asins)[order]
         self.report = ReadingReport(
             raw["num_records"], raw["num_products"], Counter(raw["problems"]), dict(raw["examples"])
@@ -109,7 +123,13 @@ def write_products(folder: Path, products: Iterable[Product], report: ReadingRep
     offsets, asins, prices = [0], [], []
     with (folder / "products.bin").open("wb") as file:
         for product in products:
-            offsets.append(offsets[-1] + file.write(encode(product)))
+            try:
+                line = encode(product)
+            except UnicodeEncodeError:  # products come one by one: this is the last record read
+                report.num_products -= 1
+                report.note("text with half a character (a lone surrogate)", report.num_records - 1, repr(product.asin))
+                continue
+            offsets.append(offsets[-1] + file.write(line))
             asins.append(product.asin.encode("utf-8", "replace"))
             prices.append((*product.prices, np.nan)[:2])
     if not asins:

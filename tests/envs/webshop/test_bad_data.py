@@ -37,6 +37,39 @@ def test_records_that_cannot_be_products_are_counted_and_named(raw, write_shop, 
     assert "missing key 'name'" in caplog.text
 
 
+def test_texts_of_another_form_are_counted(raw, write_shop):
+    half = chr(0xD83D)
+    products = [
+        raw("B1"), raw("B2", name=f"mug {half}"), raw("B3", title_nouns=5), raw("B4"), raw("B5"),
+        raw("B6", customization_options={"Color": []}),
+    ]  # fmt: skip
+    said = {"attributes": ["red"], "instruction": "find me a mug"}
+    attributes = {
+        "B1": said | {"instruction_attributes": ["red"]}, "B2": {}, "B3": {},
+        "B4": said | {"instruction_attributes": [["red"]]}, "B5": said | {"instruction_attributes": [5]},
+    }  # fmt: skip
+    report = envs.make("webshop", **write_shop(products, attributes=attributes)).shop.store.report
+    assert dict(report.problems) == {
+        "text with half a character (a lone surrogate)": 1, "title_nouns that are no list of texts": 1,
+        "instruction_attributes that are no list of texts": 2, "an option without values (no goal is made of it)": 1,
+    }  # fmt: skip
+    assert report.num_products == 2
+    assert report.examples["text with half a character (a lone surrogate)"] == "record 1, 'B2'"
+
+
+@pytest.mark.parametrize("name", ["products.bin", "offsets.npy", "report.json", "index", "order.npy", "goals"])
+def test_a_damaged_cache_says_which_folder_to_delete(raw, write_shop, tmp_path, name):
+    files = write_shop([raw("B1"), raw("B2")])
+    envs.make("webshop", **files)
+    found = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and name in str(path)]
+    assert found
+    for path in found:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"is damaged .*delete that folder") as error:
+        envs.make("webshop", **files)
+    assert "\n" not in str(error.value)
+
+
 def test_an_instruction_without_attributes_is_counted(raw, write_shop):
     empty = {"instruction": "Find me mugs", "instruction_attributes": []}
     good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}

@@ -1,0 +1,100 @@
+"""Before a run begins: what is refused, what is written down, what stays of a run that could not begin."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from paw_fast import cli, runs
+from paw_fast.config import load_preset
+from paw_fast.env_config import EnvConfig, with_data
+from paw_fast.types import UserError
+
+
+def begin(*options):
+    return cli.run(["train", "--preset", "tiny", "--env.num-train", "20", "--env.num-unseen", "4", *map(str, options)])
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder_behind(tmp_path):
+    """The command, mended, must not be told that the folder holds a run already."""
+    with pytest.raises(UserError, match="no such folder"):
+        begin("--model", "./no/such/model", "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", [[], ["mine.txt"]])
+def test_a_run_that_could_not_begin_leaves_a_folder_as_it_was(tmp_path, names):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("mine")
+    with pytest.raises(UserError, match="no such folder"):
+        begin("--model", "./no/such/model", "--run-dir", folder)
+    assert [path.name for path in folder.iterdir()] == names
+
+
+def test_a_run_that_stopped_later_keeps_what_it_made(tmp_path):
+    run_dir = runs.create_run(dataclasses.replace(load_preset("tiny"), run_dir=tmp_path / "run"))
+    (run_dir / "warm_start").mkdir()
+    runs.discard_unused(run_dir, None)
+    assert (run_dir / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--env.template", "nope"], "nope"),
+        (["--model.device", "foo"], "--model.device foo"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--warm-start.vocab-size", "200"], "vocab-size is 200, expected 261 or more"),
+        (["--optim.beta1", "2"], "--optim.beta1 is 2.0"),
+        (["--optim.weight-decay", "-1"], "--optim.weight-decay is -1.0"),
+        (["--optim.warmup-steps", "-5"], "--optim.warmup-steps is -5"),
+        (["--algo.step-weight", "-3"], "--algo.step-weight is -3.0"),
+        (["--warm-start.learning-rate", "-1"], "--warm-start.learning-rate is -1.0"),
+        (["--warm-start.batch-tokens", "0"], "--warm-start.batch-tokens is 0"),
+        (["--rollout.max-sequence-tokens", "0"], "--rollout.max-sequence-tokens is 0"),
+    ],
+)
+def test_refused_before_any_work(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        begin(*options, "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()  # no game was generated
+
+
+@pytest.mark.parametrize(("options", "package"), [(["--wandb"], "wandb"), (["--rollout.engine", "vllm"], "vllm")])
+def test_an_extra_that_is_missing_is_told_before_any_work(tmp_path, monkeypatch, options, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    with pytest.raises(UserError, match=f"{options[0]}.* needs .*pip install"):
+        begin(*options, "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
+    """A run means the same data in another folder and after the variable has changed."""
+    generated = dataclasses.replace(load_preset("webshop-tiny"), run_dir=tmp_path / "run")
+    run_dir = runs.create_run(generated)
+    assert runs.config_of(run_dir) == generated
+    monkeypatch.setenv("WEBSHOP_DATA", "here")
+    monkeypatch.chdir(tmp_path)
+    assert with_data(EnvConfig(name="webshop")).data == tmp_path / "here"
+    assert with_data(EnvConfig(name="webshop", data=Path("there"))).data == tmp_path / "there"
+    assert with_data(EnvConfig(name="alfworld")).data is None
+    with pytest.raises(UserError, match="WEBSHOP_DATA is set now: unset it"):
+        runs.config_of(run_dir)
+
+
+def test_a_base_that_is_no_name(tmp_path):
+    (tmp_path / "mine.toml").write_text('base = ["tiny"]')
+    with pytest.raises(UserError, match="expected a recipe"):
+        begin("--config", tmp_path / "mine.toml")
