@@ -136,7 +136,12 @@ def data_variable(env: EnvConfig) -> str | None:
 
 
 def with_data(env: EnvConfig) -> EnvConfig:
-    """The settings with the folder of the data in full, so that they mean the same elsewhere and later."""
+    """The settings with their files' and folders' paths in full, so that they mean the same elsewhere and later."""
     variable = data_variable(env)
     data = env.data if variable is None else Path(os.environ[variable])
-    return env if data is None else dataclasses.replace(env, data=data.expanduser().absolute())
+    data, corpus = (None if one is None else one.expanduser().absolute() for one in (data, env.corpus))
+    template = str(Path(env.template).absolute()) if env.template.endswith(".toml") else env.template
+    train, evaluation = (
+        tuple(str(Path(one).expanduser().absolute()) for one in files) for files in (env.train, env.eval)
+    )
+    return dataclasses.replace(env, data=data, corpus=corpus, template=template, train=train, eval=evaluation)

@@ -90,6 +90,9 @@ def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
     assert with_data(EnvConfig(name="webshop")).data == tmp_path / "here"
     assert with_data(EnvConfig(name="webshop", data=Path("there"))).data == tmp_path / "there"
     assert with_data(EnvConfig(name="alfworld")).data is None
+    asked = with_data(EnvConfig(name="search", train=("a.json:2",), corpus=Path("c.jsonl"), template="t.toml"))
+    assert (asked.train, asked.corpus) == ((f"{tmp_path}/a.json:2",), tmp_path / "c.jsonl")
+    assert (asked.template, asked.data) == (f"{tmp_path}/t.toml", None)
     with pytest.raises(UserError, match="WEBSHOP_DATA is set now: unset it"):
         runs.config_of(run_dir)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -25,6 +26,8 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
     """
     console = console or Console(highlight=False)
     source: TextIO = stdin or sys.stdin
+    if isinstance(source, io.TextIOWrapper):
+        source.reconfigure(errors="replace")  # bytes that are no text are an unknown command, and no end
     prompt = "> " if source.isatty() else ""
     observation = env.reset(task)
     sentence = str(observation.info.get("task", ""))

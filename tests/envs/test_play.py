@@ -72,3 +72,9 @@ def test_square_brackets_are_not_markup(small_env, task):
     won, text = run(small_env, task, ["[bold]look[/bold]", "[/nonsense]", "quit"])
     assert not won
     assert "not possible" in text
+
+
+def test_bytes_that_are_no_text_are_an_unknown_command(small_env, task):
+    out, typed = io.StringIO(), io.TextIOWrapper(io.BytesIO(b"look\xff\nquit\n"), encoding="utf-8")
+    assert not play(small_env, task, Console(file=out, width=200, color_system=None), typed)
+    assert "Left after 0 steps." in out.getvalue()

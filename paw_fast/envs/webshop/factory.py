@@ -73,6 +73,11 @@ def make(
         generated = data is None
         require(*needed, *(() if generated else ("spacy", SPACY_MODEL)))
         if data is None:
+            if goals == "human":
+                raise UserError(
+                    "generated products have no human goals: name the official files (--env.data or WEBSHOP_DATA), or "
+                    "take synthetic goals"
+                )
             data = generated_folder(num_products or NUM_GENERATED, catalogue_seed, cache_folder(cache_dir))
         files = find_files(Path(data).expanduser(), num_products, goals == "human")
     store = open_store(*files, num_products, cache_folder(cache_dir), index=search is None)
@@ -102,7 +107,10 @@ def find_files(folder: Path, num_products: int | None, human: bool) -> tuple[Pat
     Raises `UserError` naming the file that is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"no WebShop data at {folder}: it should be a folder that holds {_PRODUCTS}_{SMALL}.json")
+        raise UserError(
+            f"no WebShop data at {folder}: --env.data or WEBSHOP_DATA should name the folder that holds "
+            f"{_PRODUCTS}.json or {_PRODUCTS}_{SMALL}.json"
+        )
     small = num_products is not None and num_products <= SMALL
     suffixes = (f"_{SMALL}", "") if small else ("", f"_{SMALL}")
     suffix = next((s for s in suffixes if (folder / f"{_PRODUCTS}{s}.json").is_file()), None)

@@ -54,6 +54,12 @@ class _Stream:
             raise UserError(f"{self._path}: expected {what}, found {self.peek()!r} after record {self.number}")
         self._at += 1
 
+    def end(self, what: str) -> None:
+        """Takes the closing bracket. Raises `UserError` when something follows."""
+        self._at += 1
+        if more := self.peek():
+            raise UserError(f"{self._path}: {more!r} follows the end of {what}, after record {self.number}")
+
     def value(self) -> Any:
         """Decodes the next value. Raises `UserError` naming the record when it is not valid JSON."""
         self.peek()
@@ -81,6 +87,7 @@ def iter_array(path: Path) -> Iterator[Any]:
                     raise UserError(f"{path}: the file ends inside the array, after record {stream.number}")
                 yield stream.value()
                 stream.number += 1
+            stream.end("the array")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
@@ -98,6 +105,7 @@ def iter_object(path: Path) -> Iterator[tuple[str, Any]]:
                 stream.skip(":", "a colon")
                 yield str(key), stream.value()
                 stream.number += 1
+            stream.end("the object")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

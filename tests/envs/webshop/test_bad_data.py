@@ -130,6 +130,20 @@ def test_folders_that_lack_a_file(files, message, tmp_path, monkeypatch):
         envs.make("webshop")
 
 
+def test_what_follows_the_array_is_refused(raw, write_shop):
+    files = write_shop([raw("B1")])
+    with open(files["products"], "a", encoding="utf-8") as file:
+        file.write(" x")
+    with pytest.raises(UserError, match="'x' follows the end of the array, after record 1"):
+        envs.make("webshop", **files)
+
+
+def test_generated_products_have_no_human_goals(tmp_path):
+    with pytest.raises(UserError, match="generated products have no human goals"):
+        envs.make("webshop", goals="human", cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_named_files_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"no WebShop file at .*nowhere"):
         envs.make("webshop", products=tmp_path / "nowhere")
