@@ -19,9 +19,8 @@ from typing import Annotated, Any
 import tyro
 
 from paw_fast import __version__
-from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, to_toml, validate
-from paw_fast.env_config import EnvConfig, env_config, with_data
-from paw_fast.files import write_text
+from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, validate
+from paw_fast.env_config import EnvConfig, env_config, with_full_paths
 from paw_fast.types import UserError
 
 PROGRAM = "paw-fast"
@@ -208,7 +207,7 @@ def _train(args: list[str]) -> int:
         )
     config = _parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
-    config = dataclasses.replace(config, env=with_data(config.env))
+    config = dataclasses.replace(config, env=with_full_paths(config.env))
     from paw_fast import console
 
     if why:
@@ -242,9 +241,7 @@ def _resume(path: Path, args: list[str]) -> int:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
     validate(config)
     check_resumable(run_dir, config)
-    config = dataclasses.replace(config, env=with_data(config.env))
-    if config != begun:  # what a later --resume, without options, goes on with
-        write_text(run_dir / "config.toml", to_toml(config))
+    config = dataclasses.replace(config, env=with_full_paths(config.env))
     console.say(f"going on with {run_dir}")
     return train(config, run_dir, resume=True)
 

@@ -135,7 +135,7 @@ def data_variable(env: EnvConfig) -> str | None:
     return name if name and env.data is None and os.environ.get(name) else None
 
 
-def with_data(env: EnvConfig) -> EnvConfig:
+def with_full_paths(env: EnvConfig) -> EnvConfig:
     """The settings with their files' and folders' paths in full, so that they mean the same elsewhere and later."""
     variable = data_variable(env)
     data = env.data if variable is None else Path(os.environ[variable])

@@ -29,9 +29,14 @@ def create_run(config: TrainConfig) -> Path:
         raise UserError(f"{run_dir} holds a run already: go on with --resume {run_dir}, or choose another --run-dir")
     with user_errors("create the run directory", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.toml", to_toml(config))
+    write_config(run_dir, config)
     write_json(run_dir / "versions.json", versions())
     return run_dir
+
+
+def write_config(run_dir: Path, config: TrainConfig) -> None:
+    """Writes down what the run, and a later `--resume` without options, goes by."""
+    write_text(run_dir / "config.toml", to_toml(config))
 
 
 def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:

@@ -287,6 +287,8 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
     except KeyboardInterrupt:  # at once: there is nothing to save yet
         console.say(f"stopped while setting up; begin again with: paw-fast train --resume {run_dir}")
         return 130
+    if resume:  # not before: what could not be set up is not to be gone on with
+        runs.write_config(run_dir, config)
     stop_at.append(trainer)
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -8,7 +8,7 @@ import pytest
 
 from paw_fast import cli, runs
 from paw_fast.config import load_preset
-from paw_fast.env_config import EnvConfig, with_data
+from paw_fast.env_config import EnvConfig, with_full_paths
 from paw_fast.types import UserError
 
 
@@ -87,10 +87,10 @@ def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
     assert runs.config_of(run_dir) == generated
     monkeypatch.setenv("WEBSHOP_DATA", "here")
     monkeypatch.chdir(tmp_path)
-    assert with_data(EnvConfig(name="webshop")).data == tmp_path / "here"
-    assert with_data(EnvConfig(name="webshop", data=Path("there"))).data == tmp_path / "there"
-    assert with_data(EnvConfig(name="alfworld")).data is None
-    asked = with_data(EnvConfig(name="search", train=("a.json:2",), corpus=Path("c.jsonl"), template="t.toml"))
+    assert with_full_paths(EnvConfig(name="webshop")).data == tmp_path / "here"
+    assert with_full_paths(EnvConfig(name="webshop", data=Path("there"))).data == tmp_path / "there"
+    assert with_full_paths(EnvConfig(name="alfworld")).data is None
+    asked = with_full_paths(EnvConfig(name="search", train=("a.json:2",), corpus=Path("c.jsonl"), template="t.toml"))
     assert (asked.train, asked.corpus) == ((f"{tmp_path}/a.json:2",), tmp_path / "c.jsonl")
     assert (asked.template, asked.data) == (f"{tmp_path}/t.toml", None)
     with pytest.raises(UserError, match="WEBSHOP_DATA is set now: unset it"):

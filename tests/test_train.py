@@ -133,6 +133,9 @@ def test_a_run_with_more_steps_remembers_them_and_stays_in_its_folder(finished, 
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
     with pytest.raises(UserError, match="a run goes on in its own folder"):
         cli.run(["train", "--resume", str(run), "--steps", "5", "--run-dir", str(tmp_path / "other")])
+    with pytest.raises(UserError, match="nope"):
+        cli.run(["train", "--resume", str(run), "--steps", "5", "--env.template", "nope"])
+    assert runs.config_of(run) == runs.config_of(finished)
     process = start(["train", "--resume", run, "--steps", "6"], cache, tmp_path)
     for line in process.stderr:
         if "step 5/6" in line:

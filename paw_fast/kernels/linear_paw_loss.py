@@ -188,6 +188,8 @@ def _run(
             torch.addmm(bias, chunk, weight.T, out=logits)
         cut = [None if v is None else v[part] for v in vectors]
         outputs.append(torch.ops.paw_fast.paw_loss_(logits, *cut, *settings)[1:])
+        if not (need_hidden or need_weight or need_bias):
+            continue
         live = _live_rows(kinds[part], weights[part], outputs[-1][-1], settings[-1])
         if live is not None:
             logits, chunk = _moved_up(logits, live), chunk[live]
