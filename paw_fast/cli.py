@@ -105,7 +105,7 @@ def _flags(cls: type, prefix: str = "") -> set[str]:
         name = own.name if own is not None else prefix + f.name
         names.add("--" + name.replace("_", "-"))
         if hint is bool:
-            names.add("--" + prefix + "no-" + f.name.replace("_", "-"))
+            names.add("--" + (prefix + "no-" + f.name).replace("_", "-"))
     return names
 
 

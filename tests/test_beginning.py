@@ -97,6 +97,13 @@ def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
         runs.config_of(run_dir)
 
 
+def test_a_switch_can_be_turned_off_in_every_table(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        begin(
+            "--warm-start.no-copying", "--paw.no-enabled", "--model", "./no/such/model", "--run-dir", tmp_path / "run"
+        )
+
+
 def test_a_base_that_is_no_name(tmp_path):
     (tmp_path / "mine.toml").write_text('base = ["tiny"]')
     with pytest.raises(UserError, match="expected a recipe"):
