@@ -130,14 +130,16 @@ PYBIND11_MODULE(_native, m) {
         });
 
   m.def("paw_loss", [](bool cuda, Ptr where, int dtype, Ptr logits, int64_t rows, int64_t vocab, int64_t stride,
-                       double temperature, double softcap, int64_t valid_vocab, double clip_low, double clip_high,
-                       double dual_clip, double kl_coef, double entropy_coef, double tau, double grad_scale,
-                       int wm_loss, Ptr targets, Ptr kinds, Ptr weights, Ptr old_logprobs, Ptr ref_logprobs,
-                       Ptr advantages, Ptr importance, Ptr losses, Ptr logprobs, Ptr entropies, Ptr kl, Ptr flags) {
-    const paw::PawLossSettings settings{static_cast<float>(clip_low),     static_cast<float>(clip_high),
-                                        static_cast<float>(dual_clip),    static_cast<float>(kl_coef),
-                                        static_cast<float>(entropy_coef), static_cast<float>(tau),
-                                        static_cast<float>(grad_scale),   static_cast<paw::WmLoss>(wm_loss)};
+                       double temperature, double softcap, int64_t valid_vocab, double wm_temperature, double clip_low,
+                       double clip_high, double dual_clip, double kl_coef, double kl_clamp, double entropy_coef,
+                       double tau, double grad_scale, int wm_loss, Ptr targets, Ptr kinds, Ptr weights,
+                       Ptr old_logprobs, Ptr ref_logprobs, Ptr advantages, Ptr importance, Ptr losses, Ptr logprobs,
+                       Ptr entropies, Ptr kl, Ptr flags) {
+    const paw::PawLossSettings settings{static_cast<float>(clip_low),      static_cast<float>(clip_high),
+                                        static_cast<float>(dual_clip),     static_cast<float>(kl_coef),
+                                        static_cast<float>(kl_clamp),      static_cast<float>(entropy_coef),
+                                        static_cast<float>(tau),           static_cast<float>(grad_scale),
+                                        static_cast<paw::WmLoss>(wm_loss), static_cast<float>(1.0 / wm_temperature)};
     const paw::PawLossArgs args{as<void>(logits),
                                 static_cast<paw::DType>(dtype),
                                 rows,

@@ -17,10 +17,11 @@ void loss_row(const PawLossArgs& a, int64_t row) {
     a.flags[row] = 0;
     return;
   }
+  const LogitMap map = map_of_kind(a, kind);
   const int64_t target = a.targets[row];
-  const bool inside = target >= 0 && target < a.map.valid_vocab && kind <= kWorldModel;
-  const RowStats stats = row_stats<kSoftcap>(x, a.map);
-  const double logp = inside ? logp_of<kSoftcap>(x + target, a.map, stats) : __builtin_nan("");
+  const bool inside = target >= 0 && target < map.valid_vocab && kind <= kWorldModel;
+  const RowStats stats = row_stats<kSoftcap>(x, map);
+  const double logp = inside ? logp_of<kSoftcap>(x + target, map, stats) : __builtin_nan("");
   RowLoss<double> loss;
   if (kind == kPolicy) {
     const bool has_ref = a.ref_logprobs != nullptr;
@@ -35,7 +36,7 @@ void loss_row(const PawLossArgs& a, int64_t row) {
   a.entropies[row] = (float)stats.entropy;
   a.kl[row] = (float)loss.kl;
   a.flags[row] = loss.flags;
-  row_grad<kSoftcap>(x, x, a.vocab, inside ? target : 0, logp, a.map, stats,
+  row_grad<kSoftcap>(x, x, a.vocab, inside ? target : 0, logp, map, stats,
                      RowGrad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp});
 }
 

@@ -29,19 +29,20 @@ __global__ void __launch_bounds__(kThreads, 2) loss_kernel(const __grid_constant
   const int64_t target = inside ? a.targets[row] : 0;
   const float logit = to_float(x[target]);  // before the barrier below, after which it may be overwritten
   const GlobalRow<T> global{x, is_aligned(x)};
-  const float scale = scale_of(a.map);
+  const LogitMap map = map_of_kind(a, a.kinds[row]);
+  const float scale = scale_of(map);
   Sums sums = no_sums();
-  add_range<kSoftcap, kThreads, T>(sums, KeptRow<T, false>{global, kept, num_kept}, 0, n, scale, a.map);
+  add_range<kSoftcap, kThreads, T>(sums, KeptRow<T, false>{global, kept, num_kept}, 0, n, scale, map);
   store_warp_sums<kThreads>(scratch.warps, sums, scale);
   __syncthreads();
-  const RowStats stats = finish(block_sums<kThreads>(scratch.warps, scale), a.map);
-  const float logp = inside ? logp_of<kSoftcap>(logit, a.map, stats) : CUDART_NAN_F;
+  const RowStats stats = finish(block_sums<kThreads>(scratch.warps, scale), map);
+  const float logp = inside ? logp_of<kSoftcap>(logit, map, stats) : CUDART_NAN_F;
   const RowLoss<float> loss = loss_of_row(a, row, logp, stats.entropy);
   if (threadIdx.x == 0) write_row_outputs(a, row, loss, logp, stats.entropy);
   const RowGrad grad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp};
   if (grad.is_zero()) return write_zeros<kThreads>(x, a.vocab);
   write_gradient<kSoftcap, kThreads, T>(KeptRow<T, true>{global, kept, num_kept}, x, n, a.vocab, target,
-                                        target_gradient<kSoftcap>(grad, logit, logp, a.map, stats), a.map, stats, grad);
+                                        target_gradient<kSoftcap>(grad, logit, logp, map, stats), map, stats, grad);
 }
 
 }  // namespace

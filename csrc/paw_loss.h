@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "common/dtype.h"
+#include "common/host_device.h"
 #include "common/logit_map.h"
 
 namespace paw {
@@ -15,10 +16,13 @@ enum class WmLoss : int32_t { kCmae = 0, kMae = 1, kCe = 2 };
 struct PawLossSettings {
   float clip_low, clip_high;
   float dual_clip;  // 0: off
-  float kl_coef, entropy_coef;
+  float kl_coef;
+  float kl_clamp;  // of the k3 estimate; 0: off
+  float entropy_coef;
   float tau;
   float grad_scale;  // multiplies the written gradient and nothing else (loss scaling for fp16)
   WmLoss wm_loss;
+  float wm_inv_temperature;  // of world-model rows, in place of the map's
 };
 
 struct PawLossArgs {
@@ -40,5 +44,12 @@ struct PawLossArgs {
   float* kl;
   uint8_t* flags;
 };
+
+// The map of a row's logits: the sampling temperature is the policy's alone.
+PAW_HOST_DEVICE LogitMap map_of_kind(const PawLossArgs& args, uint8_t kind) {
+  LogitMap map = args.map;
+  if (kind == kWorldModel) map.inv_temperature = args.settings.wm_inv_temperature;
+  return map;
+}
 
 }  // namespace paw

@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerProcessor)
   const bool inside = target_inside(a, row);
   const int64_t target = inside ? a.targets[row] : 0;
   const int owner = static_cast<int>(target / plan.slice);
-  const float scale = scale_of(a.map);
+  const LogitMap map = map_of_kind(a, a.kinds[row]);
+  const float scale = scale_of(map);
 
   cluster_arrive();  // this block runs: its shared memory may be written to by the others
   const int64_t bulk = fill_slice(header, data, x, slice);
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerProcessor)
     const int64_t end = begin + kChunk < slice.count ? begin + kChunk : slice.count;
     const int64_t chunk = begin / kChunk;
     if (chunk * kChunkBytes < bulk) wait_for(&header.chunks[chunk]);
-    add_range<kSoftcap, kClusterThreads, T>(sums, SharedRow<T>{data}, begin, end, scale, a.map);
+    add_range<kSoftcap, kClusterThreads, T>(sums, SharedRow<T>{data}, begin, end, scale, map);
   }
   store_warp_sums<kClusterThreads>(header.warps, sums, scale);
   __syncthreads();  // besides: every chunk has arrived in every thread's eyes, the target's among them
@@ -105,15 +106,15 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerProcessor)
   }
   const float logit = header.blocks[owner].w;
 
-  const RowStats stats = finish(sums, a.map);
-  const float logp = inside ? logp_of<kSoftcap>(logit, a.map, stats) : CUDART_NAN_F;
+  const RowStats stats = finish(sums, map);
+  const float logp = inside ? logp_of<kSoftcap>(logit, map, stats) : CUDART_NAN_F;
   const RowLoss<float> loss = loss_of_row(a, row, logp, stats.entropy);
   if (rank == 0 && threadIdx.x == 0) write_row_outputs(a, row, loss, logp, stats.entropy);
   const RowGrad grad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp};
   // The copies into this slice are complete, and no other block reads it: it may be overwritten.
   if (grad.is_zero()) return write_zeros<kClusterThreads>(out, width);
   write_gradient<kSoftcap, kClusterThreads, T>(SharedRow<T>{data}, out, slice.count, width, target - slice.begin,
-                                               target_gradient<kSoftcap>(grad, logit, logp, a.map, stats), a.map, stats,
+                                               target_gradient<kSoftcap>(grad, logit, logp, map, stats), map, stats,
                                                grad);
 #endif
 }

@@ -15,7 +15,7 @@ struct RowLoss {
   R loss;          // weighted
   R grad_logp;     // d loss / d logp, times grad_scale
   R grad_entropy;  // coefficient of p (log p + H), times grad_scale
-  R kl;            // k3, neither weighted nor scaled
+  R kl;            // k3, clamped, neither weighted nor scaled
   uint8_t flags;
 };
 
@@ -53,9 +53,11 @@ PAW_HOST_DEVICE RowLoss<R> policy_row(const PawLossSettings& s, R weight, R logp
     const R gap = ref_logp - logp;
     const R d = clamp_keep_nan(gap, -bound, bound);
     out.kl = expm1(d) - d;
+    const bool clamped = s.kl_clamp > 0.0f && out.kl > R(s.kl_clamp);
+    if (clamped) out.kl = R(s.kl_clamp);
     if (s.kl_coef != 0.0f) {
       out.loss += R(s.kl_coef) * out.kl;
-      if (!(gap < -bound || gap > bound)) out.grad_logp -= R(s.kl_coef) * expm1(d);
+      if (!(clamped || gap < -bound || gap > bound)) out.grad_logp -= R(s.kl_coef) * expm1(d);
     }
   }
   if (s.entropy_coef != 0.0f) out.loss -= R(s.entropy_coef) * entropy;

@@ -103,9 +103,9 @@ _OP = "linear_paw_loss"
 native.LIBRARY.define(
     "linear_paw_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor kinds, Tensor weights, "
     "Tensor old_logprobs, Tensor? ref_logprobs, Tensor advantages, Tensor? importance, float temperature, "
-    "float softcap, int valid_vocab, float clip_low, float clip_high, float dual_clip, float kl_coef, "
-    "float entropy_coef, float tau, float grad_scale, int wm_loss, int chunk_rows, bool need_hidden, "
-    "bool need_weight, bool need_bias) "
+    "float softcap, int valid_vocab, float wm_temperature, float clip_low, float clip_high, float dual_clip, "
+    "float kl_coef, float kl_clamp, float entropy_coef, float tau, float grad_scale, int wm_loss, int chunk_rows, "
+    "bool need_hidden, bool need_weight, bool need_bias) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 

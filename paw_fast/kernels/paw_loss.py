@@ -53,9 +53,11 @@ class LossSettings:
     clip_low, clip_high  the surrogate's ratio is clipped to [1 - clip_low, 1 + clip_high]
     dual_clip            c > 1: the surrogate of a negative advantage is at most -A * c. None: off
     kl_coef              times the k3 estimate of KL(policy || reference)
+    kl_clamp             a row's estimate is at most this; above it the term has no gradient (verl: 10). None: off
     entropy_coef         the loss term -entropy_coef * H on policy rows
     wm_loss, tau         "cmae": 1 - min(p, tau); "mae": 1 - p; "ce": -log p
-    temperature, softcap, valid_vocab   as in `token_logprobs`
+    temperature, softcap, valid_vocab   as in `token_logprobs`; this temperature is that of the policy rows
+    wm_temperature       temperature of the world-model rows
     grad_scale           multiplies the written gradient and nothing else: fp16 gradients need their loss scale here,
                          since a scale applied later finds what has already underflowed to zero
 
@@ -67,6 +69,7 @@ class LossSettings:
     clip_high: float = 0.2
     dual_clip: float | None = None
     kl_coef: float = 0.0
+    kl_clamp: float | None = None
     entropy_coef: float = 0.0
     wm_loss: str = "cmae"
     tau: float = 0.2
@@ -74,6 +77,7 @@ class LossSettings:
     softcap: float | None = None
     valid_vocab: int | None = None
     grad_scale: float = 1.0
+    wm_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
@@ -84,10 +88,12 @@ class LossSettings:
         need(0.0 <= self.clip_high < math.inf, "clip_high", "at least 0")
         need(self.dual_clip is None or 1.0 < self.dual_clip < math.inf, "dual_clip", "more than 1, or None for none")
         need(0.0 <= self.kl_coef < math.inf, "kl_coef", "at least 0")
+        need(self.kl_clamp is None or 0.0 < self.kl_clamp < math.inf, "kl_clamp", "positive, or None for none")
         need(-math.inf < self.entropy_coef < math.inf, "entropy_coef", "finite")
         need(self.wm_loss in WM_LOSSES, "wm_loss", f"one of {', '.join(WM_LOSSES)}")
         need(0.0 < self.tau <= 1.0, "tau", "in (0, 1]")
         need(0.0 < self.temperature < math.inf, "temperature", "positive")
+        need(0.0 < self.wm_temperature < math.inf, "wm_temperature", "positive")
         need(self.softcap is None or 0.0 < self.softcap < math.inf, "softcap", "positive, or None for none")
         need(self.valid_vocab is None or self.valid_vocab > 0, "valid_vocab", "positive, or None for all columns")
         need(0.0 < self.grad_scale < math.inf, "grad_scale", "positive")
@@ -98,7 +104,7 @@ class LossOutput(NamedTuple):
     losses: Tensor  # [N] fp32, weighted; this and the rest carry no gradient
     logprobs: Tensor  # [N] fp32, zero on ignored rows, like the rest
     entropies: Tensor  # [N] fp32
-    kl: Tensor  # [N] fp32, k3 on policy rows where ref_logprobs was given, unweighted
+    kl: Tensor  # [N] fp32, k3 (clamped) on policy rows where ref_logprobs was given, unweighted
     flags: Tensor  # [N] uint8: CLIPPED | SATURATED (p >= tau on a world-model row) | DUAL_CLIPPED
 
 
@@ -132,8 +138,8 @@ def op_arguments(logits: Tensor, rows: LossRows, settings: LossSettings) -> tupl
     return (
         rows.targets, rows.kinds, rows.weights, rows.old_logprobs, rows.ref_logprobs, rows.advantages, rows.importance,
         s.temperature, s.softcap or 0.0, logits.shape[-1] if s.valid_vocab is None else s.valid_vocab,
-        s.clip_low, s.clip_high, s.dual_clip or 0.0, s.kl_coef, s.entropy_coef, s.tau, s.grad_scale,
-        WM_LOSSES.index(s.wm_loss),
+        s.wm_temperature, s.clip_low, s.clip_high, s.dual_clip or 0.0, s.kl_coef, s.kl_clamp or 0.0, s.entropy_coef,
+        s.tau, s.grad_scale, WM_LOSSES.index(s.wm_loss),
     )  # fmt: skip
 
 
@@ -141,8 +147,8 @@ _OP = "paw_loss"
 native.LIBRARY.define(
     "paw_loss_(Tensor(a!) logits, Tensor targets, Tensor kinds, Tensor weights, Tensor old_logprobs, "
     "Tensor? ref_logprobs, Tensor advantages, Tensor? importance, float temperature, float softcap, int valid_vocab, "
-    "float clip_low, float clip_high, float dual_clip, float kl_coef, float entropy_coef, float tau, "
-    "float grad_scale, int wm_loss) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "float wm_temperature, float clip_low, float clip_high, float dual_clip, float kl_coef, float kl_clamp, "
+    "float entropy_coef, float tau, float grad_scale, int wm_loss) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 native.LIBRARY.define("scale_(Tensor(a!) matrix, Tensor factor) -> ()")
 
@@ -153,6 +159,7 @@ def _run(
     temperature: float, softcap: float, valid_vocab: int, *settings: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     native.check_map(_OP, temperature, softcap or None)
+    native.check_map(_OP, settings[0], None)  # of the world-model rows
     native.check_logits(_OP, logits, valid_vocab)
     vectors = [
         native.check_vector(_OP, name, vector, logits, dtype)

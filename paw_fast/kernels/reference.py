@@ -24,12 +24,12 @@ from paw_fast.kernels.token_logprobs import TokenLogprobs
 def token_logprobs_reference(
     logits: Tensor,
     targets: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     *,
     softcap: float | None = None,
     valid_vocab: int | None = None,
 ) -> TokenLogprobs:
-    """As `token_logprobs`, in the logits' own precision, out of place and differentiable."""
+    """As `token_logprobs`, in the logits' own precision, out of place and differentiable; temperature also [N, 1]."""
     z = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     z = z[:, :valid_vocab] / temperature
     lse = torch.logsumexp(z, dim=-1)
@@ -48,8 +48,9 @@ def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -
     # Ignored rows may hold anything: they are replaced before the maths, so that their gradient is zero.
     safe = torch.where(live[:, None], logits, torch.zeros_like(logits))
     targets = torch.where(live, rows.targets, torch.zeros_like(rows.targets))
+    temperatures = torch.where(world_model, logits.new_tensor(s.wm_temperature), logits.new_tensor(s.temperature))
     logp, entropies, _ = token_logprobs_reference(
-        safe, targets, s.temperature, softcap=s.softcap, valid_vocab=s.valid_vocab
+        safe, targets, temperatures[:, None], softcap=s.softcap, valid_vocab=s.valid_vocab
     )
     zero = torch.zeros_like(logp)
 
@@ -74,6 +75,8 @@ def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -
         ref = torch.where(policy, column(rows.ref_logprobs, policy, 0.0), logp.detach())
         gap = torch.clamp(ref - logp, -20.0, 20.0)
         kl = torch.where(policy, torch.expm1(gap) - gap, zero)
+        if s.kl_clamp is not None:
+            kl = torch.clamp(kl, max=s.kl_clamp)
     policy_loss = importance * surrogate + s.kl_coef * kl - s.entropy_coef * entropies
 
     p = logp.exp()

@@ -106,7 +106,7 @@ void one_case(const Ops& ops, paw::DType dtype, int64_t rows, int64_t vocab, int
       expect(std::fabs(sum) < 1e-4, "a gradient row sums to zero");
     }
   }
-  const paw::PawLossSettings settings{0.2f, 0.2f, 3.0f, 0.1f, 0.01f, 0.2f, 1.0f, paw::WmLoss::kCmae};
+  const paw::PawLossSettings settings{0.2f, 0.2f, 3.0f, 0.1f, 0.05f, 0.01f, 0.2f, 1.0f, paw::WmLoss::kCmae, 1.0f};
   const paw::PawLossArgs loss{
       logits.get(),     dtype,       rows,        width,      stride,      map,         settings,      targets.data(),
       kinds.data(),     ones.data(), old.data(),  old.data(), ones.data(), ones.data(), losses.data(), logprobs.data(),

@@ -90,18 +90,19 @@ def check_loss(logits, vocab, settings, seed, gap=0):
     mine[0] = torch.nan
     mine[:, vocab:] = torch.nan
     got = K.paw_loss(mine, rows, settings)
-    largest = max(1.0, logits.double().abs().max().item() / settings.temperature)
+    coldest = min(settings.temperature, settings.wm_temperature)
+    largest = max(1.0, logits.double().abs().max().item() / coldest)
     for name in ("logprobs", "entropies", "losses", "kl"):
         assert_close(getattr(got, name), getattr(exact, name), 4e-5 * largest, name)
     assert torch.equal(got.flags, exact.flags)
-    assert_gradient(mine, exact_in.grad, 60 * largest / settings.temperature, "logits")
+    assert_gradient(mine, exact_in.grad, 60 * largest / coldest, "logits")
     assert not mine[0].any()
     assert not mine[:, vocab:].any()
     assert (buffer[:, width:] == 77.0).all()
 
 
 ROUTES = [("plain", ""), ("cluster", 1), ("cluster", 2), ("cluster", 4), ("cluster", 8)]
-BUSY = K.LossSettings(kl_coef=0.1, entropy_coef=0.02, dual_clip=3.0)
+BUSY = K.LossSettings(kl_coef=0.1, kl_clamp=0.1, entropy_coef=0.02, dual_clip=3.0, wm_temperature=0.8)
 
 
 @pytest.mark.parametrize(("path", "cluster"), ROUTES)
@@ -136,9 +137,11 @@ def test_loss_of_rows_that_do_not_fit(cuda, monkeypatch):
     settings=st.builds(
         K.LossSettings,
         kl_coef=st.sampled_from([0.0, 0.1]),
+        kl_clamp=st.sampled_from([None, 0.05]),
         entropy_coef=st.sampled_from([0.0, 0.1]),
         wm_loss=st.sampled_from(["cmae", "mae", "ce"]),
         temperature=st.sampled_from([0.4, 1.0]),
+        wm_temperature=st.sampled_from([0.7, 1.0]),
         softcap=st.sampled_from([None, 5.0]),
     ),
 )

@@ -12,7 +12,9 @@ from paw_fast.kernels.reference import paw_loss_reference
 
 from .helpers import DTYPES, random_rows
 
-SETTINGS = K.LossSettings(kl_coef=0.1, entropy_coef=0.02, temperature=0.8, softcap=8.0, valid_vocab=45)
+SETTINGS = K.LossSettings(
+    kl_coef=0.1, kl_clamp=0.2, entropy_coef=0.02, temperature=0.8, wm_temperature=0.7, softcap=8.0, valid_vocab=45
+)
 
 
 def case(dtype=torch.float32, num=23, hidden=16, vocab=50):

@@ -30,10 +30,12 @@ from .helpers import DTYPES, assert_close, assert_gradient, random_rows
         clip_high=st.sampled_from([0.2, 0.28]),
         dual_clip=st.sampled_from([None, 1.3, 3.0]),
         kl_coef=st.sampled_from([0.0, 0.01, 1.0]),
+        kl_clamp=st.sampled_from([None, 0.05, 10.0]),
         entropy_coef=st.sampled_from([0.0, 0.01, -0.3]),
         wm_loss=st.sampled_from(["cmae", "mae", "ce"]),
         tau=st.sampled_from([0.05, 0.2, 1.0]),
         temperature=st.sampled_from([0.4, 1.0]),
+        wm_temperature=st.sampled_from([1.0, 0.7, 2.0]),
         softcap=st.sampled_from([None, 5.0]),
         grad_scale=st.sampled_from([1.0, 256.0]),
     ),
@@ -60,7 +62,8 @@ def test_matches_float64(isa, seed, num, vocab, dtype, padding, gap, spread, set
     logits[:, vocab:] = torch.nan
     got = K.paw_loss(logits, rows, settings)
 
-    largest = max(1.0, exact_in.abs().max().item() / settings.temperature if num else 1.0)
+    coldest = min(settings.temperature, settings.wm_temperature)
+    largest = max(1.0, exact_in.abs().max().item() / coldest if num else 1.0)
     for name in ("logprobs", "entropies"):
         assert_close(getattr(got, name), getattr(exact, name), 4e-7 * largest + 2e-6, name)
     assert_close(got.losses, exact.losses, 2e-5 * largest, "losses")
@@ -68,7 +71,7 @@ def test_matches_float64(isa, seed, num, vocab, dtype, padding, gap, spread, set
     assert_close(got.kl, exact.kl, 2e-5 * largest, "kl")
     assert torch.equal(got.flags, exact.flags)
     assert_gradient(
-        logits, exact_in.grad * settings.grad_scale, 20 * largest * settings.grad_scale / settings.temperature, "logits"
+        logits, exact_in.grad * settings.grad_scale, 20 * largest * settings.grad_scale / coldest, "logits"
     )
     assert not logits[ignored].any()
     assert not logits[:, vocab:].any()
@@ -131,6 +134,62 @@ def test_importance_multiplies_the_surrogate_alone(isa):
     torch.testing.assert_close(out.loss, torch.tensor(-1.0 + 0.1 * kl))
     g = -1.0 + 0.1 * (1 - 2)
     torch.testing.assert_close(grad, g * (torch.tensor([0.0, 1.0, 0.0]) - P[0]))
+
+
+@pytest.mark.parametrize(
+    ("gap", "clamp", "kl", "g"),
+    [
+        (8.0, 10.0, 10.0, 0.0),  # verl: 2971.96 - 9 is clamped to 10, and a clamp has no gradient
+        (8.0, None, math.exp(8) - 9, 0.01 * (1 - math.exp(8))),  # -29.8
+        (2.6, 10.0, math.exp(2.6) - 3.6, 0.01 * (1 - math.exp(2.6))),  # 9.86, just below
+        (-8.0, 10.0, math.exp(-8) + 7, 0.01 * (1 - math.exp(-8))),
+        (-12.0, 10.0, 10.0, 0.0),  # 11.00
+    ],
+)
+def test_the_kl_is_clamped_as_in_verl(isa, gap, clamp, kl, g):
+    """verl's low_var_kl: clamp(exp(d) - d - 1, -10, 10) with d = ref - logp."""
+    settings = K.LossSettings(kl_coef=0.01, kl_clamp=clamp)
+    out, grad = run(K.POLICY, 1, settings, old_logprobs=math.log(0.3), ref_logprobs=math.log(0.3) + gap)
+    torch.testing.assert_close(out.kl, torch.tensor([kl]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.loss, torch.tensor(0.01 * kl), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, g * (torch.tensor([0.0, 1.0, 0.0]) - P[0]), rtol=1e-5, atol=1e-6)
+    if g == 0.0:
+        assert torch.equal(grad, torch.zeros(3))
+
+
+@given(seed=st.integers(0, 2**31), dtype=st.sampled_from(DTYPES), clamp=st.sampled_from([None, 0.5, 10.0]))
+def test_references_far_away_match_float64(isa, seed, dtype, clamp):
+    """Gaps of up to 8 nats and more on both sides, where the clamp decides; verl's own lines as the truth."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(8, 33, generator=g).to(dtype)
+    targets = torch.randint(0, 33, (8,), generator=g)
+    exact_in = logits.double().requires_grad_()
+    logp = torch.log_softmax(exact_in, -1).gather(1, targets[:, None])[:, 0]
+    gaps = torch.tensor([8.0, 3.0, 2.0, 0.3, -0.3, -3.0, -8.0, -15.0])
+    rows = K.LossRows(
+        targets, torch.ones(8, dtype=torch.uint8), torch.ones(8), logp.detach().float(), torch.zeros(8),
+        ref_logprobs=logp.detach().float() + gaps,
+    )  # fmt: skip
+    kl = torch.clamp(rows.ref_logprobs.double() - logp, -20, 20)
+    k3 = torch.exp(kl) - kl - 1
+    k3 = k3 if clamp is None else torch.clamp(k3, -clamp, clamp)
+    (0.01 * k3).sum().backward()
+    got = K.paw_loss(logits, rows, K.LossSettings(kl_coef=0.01, kl_clamp=clamp))
+    torch.testing.assert_close(got.kl.double(), k3.detach(), rtol=2e-5, atol=2e-5)
+    assert_gradient(logits, exact_in.grad, 30.0, "logits")
+    for row in range(8):
+        assert bool(logits[row].any()) == bool(exact_in.grad[row].any())
+
+
+def test_world_model_rows_have_a_temperature_of_their_own(isa):
+    """At temperature 0.5 a policy row's p is 0.3^2 / 0.46; a world-model row's stays 0.3."""
+    for wm, p in ((1.0, 0.3), (0.5, 0.09 / 0.46)):
+        out, grad = run(K.WORLD_MODEL, 1, K.LossSettings(temperature=0.5, wm_temperature=wm, wm_loss="mae"))
+        torch.testing.assert_close(out.loss, torch.tensor(1 - p))
+        torch.testing.assert_close(grad[1], torch.tensor(-p * (1 - p) / wm))
+    out, _ = run(K.POLICY, 1, K.LossSettings(temperature=0.5), advantages=1.0, old_logprobs=math.log(0.09 / 0.46))
+    torch.testing.assert_close(out.logprobs, torch.tensor([math.log(0.09 / 0.46)]))
+    torch.testing.assert_close(out.loss, torch.tensor(-1.0))
 
 
 def test_entropy_term_by_hand(isa):
@@ -347,10 +406,12 @@ BAD_SETTINGS = {
     "clip_high": -0.1,
     "dual_clip": 1.0,
     "kl_coef": -1.0,
+    "kl_clamp": 0.0,
     "entropy_coef": float("nan"),
     "wm_loss": "mse",
     "tau": 0.0,
     "temperature": 0.0,
+    "wm_temperature": 0.0,
     "softcap": 0.0,
     "valid_vocab": 0,
     "grad_scale": 0.0,
