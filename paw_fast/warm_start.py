@@ -134,7 +134,8 @@ def imitate(
     policy: Policy, sequences: Sequence[TokenSequence], imitated: Sequence[bool], config: TrainConfig,
     progress: Callable[[int, float], None],
 ) -> float:  # fmt: skip
-    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps.
+    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps that
+    had actions to imitate, NaN where none had.
 
     `imitated` says of every transition whether its action is learned.
     `progress(sequences in this step, loss)` is called after each optimizer step.
@@ -170,18 +171,25 @@ def imitate(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(rise, fall, 1.0)
         chosen = [sequences[i] for i in members]
-        num_actions = sum(_num_imitated(q, imitated) for q in chosen)
+        actions = [_num_imitated(q, imitated) for q in chosen]
+        num_actions = sum(actions)
         num_observed = sum(len(s.observation) for q in chosen for s in q.spans)
-        tables = list(_tables(chosen, imitated, 1.0 / num_actions, settings.observation_weight / max(1, num_observed)))
+        observation_weight = settings.observation_weight / max(1, num_observed)
+        tables = list(_tables(chosen, imitated, 1.0 / max(1, num_actions), observation_weight))
+        # In the `window` layout a sequence may have nothing to learn: no imitated action, and no observation after it.
+        live = [i for i, t in enumerate(tables) if len(t.positions)]
         loss = 0.0
-        for micro in packing.plan_micro_batches([packing.input_length(t) for t in tables], config.token_budget):
-            packed = packing.pack(chosen, tables, micro, policy.device)
+        for micro in packing.plan_micro_batches([packing.input_length(tables[i]) for i in live], config.token_budget):
+            packed = packing.pack(chosen, tables, [live[i] for i in micro], policy.device)
             result = backward(policy, packed, ce, chunk)
-            loss += float(result.losses[packed.rows.weights.cpu() == np.float32(1.0 / num_actions)].sum())
+            starts = np.cumsum([0, *packed.row_counts])  # of each member's rows, of which the actions' come first
+            for i, start in zip(packed.members, starts[:-1], strict=True):
+                loss += float(result.losses[start : start + actions[i]].sum())
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss)
+        if num_actions:
+            losses.append(loss)
         progress(len(members), loss)
     return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else math.nan
 
