@@ -50,6 +50,8 @@ def test_a_recipe_lies_over_its_base_and_may_leave_out_the_environment(tmp_path)
         ({"algo": {"name": "ppo", "dynamic_sampling": True}}, r"--algo\.dynamic-sampling"),
         ({"paw": {"horizon": 2}, "layout": "trajectory"}, r"--paw\.horizon is 2 and --layout trajectory"),
         ({"paw": {"horizon": 0}}, r"--paw\.horizon is 0"),
+        ({"algo": {"kl_clamp": 0.0}}, r"--algo\.kl-clamp is 0\.0, expected more than 0, or None"),
+        ({"model": {"dtype": "float16"}}, r"--model\.dtype is float16, .* train in bfloat16 or float32"),
         ({"critic": {"lam": 1.5}}, r"--critic\.lam is 1\.5"),
         ({"rollout": {"group_size": 1}, "algo": {"name": "rloo"}}, "2 or more with --algo rloo"),
     ],

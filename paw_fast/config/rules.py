@@ -30,6 +30,7 @@ def validate(config: TrainConfig) -> None:
     need(c.algo.clip_high > 0, "algo.clip-high", c.algo.clip_high, "more than 0")
     need(c.algo.dual_clip is None or c.algo.dual_clip > 1, "algo.dual-clip", c.algo.dual_clip, "more than 1, or None")
     need(c.algo.kl_coef >= 0, "algo.kl-coef", c.algo.kl_coef, "0 or more")
+    need(c.algo.kl_clamp is None or c.algo.kl_clamp > 0, "algo.kl-clamp", c.algo.kl_clamp, "more than 0, or None")
     need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
     need(c.algo.similarity is None or 0 < c.algo.similarity <= 1, "algo.similarity", c.algo.similarity, "in (0, 1]")
     for key, share in (("algo.gamma", c.algo.gamma), ("critic.gamma", c.critic.gamma), ("critic.lam", c.critic.lam)):
@@ -152,6 +153,11 @@ def _validate_combinations(c: TrainConfig) -> None:
             raise UserError(message)
 
     a = c.algo
+    refuse(
+        c.model.dtype == "float16",
+        "--model.dtype is float16, in which most of a loss's gradient underflows to zero: train in bfloat16 or float32 "
+        "(float16 is for paw-fast eval)",
+    )
     refuse(
         a.name == "gigpo" and a.similarity is None and c.env.name not in STATE_TEXT_ENVS,
         f"--algo gigpo groups transitions by the text of the state, and --env {c.env.name} has none that repeats: "

@@ -27,7 +27,7 @@ class ModelConfig:
     device: str = "auto"
     """`auto` takes a CUDA device where there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    """Of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is for evaluation only."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -43,7 +43,7 @@ class RolloutConfig:
     group_size: int = 8
     """Episodes of each task (V)."""
     temperature: float = 1.0
-    """In training (V)."""
+    """In training (V): of the policy's distribution, in rollouts and in the policy loss. World-model rows stay at 1."""
     eval_temperature: float = 0.4
     """In evaluation (V)."""
     max_action_tokens: int = 512
@@ -102,13 +102,18 @@ class AlgoConfig:
     name: Annotated[Literal["grpo", "rloo", "gigpo", "ppo"], TopLevel("algo")] = "grpo"
     """How rewards become advantages."""
     normalize_std: bool = True
-    """GRPO and GiGPO's episode part: divide by the group's standard deviation; off is Dr. GRPO."""
+    """GRPO and GiGPO's episode part: divide by the group's standard deviation; off is Dr. GRPO. GiGPO's episode part
+    is divided only with --algo.step-normalize-std too."""
     gamma: float = 0.95
     """GiGPO: discount of the return-to-go, a step (V). PPO has --critic.gamma."""
     step_weight: float = 1.0
     """GiGPO: weight of the step advantage beside the episode's (V)."""
     step_normalize_std: bool = True
-    """GiGPO: divide the step advantage by its anchor group's standard deviation (V: on ALFWorld, not on WebShop)."""
+    """GiGPO: divide both parts by their groups' standard deviations, verl-agent's `mean_std_norm` (V: on ALFWorld). Off
+    is its `mean_norm`: neither part is divided (V: on WebShop)."""
+    anchor: Literal["state", "observation"] = "state"
+    """GiGPO: transitions share an anchor group where the environment's whole state text is equal (ALFWorld: the
+    observation and the admissible commands), or where the observation's text alone is (verl-agent)."""
     similarity: float | None = None
     """GiGPO: states whose texts are this similar share an anchor group (V: 0.9 on search); `None` wants equal texts."""
     clip_low: float = 0.2
@@ -121,6 +126,8 @@ class AlgoConfig:
     """Weight of the KL to the reference policy (V)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """The KL as a loss term by the k3 estimate (V), or taken from the rewards: the sampled tokens' log-ratio (k1)."""
+    kl_clamp: float | None = 10.0
+    """Bound of a token's k3 estimate, above which the KL term has no gradient (V: verl's 10); `None` turns it off."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus (V: off)."""
     aggregation: Literal["token-mean", "sequence-mean", "constant-length"] = "token-mean"
@@ -155,7 +162,7 @@ class CriticConfig:
     backbone: Literal["own", "shared", "none"] = "own"
     """A value head on its own copy of the policy (V), on the policy's hidden states, or none."""
     learning_rate: float = 1e-5
-    """Of the critic, and of the value head on a shared backbone (V)."""
+    """Of the critic, and of the value head on a shared backbone (V); constant, --optim.schedule is the policy's."""
     gamma: float = 1.0
     """Discount, an action token (verl's default)."""
     lam: float = 1.0
@@ -170,7 +177,7 @@ class CriticConfig:
     warmup_steps: int = 0
     """First training steps in which the critic alone learns (V)."""
     whiten: bool = True
-    """Normalise the advantages over the batch's tokens, as verl does."""
+    """Normalise the advantages over the batch's tokens: (A - mean) / sqrt(var + 1e-8), as verl does."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ class PawConfig:
     enabled: bool = True
     """Off trains with reinforcement learning alone."""
     alpha: float = 0.75
-    """Share of the batch's transitions that is selected (S)."""
+    """Share of the batch's transitions that is selected, of those with an observation to predict (S)."""
     selection: Literal["entropy", "lowest", "random", "all"] = "entropy"
     """Which transitions: highest action entropy (P), lowest, random, or all of them."""
     loss: Literal["cmae", "mae", "ce"] = "cmae"
@@ -209,9 +216,9 @@ class OptimConfig:
     learning_rate: float = 1e-6
     """Peak learning rate (V)."""
     warmup_steps: int = 0
-    """Training steps of linear warm-up."""
+    """Training steps of linear warm-up; the step after them is the first at the peak."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up: constant, or linearly to zero at the last step."""
+    """After the warm-up: constant, or linearly from the peak to zero, which the step after the last would have."""
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.01

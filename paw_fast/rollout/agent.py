@@ -26,6 +26,7 @@ class AgentSettings:
     """How an episode is played. Lengths in tokens, `max_steps` in actions.
 
     An episode that has lasted `max_episode_s` seconds or sampled `max_episode_tokens` tokens is cut and marked.
+    `anchor` says what a transition's `anchor_obs` is: the text of the state, or that of the observation alone.
     """
 
     layout: str = "trajectory"
@@ -40,6 +41,7 @@ class AgentSettings:
     max_episode_tokens: int | None = None
     max_observation_chars: int = 0
     max_observation_tokens: int = 0
+    anchor: str = "state"
 
 
 @dataclass
@@ -53,6 +55,7 @@ class _Episode:
     instruction: str
     intro: str
     prompt: list[int]
+    anchor: str
     transitions: list[Transition] = field(default_factory=list)
     history: list[dict[str, str]] = field(default_factory=list)
     score: float = 0.0
@@ -155,7 +158,8 @@ class AgentLoop:
         self, task: Task, group: int, seed: tuple[int, ...], temperature: float | None, env: Env
     ) -> _Episode:  # fmt: skip
         with self.stage("environment"):
-            observation, cut = self._shown(env.reset(task))
+            first = env.reset(task)
+            observation, cut = self._shown(first)
         instruction = str(observation.info.get("task", ""))
         if self.settings.layout == "trajectory":
             message = self.template.first(observation)
@@ -171,6 +175,7 @@ class AgentLoop:
             instruction,
             observation.text,
             self.chat.first(message),
+            anchor=self._anchor(first),
             num_cut=int(cut),
             temperature=self.settings.temperature if temperature is None else temperature,
             started_s=time.monotonic(),
@@ -189,6 +194,12 @@ class AgentLoop:
         """The observation as the policy reads it, within its budgets, and whether it was cut."""
         s = self.settings
         return self.chat.shown(observation, s.max_observation_chars, s.max_observation_tokens)
+
+    def _anchor(self, observation: Observation) -> str:
+        """What GiGPO compares of an environment's observation, which is whole: the policy may read less of it."""
+        if self.settings.anchor == "observation":
+            return observation.text
+        return str(observation.info.get("state_text", observation.text))
 
     def _passages(self, observation: Observation, mask: list[bool]) -> tuple[tuple[int, int, str], ...]:
         """Where in the observation's tokens (of which `mask` marks the text's own) passages stand."""
@@ -226,12 +237,13 @@ class AgentLoop:
                 prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
                 rollout_logprobs=completion.logprobs,
                 observation_ids=tuple(ids), observation_mask=tuple(mask), command=parsed.command,
-                observation_text=after.text, anchor_obs=str(before.info.get("state_text", before.text)), reward=reward,
+                observation_text=after.text, anchor_obs=episode.anchor, reward=reward,
                 valid=valid, policy_versions=completion.policy_versions, passages=self._passages(after, mask),
             )
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})
         episode.observation = after
+        episode.anchor = self._anchor(step.observation)
         episode.score += step.reward
         episode.scores = dict(step.info.get("scores", {}))
         over = step.done or won or len(episode.transitions) >= s.max_steps

@@ -90,7 +90,7 @@ def make_loop(tokenizer: Any, model_config: Any, engine: RolloutEngine, env: Env
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
         max_observation_tokens=config.env.max_observation_tokens, max_episode_s=r.max_episode_s,
-        max_episode_tokens=r.max_episode_tokens,
+        max_episode_tokens=r.max_episode_tokens, anchor=a.anchor,
     )  # fmt: skip
     slots = [env.spawn() for _ in range(r.slots)]
     template = PromptTemplate.load(config.env.template, config.env.name)

@@ -36,25 +36,27 @@ class Credit:
     in_policy: np.ndarray
 
 
-def transition_rewards(
-    trajectories: Sequence[Trajectory], scores: Scores, algo: AlgoConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards [M] with penalties where `algo` puts them there, and the penalties [M] that are left for the rows.
-
-    With the KL in the reward, a transition also pays kl_coef * sum(old - ref) over its action tokens (the k1
-    estimate, as verl's `kl_penalty`).
-    """
+def transition_rewards(trajectories: Sequence[Trajectory], algo: AlgoConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards [M] with penalties where `algo` puts them there, and the penalties [M] that are left for the rows."""
     turns = [t for trajectory in trajectories for t in trajectory.transitions]
     penalties = np.array([0.0 if t.valid else algo.invalid_penalty for t in turns])
     rewards = np.array([t.reward for t in turns], dtype=np.float64)
     rest = np.zeros(len(turns))
     if algo.penalty_in == "row":
         rewards, rest = rewards + penalties, penalties
-    if algo.kl_in == "reward" and algo.kl_coef:
-        assert scores.ref_logprobs is not None
-        pairs = zip(scores.old_logprobs, scores.ref_logprobs, strict=True)
-        rewards = rewards - algo.kl_coef * np.array([float((old - ref).sum()) for old, ref in pairs])
     return rewards, rest
+
+
+def token_kl(scores: Scores, algo: AlgoConfig) -> list[np.ndarray]:
+    """M arrays [A_m]: what each action token pays with the KL in the reward, kl_coef * (old - ref); else zeros.
+
+    That is the k1 estimate of verl's `apply_kl_penalty`, which takes it from the reward of each token.
+    """
+    if algo.kl_in != "reward" or not algo.kl_coef:
+        return [np.zeros(len(old)) for old in scores.old_logprobs]
+    assert scores.ref_logprobs is not None
+    pairs = zip(scores.old_logprobs, scores.ref_logprobs, strict=True)
+    return [algo.kl_coef * (np.asarray(old, np.float64) - ref) for old, ref in pairs]
 
 
 def has_spread(trajectories: Sequence[Trajectory]) -> np.ndarray:
@@ -69,50 +71,61 @@ def assign_credit(trajectories: Sequence[Trajectory], scores: Scores, algo: Algo
     """Advantages of every action token by `algo.name`; with PPO the critic's targets too."""
     counts = np.array([len(t.transitions) for t in trajectories])
     owner = np.repeat(np.arange(len(trajectories)), counts)
-    rewards, row_penalties = transition_rewards(trajectories, scores, algo)
+    rewards, row_penalties = transition_rewards(trajectories, algo)
+    kl = token_kl(scores, algo)
     in_policy = has_spread(trajectories) if algo.dynamic_sampling else np.ones(len(trajectories), dtype=bool)
     if algo.name == "ppo":
         if critic.gae_over == "transition":
             paid = np.bincount(owner, weights=rewards, minlength=len(trajectories))[owner] - row_penalties
-            advantages, targets = _gae(paid, np.arange(len(owner)), scores, critic)
+            advantages, targets = _gae(paid, kl, np.arange(len(owner)), scores, critic)
         else:
-            advantages, targets = _gae(rewards - row_penalties, owner, scores, critic)
+            advantages, targets = _gae(rewards - row_penalties, kl, owner, scores, critic)
         return Credit(advantages, targets, in_policy)
-    groups = np.array([t.group for t in trajectories])[owner]
+    row_kl = np.array([float(k.sum()) for k in kl])
+    if algo.statistics == "episode":  # an episode pays its KL, a step's return-to-go that of what follows
+        rewards, row_kl = rewards - row_kl, np.zeros(len(row_kl))
+    groups = np.array([t.group for t in trajectories])
     returns = np.bincount(owner, weights=rewards, minlength=len(trajectories))
-    per_row = _episode_advantages(returns, row_penalties, groups, owner, counts, algo)
+    per_row = _episode_advantages(returns, row_penalties + row_kl, groups, owner, algo)
     if algo.name == "gigpo":
         to_go = maths.discounted_returns(torch.from_numpy(rewards), torch.from_numpy(owner), algo.gamma)
         anchors = [t.anchor_obs for trajectory in trajectories for t in trajectory.transitions]
-        steps = maths.step_groups(torch.from_numpy(groups), anchors, algo.similarity)
+        steps = maths.step_groups(torch.from_numpy(groups[owner]), anchors, algo.similarity)
         to_go = to_go.double() - torch.from_numpy(row_penalties)
         per_row = maths.gigpo_advantages(per_row, to_go, steps, algo.step_weight, algo.step_normalize_std)
     sizes = [len(old) for old in scores.old_logprobs]
     return Credit([np.full(n, a, np.float32) for n, a in zip(sizes, per_row.tolist(), strict=True)], None, in_policy)
 
 
-def _episode_advantages(returns, row_penalties, groups, owner, counts, algo: AlgoConfig) -> torch.Tensor:
-    """The episode part [M] of the group-relative algorithms: over episodes, or (verl-agent) over their rows."""
+def _episode_advantages(returns, off_rows, groups, owner, algo: AlgoConfig) -> torch.Tensor:
+    """The episode part [M] of the group-relative algorithms: over episodes, or (verl-agent) over their rows.
+
+    returns, groups [B]; owner [M]; off_rows [M] is taken from single rows, with the statistics over them alone.
+    """
     per_step = algo.statistics == "step"
-    first = np.cumsum(counts) - counts
-    values = torch.from_numpy(returns[owner] - row_penalties if per_step else returns)
-    where = torch.from_numpy(groups if per_step else groups[first])
+    values = torch.from_numpy(returns[owner] - off_rows if per_step else returns)
+    where = torch.from_numpy(groups[owner] if per_step else groups)
     if algo.name == "rloo":
         advantages = maths.rloo_advantages(values, where)
     else:
-        advantages = maths.grpo_advantages(values, where, algo.normalize_std)
+        # verl-agent's GiGPO divides both parts by a std, or (its `mean_norm`) neither.
+        std = algo.normalize_std and (algo.name != "gigpo" or algo.step_normalize_std)
+        advantages = maths.grpo_advantages(values, where, std)
     return advantages if per_step else advantages[torch.from_numpy(owner)]
 
 
 def _gae(
-    rewards: np.ndarray, owner: np.ndarray, scores: Scores, critic: CriticConfig
+    rewards: np.ndarray, kl: list[np.ndarray], owner: np.ndarray, scores: Scores, critic: CriticConfig
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """GAE over the action tokens of each `owner` [M]; a transition's reward [M] stands on its last token."""
+    """GAE over the action tokens of each `owner` [M]; a transition's reward [M] stands on its last token.
+
+    kl: M arrays [A_m], which each token pays by itself.
+    """
     assert scores.values is not None
     sizes = np.array([len(v) for v in scores.values])
     ends = np.cumsum(sizes)
-    flat = np.zeros(int(ends[-1]))
-    flat[ends - 1] = rewards
+    flat = -np.concatenate(kl)
+    flat[ends - 1] += rewards
     values = torch.from_numpy(np.concatenate(scores.values))
     advantages, targets = maths.gae(
         torch.from_numpy(flat), values, torch.from_numpy(np.repeat(owner, sizes)), critic.gamma, critic.lam

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from paw_fast.config import AlgoConfig, CriticConfig
+from paw_fast.config import AlgoConfig, CriticConfig, load_preset
 from paw_fast.scores import Scores
 from paw_fast.types import Task, Trajectory, Transition
-from paw_fast.update.credit import assign_credit, has_spread, transition_rewards
+from paw_fast.update.credit import assign_credit, has_spread, token_kl
 
 
 def turn(reward, valid=True, anchor="s", tokens=2):
@@ -113,14 +113,74 @@ def test_verl_agents_penalty_comes_after_discounting(pair):
     assert [r[0] for r in rows] == pytest.approx(expected)
 
 
-def test_the_kl_in_the_reward_is_paid_where_it_arose(pair):
-    given = scores(pair, old=-1.0, ref=-1.5)
+def kl_of(trajectories, ref=((-1.5, -1.0), (-1.0, -3.0), (0.0, -1.0), (-1.0, -1.0), (-2.0, -2.0))):
+    """Scores with old log-probs of -1: old - ref of the five transitions' two tokens is
+    0.5 0; 0 2; -1 0; 0 0; 1 1."""
+    base = scores(trajectories, values=0.0, old=-1.0)
+    return dataclasses.replace(base, ref_logprobs=[np.array(r) for r in ref])
+
+
+def test_the_kl_in_the_reward_is_paid_by_each_token(pair):
     algo = AlgoConfig(kl_coef=0.2, kl_in="reward")
-    rewards, rest = transition_rewards(pair, given, algo)
-    # Two tokens an action, 0.5 nats each, times 0.2.
-    assert rewards.tolist() == pytest.approx([-0.1 - 0.2, 10 - 0.2, -0.2, -0.2, -0.2])
-    assert rest.tolist() == [0.0] * 5
-    assert transition_rewards(pair, given, dataclasses.replace(algo, kl_in="loss"))[0].tolist() == [-0.1, 10, 0, 0, 0]
+    paid = token_kl(kl_of(pair), algo)
+    assert [k.tolist() for k in paid] == [pytest.approx(x) for x in ([0.1, 0], [0, 0.4], [-0.2, 0], [0, 0], [0.2, 0.2])]
+    assert not np.concatenate(token_kl(kl_of(pair), dataclasses.replace(algo, kl_in="loss"))).any()
+    assert not np.concatenate(token_kl(kl_of(pair), dataclasses.replace(algo, kl_coef=0.0))).any()
+
+
+def test_ppo_takes_the_kl_from_each_tokens_reward(pair):
+    """verl: token_level_rewards = token_level_scores - beta * kld; with lambda 1 and values 0 their suffix sums."""
+    critic = CriticConfig(gamma=1.0, lam=1.0, whiten=False)
+    rows, _ = credit(pair, kl_of(pair), critic, name="ppo", kl_coef=0.2, kl_in="reward")
+    # Token rewards of the win: -0.1, -0.1 | 0, 10 - 0.4; of the loss: 0.2, 0 | 0, 0 | -0.2, -0.2.
+    assert rows == [pytest.approx(x) for x in ([9.4, 9.5], [9.6, 9.6], [-0.2, -0.4], [-0.4, -0.4], [-0.4, -0.2])]
+    rows, _ = credit(
+        pair, kl_of(pair), dataclasses.replace(critic, gae_over="transition"), name="ppo", kl_coef=0.2, kl_in="reward"
+    )
+    # Every transition is given the episode's return 9.9 (or 0), and pays its own tokens' KL.
+    expected = [[9.8, 9.9], [9.5, 9.5], [0.2, 0.0], [0.0, 0.0], [-0.4, -0.2]]
+    assert rows == [pytest.approx(x, abs=1e-6) for x in expected]
+
+
+def test_rows_pay_their_own_kl_with_statistics_over_rows(pair):
+    plain = {"normalize_std": False, "kl_coef": 0.2, "kl_in": "reward"}
+    rows, _ = credit(pair, kl_of(pair), statistics="step", **plain)
+    # Row scores: the episode's return 9.9 (or 0) minus 0.1, 0.4, -0.2, 0, 0.4.
+    values = np.array([9.8, 9.5, 0.2, 0.0, -0.4])
+    assert [r[0] for r in rows] == pytest.approx(values - values.mean(), rel=1e-6)
+    rows, _ = credit(pair, kl_of(pair), **plain)
+    # Over episodes: returns 9.9 - 0.5 and -0.2, half their difference apart from the mean.
+    assert [r[0] for r in rows] == pytest.approx([4.8, 4.8, -4.8, -4.8, -4.8])
+    # GiGPO's returns-to-go are of the environment's rewards in verl-agent: its rows pay in the episode part alone.
+    rows, _ = credit(pair, kl_of(pair), name="gigpo", statistics="step", step_normalize_std=False, gamma=0.5, **plain)
+    anchor = 4.9 / 3
+    steps = np.array([4.9 - anchor, 0.0, -anchor, 0.0, -anchor])
+    assert [r[0] for r in rows] == pytest.approx(values - values.mean() + steps, rel=1e-6)
+
+
+def test_an_episode_without_a_turn_moves_no_other_to_another_group(pair):
+    empty = Trajectory(Task("t"), 5, (), 0.0, 0.0, False)
+    other = [dataclasses.replace(t, group=1) for t in pair]
+    rows, _ = credit([*pair, empty, *other, empty], scores([*pair, *other]), normalize_std=False)
+    assert [r[0] for r in rows] == pytest.approx([4.95, 4.95, -4.95, -4.95, -4.95] * 2)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [("webshop-qwen2.5-1.5b", (8.75, -1.25)), ("alfworld-qwen2.5-1.5b", (8.75 / 12.5**0.5, -1.25 / 12.5**0.5))],
+)
+def test_gigpo_as_in_verl_agents_recipes(preset, expected):
+    """One win in eight, an action each. verl-agent's `mean_norm` (WebShop) leaves the std out of the episode part too,
+    `mean_std_norm` (ALFWorld) divides by the sample std, sqrt(12.5); both parts are equal where the state is."""
+    for name in (preset, f"{preset}-gigpo"):
+        algo = dataclasses.replace(load_preset(name).algo, name="gigpo", kl_coef=0.0)
+        alone = [episode(0, [turn(10.0 * (i == 0), anchor=f"s{i}")], i == 0) for i in range(8)]
+        rows = assign_credit(alone, scores(alone), algo, CriticConfig()).advantages
+        assert [r[0] for r in rows] == pytest.approx([expected[0]] + [expected[1]] * 7, rel=1e-4)
+        together = [episode(0, [turn(10.0 * (i == 0))], i == 0) for i in range(8)]
+        rows = assign_credit(together, scores(together), algo, CriticConfig()).advantages
+        assert [r[0] for r in rows] == pytest.approx([2 * expected[0]] + [2 * expected[1]] * 7, rel=1e-4)
+    assert load_preset(f"{preset}-gigpo").algo.name == "gigpo"
 
 
 def test_groups_without_spread_leave_the_policy_loss_under_dynamic_sampling(pair):
