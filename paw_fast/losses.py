@@ -82,7 +82,10 @@ def backward(
     hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
     head = policy.lm_head
     softcap, divisor = logit_map(policy.model)
-    settings = dataclasses.replace(settings, softcap=softcap, temperature=settings.temperature * divisor)
+    settings = dataclasses.replace(
+        settings, softcap=softcap, temperature=settings.temperature * divisor,
+        wm_temperature=settings.wm_temperature * divisor,
+    )  # fmt: skip
     if _is_plain(head) and hidden.dtype == head.weight.dtype:
         row_bytes = head.weight.shape[0] * head.weight.element_size()
         out = kernels.linear_paw_loss(

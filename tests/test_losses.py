@@ -133,6 +133,21 @@ def test_score_matches_the_whole_distribution():
     torch.testing.assert_close(entropies.double(), -(exact.exp() * exact).sum(-1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("head", ["untied", "lora"])
+def test_the_sampling_temperature_is_the_policys_alone(head):
+    """World-model rows are predicted at temperature 1, as `predict` measures them, through either path of the head."""
+    policy = build(head)
+    batch = batch_of(policy)
+    observed = batch.rows.kinds == kernels.WORLD_MODEL
+    at_one, _ = losses.predict(policy, batch, 7)
+    at_sampling, _, _ = losses.score(policy, batch, 0.4, 7)
+    result = losses.backward(policy, batch, LossSettings(temperature=0.4, tau=1.0), 7)
+    torch.testing.assert_close(result.logprobs[observed], at_one[observed], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result.logprobs[~observed], at_sampling[~observed], atol=1e-5, rtol=1e-5)
+    expected = batch.rows.weights[observed] * (1 - at_one[observed].exp())
+    torch.testing.assert_close(result.losses[observed], expected, atol=1e-6, rtol=1e-5)
+
+
 SHAPE = {
     "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 1,
     "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "head_dim": 8,
@@ -167,6 +182,6 @@ def test_training_and_scoring_use_the_models_own_map():
     batch = batch_of(plain)
     for got, want in zip(losses.score(capped, batch, 0.5, 7)[:2], losses.score(plain, batch, 1.0, 7)[:2], strict=True):
         torch.testing.assert_close(got, want)
-    halved = dataclasses.replace(SETTINGS, temperature=SETTINGS.temperature / 2)
+    halved = dataclasses.replace(SETTINGS, temperature=SETTINGS.temperature / 2, wm_temperature=0.5)
     got = losses.backward(capped, batch, halved, 7)
     torch.testing.assert_close(got.losses, losses.backward(plain, batch, SETTINGS, 7).losses)

@@ -70,9 +70,7 @@ def test_matches_float64(isa, seed, num, vocab, dtype, padding, gap, spread, set
     assert_close(got.loss, exact.loss, 1e-4 * largest, "loss")
     assert_close(got.kl, exact.kl, 2e-5 * largest, "kl")
     assert torch.equal(got.flags, exact.flags)
-    assert_gradient(
-        logits, exact_in.grad * settings.grad_scale, 20 * largest * settings.grad_scale / coldest, "logits"
-    )
+    assert_gradient(logits, exact_in.grad * settings.grad_scale, 20 * largest * settings.grad_scale / coldest, "logits")
     assert not logits[ignored].any()
     assert not logits[:, vocab:].any()
     assert (buffer[:, width:] == 77.0).all()
