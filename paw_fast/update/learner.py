@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from paw_fast import packing
-from paw_fast.config import TrainConfig
+from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.critic import Critic, value_loss
 from paw_fast.kernels import LossSettings
 from paw_fast.losses import backward, rows_per_chunk, score
@@ -43,18 +43,17 @@ class Learner:
         groups = [{"params": list(policy.model.parameters())}, *(self.critic.parameter_groups() if self.critic else [])]
         self.optimizer = MasterAdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
 
-        def factor(step: int) -> float:  # of training steps, whose number of optimizer steps may vary
-            if step < o.warmup_steps:
-                return (step + 1) / (o.warmup_steps + 1)
-            return 1.0 if o.schedule == "constant" else max(0.0, 1 - step / max(1, config.steps))
-
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        # Of training steps, whose number of optimizer steps may vary; those of the critic's warm-up do not count. A
+        # critic's learning rate is constant, on either backbone.
+        steps = config.steps - (config.critic.warmup_steps if self.critic else 0)
+        factors = [lambda step: learning_rate_factor(step, o, steps), *[lambda step: 1.0] * (len(groups) - 1)]
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.passages = PassageMemory()
         self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
             kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0, entropy_coef=a.entropy_coef, wm_loss=config.paw.loss,
-            tau=config.paw.tau, temperature=config.rollout.temperature,
+            kl_clamp=a.kl_clamp, tau=config.paw.tau, temperature=config.rollout.temperature,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ scoring
@@ -105,21 +104,21 @@ class Learner:
         """The optimizer steps of one rollout batch; returns its metrics."""
         c = self.config
         credit = assign_credit(trajectories, scores, c.algo, c.critic)
-        lambdas, selected = self._world_model(trajectories, scores, step)
+        lambdas, selected, has_target = self._world_model(trajectories, sequences, scores, step)
         world_model = WorldModelWeights(lambdas, selected)
-        joint = world_model if c.paw.update == "joint" else WorldModelWeights(lambdas, np.zeros_like(selected))
+        joint = world_model if c.paw.enabled and c.paw.update == "joint" else None
+        frozen = self.critic is not None and step < c.critic.warmup_steps
         totals = Totals(self.passages.label(trajectories, sequences))
         for epoch in range(c.algo.epochs):
             for chosen in self._minibatches(len(sequences), step, epoch):
                 if self.critic is not None and self.critic.backbone is not None:
                     self._critic_step(chosen, sequences, scores, credit, totals)
-                if step >= c.critic.warmup_steps or self.critic is None:
+                if not frozen:
                     self._optimizer_step(chosen, sequences, scores, credit, joint, totals)
-                elif self.critic.backbone is None:
+                elif self.critic is not None and self.critic.backbone is None:
                     self._head_step(chosen, sequences, scores, credit, totals)
-        if c.paw.enabled and c.paw.update == "alternate" and (step + 1) % c.paw.interval == 0:
-            nothing = Credit(credit.advantages, credit.value_targets, np.zeros_like(credit.in_policy))
-            self._optimizer_step(range(len(sequences)), sequences, scores, nothing, world_model, totals)
+        if c.paw.enabled and c.paw.update == "alternate" and (step + 1) % c.paw.interval == 0 and not frozen:
+            self._optimizer_step(range(len(sequences)), sequences, scores, None, world_model, totals)
         self.passages.add(step + 1, shown_passages(trajectories))
         totals.learning_rate = float(self.scheduler.get_last_lr()[0])
         if totals.moved:  # training steps in which the policy stayed do not count
@@ -131,25 +130,32 @@ class Learner:
         metrics["policy/group_spread_share"] = float(credit.in_policy.mean())
         if c.paw.enabled:
             metrics["wm/lambda_mean"] = float(lambdas.mean())
-            metrics["wm/selected_share"] = float(selected.mean())
+            metrics["wm/target_share"] = float(has_target.mean())
+            metrics["wm/selected_share"] = float(selected.sum() / max(1, has_target.sum()))
         return metrics
 
-    def _world_model(self, trajectories, scores: Scores, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """lambda of each trajectory [B] and the selected transitions [M]."""
+    def _world_model(
+        self, trajectories, sequences: Sequence[TokenSequence], scores: Scores, step: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """lambda of each trajectory [B]; of the transitions [M] the selected ones, and those that can be: only where
+        there is an observation to predict."""
         c = self.config
+        selected = np.zeros(len(scores.entropies), dtype=bool)
+        has_target = np.zeros(len(scores.entropies), dtype=bool)
+        has_target[[s.transition for q in sequences for s in q.spans if s.observation]] = True
         if not c.paw.enabled:
-            return np.zeros(len(trajectories)), np.zeros(len(scores.entropies), dtype=bool)
+            return np.zeros(len(trajectories)), selected, has_target
         success = np.array([t.success_return for t in trajectories])
         groups = np.array([t.group for t in trajectories])
         lambdas = group_lambdas(success, groups, c.algo.success_reward, c.paw.lambda_0, c.paw.balance)
         seed = (c.seed, 3, step)
-        if not c.paw.deduplicate:
-            return lambdas, select_transitions(scores.entropies, c.paw.alpha, c.paw.selection, seed=seed)
-        fresh = np.flatnonzero(first_of_equals([t for trajectory in trajectories for t in trajectory.transitions]))
-        selected = np.zeros(len(scores.entropies), dtype=bool)
-        picked = select_transitions(scores.entropies[fresh], c.paw.alpha, c.paw.selection, seed=seed)
-        selected[fresh[picked]] = True
-        return lambdas, selected
+        among = has_target
+        if c.paw.deduplicate:
+            among = among & first_of_equals([t for trajectory in trajectories for t in trajectory.transitions])
+        numbers = np.flatnonzero(among)
+        picked = select_transitions(scores.entropies[numbers], c.paw.alpha, c.paw.selection, seed=seed)
+        selected[numbers[picked]] = True
+        return lambdas, selected, has_target
 
     def _minibatches(self, total: int, step: int, epoch: int) -> list[list[int]]:
         """Sequences of each optimizer step, in order of their numbers."""
@@ -162,16 +168,21 @@ class Learner:
         return [sorted(int(i) for i in part) for part in np.array_split(order, count)]
 
     def _optimizer_step(
-        self, chosen: Sequence[int], sequences, scores: Scores, credit: Credit, world_model: WorldModelWeights,
-        totals: Totals,
+        self, chosen: Sequence[int], sequences, scores: Scores, credit: Credit | None,
+        world_model: WorldModelWeights | None, totals: Totals,
     ) -> None:  # fmt: skip
-        """Gradient of one optimizer batch, whose denominators are those of the whole of it, and the step."""
+        """Gradient of one optimizer batch, whose denominators are those of the whole of it, and the step.
+
+        No credit: without the policy's loss (and a shared critic's). No world model: without its loss.
+        """
         picked = [sequences[i] for i in chosen]
         c = self.config
         tables = build_tables(
             picked, scores, credit, world_model, c.algo.aggregation, longest_action(c.rollout, c.env, c.layout)
         )
-        shared = self.critic if self.critic is not None and self.critic.backbone is None else None
+        totals.policy_steps += credit is not None
+        totals.wm_steps += world_model is not None
+        shared = self.critic if credit and self.critic is not None and self.critic.backbone is None else None
         for batch in self._packed(picked, tables):
             extra = (lambda h, b=batch: self._value_loss(shared, h, b, totals, c.critic.coef)) if shared else None
             totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra), chosen)
@@ -209,8 +220,7 @@ class Learner:
         return loss
 
     def _critic_tables(self, picked: Sequence[TokenSequence], scores: Scores, credit: Credit) -> list[RowTable]:
-        nothing = WorldModelWeights(np.zeros(len(credit.in_policy)), np.zeros(len(scores.entropies), dtype=bool))
-        return build_tables(picked, scores, credit, nothing, "token-mean", 1)
+        return build_tables(picked, scores, credit, None, "token-mean", 1)
 
     def _critic_step(self, chosen, sequences, scores: Scores, credit: Credit, totals: Totals) -> None:
         """One optimizer step of a critic with a backbone of its own."""
@@ -234,6 +244,20 @@ class Learner:
         norm, stepped = self._step()
         totals.skipped += not stepped
         totals.critic_norms.append(norm)
+
+
+def learning_rate_factor(step: int, optim: OptimConfig, steps: int) -> float:
+    """Of the peak, in training step `step` of `steps`: a linear warm-up, the peak, and a linear decay from there.
+
+    >>> optim = OptimConfig(schedule="linear", warmup_steps=1)
+    >>> [learning_rate_factor(step, optim, 5) for step in range(5)]
+    [0.5, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < optim.warmup_steps:
+        return (step + 1) / (optim.warmup_steps + 1)
+    if optim.schedule == "constant":
+        return 1.0
+    return max(0.0, 1 - (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
 
 
 def _scatter(

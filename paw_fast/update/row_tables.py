@@ -57,23 +57,29 @@ def action_weights(counts: Sequence[int], aggregation: str, longest: int) -> lis
 
 
 def build_tables(
-    picked: Sequence[TokenSequence], scores: Scores, credit: Credit, world_model: WorldModelWeights,
+    picked: Sequence[TokenSequence], scores: Scores, credit: Credit | None, world_model: WorldModelWeights | None,
     aggregation: str = "token-mean", longest: int = 1,
 ) -> list[RowTable]:  # fmt: skip
     """Row tables of the sequences of one optimizer batch.
 
     Policy rows weigh as `action_weights` says; world-model rows weigh lambda / N_WM, where N_WM counts the selected
-    observation tokens of the batch. Trajectories outside `credit.in_policy` have world-model rows alone.
+    observation tokens of the batch. Trajectories outside `credit.in_policy` have world-model rows alone, and without
+    a credit all of them; without a world model none has.
     """
-    counts = [_num_actions(q) if credit.in_policy[q.trajectory] else 0 for q in picked]
+    counts = [_num_actions(q) if credit and credit.in_policy[q.trajectory] else 0 for q in picked]
     weights = action_weights(counts, aggregation, longest)
-    selected = world_model.selected
-    num_observed = sum(len(s.observation) for q in picked for s in q.spans if selected[s.transition])
+    num_observed = 0
+    if world_model:
+        num_observed = sum(len(s.observation) for q in picked for s in q.spans if world_model.selected[s.transition])
     tables = []
     for sequence, weight, count in zip(picked, weights, counts, strict=True):
-        scale = float(world_model.lambdas[sequence.trajectory]) / max(1, num_observed)
-        observed = packing.observation_rows(sequence, [scale * bool(selected[s.transition]) for s in sequence.spans])
-        policy = _policy_rows(sequence, scores, credit, weight) if count else RowTable.empty(0)
+        policy, observed = RowTable.empty(0), RowTable.empty(0)
+        if credit and count:
+            policy = _policy_rows(sequence, scores, credit, weight)
+        if world_model:
+            scale = float(world_model.lambdas[sequence.trajectory]) / max(1, num_observed)
+            scales = [scale * bool(world_model.selected[s.transition]) for s in sequence.spans]
+            observed = packing.observation_rows(sequence, scales)
         tables.append(packing.join_rows(policy, observed))
     return tables
 

@@ -17,6 +17,9 @@ from paw_fast.passages import NEW, REPEATED
 class Totals:
     """Collects micro-batches. `norms` and `critic_norms` hold an entry for each optimizer step.
 
+    `policy_steps` and `wm_steps` count the optimizer steps that had the policy loss, and the world model's: all of
+    them in a joint update, different ones where they alternate.
+
     `labels` says of every token of every sequence of the step which kind of passage it is part of (see `passages`).
     """
 
@@ -27,6 +30,8 @@ class Totals:
         self.norms: list[float] = []
         self.critic_norms: list[float] = []
         self.learning_rate = 0.0
+        self.policy_steps = 0
+        self.wm_steps = 0
         self.skipped = 0
         self.moved = False
         self.tokens = 0
@@ -68,10 +73,11 @@ class Totals:
         self._value_loss += loss
 
     def metrics(self, world_model: bool, reference: bool, critic: bool) -> dict[str, float]:
-        """Means over rows and optimizer steps, under their names in `metrics.METRICS` (and `tokens`)."""
-        s, steps = self._sums, max(1, len(self.norms))
+        """Means over rows, and over the optimizer steps that had the loss, by their names in `metrics.METRICS` (and
+        `tokens`)."""
+        s = self._sums
         out = {
-            "policy/loss": s["policy"] / steps,
+            "policy/loss": s["policy"] / max(1, self.policy_steps),
             "policy/clip_fraction": s["clipped"] / max(1, s["rows"]),
             "optim/grad_norm": float(np.mean(self.norms)) if self.norms else 0.0,
             "optim/learning_rate": self.learning_rate,
@@ -81,7 +87,8 @@ class Totals:
         if reference:
             out["policy/kl"] = s["kl"] / max(1, s["rows"])
         if world_model:
-            out["wm/loss"] = s["wm"] / steps
+            if self.wm_steps:
+                out["wm/loss"] = s["wm"] / self.wm_steps
             if s["wm_rows"]:
                 out["wm/clipped_token_ratio"] = s["saturated"] / s["wm_rows"]
                 out["wm/next_observation_error"] = s["error"] / s["wm_rows"]
@@ -92,13 +99,14 @@ class Totals:
             if total := sum(self._passage_tokens.values()):
                 out["wm/new_passage_share"] = self._passage_tokens[NEW] / total
         if critic and self._values:
-            out |= self._critic_metrics(max(1, len(self.critic_norms) or steps))
+            out |= self._critic_metrics(max(1, len(self.critic_norms) or self.policy_steps))
         return out
 
     def _critic_metrics(self, steps: int) -> dict[str, float]:
         values, targets = torch.cat(self._values).double(), torch.cat(self._targets).double()
         spread = float(targets.var(unbiased=False))
-        explained = 1 - float((targets - values).var(unbiased=False)) / spread if spread > 0 else 0.0
+        # Below the epsilon of the whitening the targets are as good as equal, and the ratio is noise.
+        explained = 1 - float((targets - values).var(unbiased=False)) / spread if spread > 1e-8 else 0.0
         out = {
             "critic/loss": self._value_loss / steps,
             "critic/value_mean": float(values.mean()),

@@ -13,6 +13,7 @@ from paw_fast.policy import Policy
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Task, Trajectory, Transition
 from paw_fast.update import Learner
+from paw_fast.update.totals import Totals
 from paw_fast.world_model import first_of_equals
 
 VOCAB = 80
@@ -95,6 +96,119 @@ def test_in_the_critics_warm_up_the_policy_stays(policy, backbone):
     assert moved(policy, before)
 
 
+@pytest.mark.parametrize("backbone", ["own", "shared"])
+def test_alternating_updates_wait_for_the_critics_warm_up_too(policy, backbone):
+    paw = {"update": "alternate", "interval": 1, "balance": "fixed"}
+    before = weights(policy)
+    learner = Learner(policy, None, config(critic={"backbone": backbone, "warmup_steps": 2}, paw=paw, name="ppo"))
+    rows = run(learner, steps=2)
+    assert not moved(policy, before)
+    assert all("wm/loss" not in r and r["policy/loss"] == 0.0 for r in rows)
+    run(learner, steps=3)
+    assert moved(policy, before)
+
+
+def test_losses_are_means_over_the_steps_that_have_them(policy):
+    """In a world-model step of an alternating update the policy's part is as without it, and so is the critic's."""
+    losses = {}
+    for paw in ({"enabled": False}, {"update": "alternate", "interval": 1, "balance": "fixed"}, {"balance": "fixed"}):
+        fresh = Policy(copy.deepcopy(policy.model), None)
+        c = config(critic={"backbone": "shared", "whiten": False}, paw={"alpha": 1.0, **paw}, name="ppo")
+        (losses[paw.get("update", "joint") if paw.get("enabled", True) else "off"],) = run(Learner(fresh, None, c))
+    off, alternate, joint = losses["off"], losses["alternate"], losses["joint"]
+    for name in ("policy/loss", "critic/loss", "policy/clip_fraction"):
+        assert alternate[name] == pytest.approx(off[name], abs=1e-7)
+        assert joint[name] == pytest.approx(off[name], abs=1e-7)
+    assert off["policy/loss"] != 0.0
+    # CMAE of unlikely tokens is 1 - p: all but 1, whether or not a policy step went before.
+    assert joint["wm/loss"] == pytest.approx(1.0, abs=0.1)
+    assert alternate["wm/loss"] == pytest.approx(joint["wm/loss"], abs=0.05)
+    rows = run(Learner(policy, None, config(paw={"update": "alternate", "interval": 2, "balance": "fixed"})), steps=2)
+    assert ["wm/loss" in r for r in rows] == [False, True]
+
+
+def without_observation(trajectories, layout):
+    """The same with a last turn that nothing follows, as search's answers."""
+    out = []
+    for t in trajectories:
+        last = t.transitions[-1]
+        bare = dataclasses.replace(last, observation_ids=(), observation_mask=())
+        out.append(dataclasses.replace(t, transitions=(*t.transitions[:-1], bare)))
+    return out
+
+
+@pytest.mark.parametrize("layout", ["trajectory", "window"])
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_selection_is_among_what_can_be_predicted(policy, layout, deduplicate):
+    trajectories = without_observation(episodes(layout), layout)
+    sequences = build_sequences(trajectories, layout)
+    learner = Learner(policy, None, config(layout, paw={"alpha": 0.5, "deduplicate": deduplicate}))
+    got = learner.score(sequences)
+    # The answers' entropies are the highest: counted among the rest they would fill the selection.
+    got = dataclasses.replace(got, entropies=np.array([0.1, 0.2, 9.0] * 8) + np.arange(24) * 1e-3)
+    _, selected, has_target = learner._world_model(trajectories, sequences, got, 0)
+    assert has_target.tolist() == [True, True, False] * 8
+    assert selected.tolist() == [False, True, False] * 8
+    metrics = learner.update(trajectories, sequences, got, 0)
+    assert metrics["wm/selected_share"] == 0.5
+    assert metrics["wm/target_share"] == pytest.approx(2 / 3)
+    (one,) = without_observation(episodes("window", count=1), "window")
+    horizon = build_sequences(
+        [one], "window", 2
+    )  # the second turn's sequence goes on with the answer: 4 tokens, then 4
+    assert [len(q.spans[0].observation) for q in horizon] == [8, 4, 0]
+
+
+def test_nothing_to_predict_at_all(policy):
+    trajectories = [dataclasses.replace(t, transitions=without_observation([t], "")[0].transitions[-1:]) for t in
+                    episodes("window")]  # fmt: skip
+    sequences = build_sequences(trajectories, "window")
+    learner = Learner(policy, None, config("window"))
+    metrics = learner.update(trajectories, sequences, learner.score(sequences), 0)
+    assert (metrics["wm/selected_share"], metrics["wm/target_share"], metrics["wm/loss"]) == (0.0, 0.0, 0.0)
+    assert np.isfinite(list(metrics.values())).all()
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(30, 100), (0, 10), (1, 3), (5, 5), (9, 4)])
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_the_learning_rate_reaches_its_peak_and_never_jumps(policy, schedule, warmup, steps):
+    optim = {"schedule": schedule, "warmup_steps": warmup, "learning_rate": 1.0}
+    base = config()
+    c = dataclasses.replace(base, steps=steps, optim=dataclasses.replace(base.optim, **optim))
+    learner = Learner(policy, None, c)
+    rates = []
+    for _ in range(steps):
+        rates.append(learner.scheduler.get_last_lr()[0])
+        learner.optimizer.step()
+        learner.scheduler.step()
+    rise = [(step + 1) / (warmup + 1) for step in range(warmup)]
+    fall = [1 - i / (steps - warmup) if schedule == "linear" else 1.0 for i in range(steps - warmup)]
+    assert rates == pytest.approx((rise + fall)[:steps])
+    if steps > warmup:
+        assert max(rates) == rates[warmup] == 1.0
+
+
+@pytest.mark.parametrize("backbone", ["own", "shared"])
+def test_the_critics_rate_is_constant_and_its_warm_up_is_no_part_of_the_schedule(policy, backbone):
+    base = config(critic={"backbone": backbone, "warmup_steps": 2, "learning_rate": 1e-2}, name="ppo")
+    optim = dataclasses.replace(base.optim, schedule="linear", warmup_steps=1, learning_rate=1e-3)
+    learner = Learner(policy, None, dataclasses.replace(base, steps=6, optim=optim))
+    of_critic = learner.critic.optimizer or learner.optimizer
+    rates, critics = [], []
+    for step in range(6):
+        critics.append(of_critic.param_groups[-1]["lr"])
+        rates.append(run_one(learner, step)["optim/learning_rate"])
+    # Two steps in which the policy stays, one of its own warm-up, and three from the peak down.
+    assert rates == pytest.approx([0.0005, 0.0005, 0.0005, 0.001, 0.002 / 3, 0.001 / 3])
+    assert critics == [1e-2] * 6
+
+
+def run_one(learner, step):
+    trajectories = episodes()
+    sequences = build_sequences(trajectories, "trajectory")
+    return learner.update(trajectories, sequences, learner.score(sequences), step)
+
+
 def test_values_are_the_same_in_both_layouts_of_the_critic(policy):
     """A shared critic scored in one pass with the policy, and one of its own with the same weights."""
     sequences = build_sequences(episodes(), "trajectory")
@@ -106,6 +220,14 @@ def test_values_are_the_same_in_both_layouts_of_the_critic(policy):
     assert len(a) == 24
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_the_explained_variance_of_near_constant_targets_is_no_noise():
+    for spread, expected in ((1.0, 0.75), (1e-6, 0.0)):
+        totals = Totals()
+        targets = spread * torch.tensor([1.0, -1.0])
+        totals.add_values(0.5 * targets, targets, torch.zeros(2, dtype=torch.bool), 0.0)
+        assert totals.metrics(False, False, True)["critic/explained_variance"] == pytest.approx(expected)
 
 
 def test_alternating_updates_leave_the_world_model_out_until_its_turn(policy):
