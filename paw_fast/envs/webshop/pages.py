@@ -144,11 +144,23 @@ def sub_page(goal: Goal, product: Product, name: str) -> Page:
     return Page((*_header(goal, BACK, PREVIOUS), *map(Node, texts)))
 
 
+def template_json(options: Mapping[str, str]) -> str:
+    """JSON as the `tojson` filter of the reference's template writes it: keys sorted, HTML's signs as escapes.
+
+    >>> template_json({"size": "s", "color": "salt & pepper"})
+    '{"color": "salt \\\\u0026 pepper", "size": "s"}'
+    """
+    text = json.dumps(dict(options), sort_keys=True)
+    for sign in "<>&'":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
 def done_page(asin: str, chosen: Mapping[str, str], reward: float) -> Page:
     """What is shown after buying."""
     texts = (
         "Thank you for shopping with us!", "Your code: ", "None", " (Paste it in your MTurk interface.)", "Purchased",
-        "asin", asin, "options", json.dumps(dict(chosen)), "attrs", "None", "category", "None", "query", "None",
+        "asin", asin, "options", template_json(chosen), "attrs", "None", "category", "None", "query", "None",
         "product category", "None", "Target", "asin", "options", "attrs", "price upper", "instuction text", "category",
         "product category", "query", "Goal ", "None", "Reward", "Your score (min 0.0, max 1.0)", str(reward),
         "Reward Details ", "None",

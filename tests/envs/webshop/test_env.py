@@ -4,13 +4,16 @@ import json
 import random
 import re
 
+import jinja2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paw_fast import envs
 from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.envs.webshop.goals import NO_LIMIT, sample_limit, sample_prices
-from paw_fast.envs.webshop.pages import Node, Page
+from paw_fast.envs.webshop.pages import Node, Page, template_json
 from paw_fast.envs.webshop.search import make_analyzer
 from paw_fast.types import Env, Task, UserError
 
@@ -35,6 +38,31 @@ def test_an_episode_that_is_won(reference_env):
     with pytest.raises(RuntimeError, match="after the episode's end"):
         env.step("click[back to search]")
     assert env.reset(task) == first
+
+
+def chosen_on_the_last_page(text):
+    segments = text.split(" [SEP] ")
+    return segments[segments.index("options") + 1]
+
+
+def test_the_last_page_lists_options_by_name_whatever_was_clicked_first(reference_env):
+    env = reference_env.spawn()
+    task = next(t for t in env.tasks("train") if len(env.shop.goals[t.info["goal"]].options) > 1)
+    env.reset(task)
+    goal = env.goal
+    for text in (f"search[{goal.name}]", f"click[{goal.asin}]"):
+        env.step(text)
+    for name in sorted(goal.options, reverse=True):  # the last name first
+        assert env.step(f"click[{goal.options[name]}]").info["admissible"]
+    pairs = [f'"{name}": "{goal.options[name]}"' for name in sorted(goal.options)]
+    assert chosen_on_the_last_page(env.step("click[buy now]").observation.text) == "{" + ", ".join(pairs) + "}"
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text("<>&'\"\\ aé\u4e2d", max_size=8), max_size=4))
+def test_the_last_page_writes_options_as_the_reference_s_template_does(options):
+    """done_page.html of WebShop: `<pre>{{ options | tojson }}</pre>`."""
+    expected = jinja2.Environment().from_string("{{ options | tojson }}").render(options=options)
+    assert template_json(options) == expected
 
 
 def test_what_the_page_does_not_offer_changes_nothing(reference_env):
