@@ -17,7 +17,7 @@ WIRING = {"train", "pipeline", "update", "warm_start", "world_model_quality", "e
 """The loop, its halves and the measurement: the only modules that put stages together."""
 
 LAYERS = [
-    {"__init__", "types", "files", "scores"},
+    {"__init__", "types", "files", "foreign", "scores"},
     {"config", "env_config", "console"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "doctor_data", "attention",
@@ -34,6 +34,7 @@ NO_TORCH = {
     "config",
     "env_config",
     "files",
+    "foreign",
     "console",
     "metrics",
     "figures",

@@ -8,7 +8,7 @@ from pathlib import Path
 from paw_fast.retrieval.records import Hit, Passage, Retriever
 from paw_fast.types import UserError
 
-__all__ = ["Hit", "Passage", "Retriever", "index_of", "open_index"]
+__all__ = ["Hit", "Passage", "Retriever", "index_notes", "index_of", "open_index"]
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -28,7 +28,8 @@ def index_of(corpus: Path, cache_dir: str | os.PathLike[str] | None = None) -> P
         raise UserError(f"no corpus at {corpus}: give a .jsonl or .json file, or the folder of an index")
     from paw_fast.retrieval import bm25, store
 
-    name = f"{corpus.name.split('.')[0]}-{store.fingerprint(corpus, kind='bm25', k1=bm25.K1, b=bm25.B)}"
+    settings = {"kind": "bm25", "k1": bm25.K1, "b": bm25.B, "analyzer": bm25.ANALYZER_VERSION}
+    name = f"{corpus.name.split('.')[0]}-{store.fingerprint(corpus, **settings)}"
     folder = cache_folder(cache_dir) / name
     return folder if (folder / "meta.json").is_file() else build_bm25(corpus, folder)
 
@@ -55,3 +56,8 @@ def open_index(folder: Path) -> Retriever:
     from paw_fast.retrieval.bm25 import Bm25Retriever
 
     return Bm25Retriever(folder)
+
+
+def index_notes(retriever: Retriever) -> list[str]:
+    """What was changed, left out or cannot be found when the corpus behind a retriever was indexed: a line each."""
+    return list(getattr(retriever, "meta", {}).get("notes", ()))

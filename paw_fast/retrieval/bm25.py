@@ -1,18 +1,21 @@
 """BM25 over a corpus, built once and memory-mapped.
 
 The analysis is that of the reference's Lucene index: lower case, words of two or more letters or digits, Lucene's 33
-stop words, Porter's stemmer; method `lucene` with k1 = 0.9 and b = 0.4. The index itself is bm25s.
+stop words, Porter's stemmer; method `lucene` with k1 = 0.9 and b = 0.4. The index itself is bm25s. Scripts that write
+no spaces between words (Chinese, Japanese, Thai and others; Korean too) are indexed by characters and pairs of them.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paw_fast.foreign import ReadingNotes
 from paw_fast.retrieval import store
 from paw_fast.retrieval.corpus import read_corpus
 from paw_fast.retrieval.records import Hit, Passage
@@ -28,7 +31,18 @@ STOP_WORDS = frozenset(
         "this to was will with",
     )
 )
+ANALYZER_VERSION = 2
+"""Part of the cache key: raise it when the same text gives other words."""
 _WORD = re.compile(r"\w\w+")
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c) in ("Mn", "Mc"))
+_WORD_WITH_MARKS = re.compile(rf"\w[\w{re.escape(_MARKS)}]+")
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
+    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Korean
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Japanese
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese characters
+)
+_RUN = re.compile(f"([{_UNSPACED}]+)")
 Progress = Callable[[int], object]
 
 
@@ -56,7 +70,7 @@ class Analyzer:
 
     def __call__(self, text: str) -> list[str]:
         stems, known = [], self._stems
-        for word in _WORD.findall(text.lower()):
+        for word in split_words(text.lower()):
             if word in STOP_WORDS:
                 continue
             stem = known.get(word)
@@ -66,6 +80,24 @@ class Analyzer:
                     known[word] = stem
             stems.append(stem)
         return stems
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text. Of a run of characters in a script without spaces: each of them and each pair.
+
+    >>> split_words("a red-hot 東京都 3")
+    ['red', 'hot', '東', '京', '都', '東京', '京都']
+    """
+    if text.isascii():
+        return _WORD.findall(text)
+    words: list[str] = []
+    for number, piece in enumerate(_RUN.split(text)):
+        if number % 2:
+            words += piece
+            words += map("".join, zip(piece, piece[1:], strict=False))
+        else:
+            words += _WORD_WITH_MARKS.findall(piece)
+    return words
 
 
 class _Watched(list):
@@ -86,17 +118,22 @@ def build(corpus: Path, folder: Path, progress: Progress = lambda count: None) -
 
     Raises `UserError` for a corpus that cannot be read or is empty, and when the folder cannot be written.
     """
-    return store.build_folder(
-        folder, lambda making: _build(read_corpus(corpus), making, progress) | {"corpus": str(corpus.resolve())}
-    )
+    notes = ReadingNotes()
+
+    def make(making: Path) -> dict[str, Any]:
+        meta = _build(read_corpus(corpus, notes), making, progress, str(corpus))
+        meta["notes"] = [*notes.lines(), *meta["notes"]]
+        return meta | {"corpus": str(corpus.resolve())}
+
+    return store.build_folder(folder, make)
 
 
 def build_from(passages: Sequence[Passage], folder: Path) -> Path:
     """Indexes passages that are at hand."""
-    return store.build_folder(folder, lambda making: _build(iter(passages), making, lambda count: None))
+    return store.build_folder(folder, lambda making: _build(iter(passages), making, lambda count: None, "the corpus"))
 
 
-def _build(passages: Iterator[Passage], folder: Path, progress: Progress) -> dict[str, Any]:
+def _build(passages: Iterator[Passage], folder: Path, progress: Progress, name: str) -> dict[str, Any]:
     bm25s, _ = _packages()
     analyze, vocabulary, documents = Analyzer(), {}, _Watched()
     for number, passage in enumerate(store.write_passages(folder, passages), 1):
@@ -105,12 +142,22 @@ def _build(passages: Iterator[Passage], folder: Path, progress: Progress) -> dic
         if number % _Watched.CHUNK == 0:
             progress(_Watched.CHUNK)
     if not documents:
-        raise UserError("the corpus has no passages: nothing to index")
+        raise UserError(f"{name} has no passages: nothing to index")
+    if not vocabulary:
+        raise UserError(
+            f"{name}: none of its {len(documents)} passages has a word that BM25 indexes (two or more letters or digits, "
+            "no stop word): check that this is the right file"
+        )
+    without = sum(not words for words in list.__iter__(documents))
+    notes = [f"{without} of {len(documents)} passages have no indexed word: no query finds them"] if without else []
     documents.progress = progress
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index((documents, vocabulary), show_progress=False)
     index.save(str(folder / "bm25"), show_progress=False)
-    return {"kind": "bm25", "num_passages": len(documents), "num_words": len(vocabulary), "k1": K1, "b": B}
+    return {
+        "kind": "bm25", "num_passages": len(documents), "num_words": len(vocabulary), "k1": K1, "b": B,
+        "analyzer": ANALYZER_VERSION, "notes": notes,
+    }  # fmt: skip
 
 
 class Bm25Retriever:

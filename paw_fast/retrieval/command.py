@@ -11,6 +11,7 @@ from typing import Literal
 from paw_fast import console
 from paw_fast.retrieval import build_bm25, index_of, open_index
 from paw_fast.retrieval.records import MAX_TOPK
+from paw_fast.retrieval.store import read_meta
 from paw_fast.types import UserError
 
 
@@ -71,9 +72,12 @@ def _index(options: IndexOptions) -> int:
             raise UserError("--kind dense needs --encoder MODEL and --out FOLDER")
         settings = dense.EncoderSettings(options.encoder, options.query_prefix, options.passage_prefix)
         with console.progress(f"encoding {options.corpus.name}", count_hint(options.corpus)) as advance:
-            print(dense.build(options.corpus, options.out, settings, advance))
-        return 0
-    print(build_bm25(options.corpus, options.out) if options.out is not None else index_of(options.corpus))
+            folder = dense.build(options.corpus, options.out, settings, advance)
+    else:
+        folder = build_bm25(options.corpus, options.out) if options.out is not None else index_of(options.corpus)
+    for line in read_meta(folder).get("notes", ()):
+        console.say(f"{options.corpus}: {line}")
+    print(folder)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from paw_fast.foreign import ReadingNotes
 from paw_fast.retrieval import store
 from paw_fast.retrieval.corpus import read_corpus
 from paw_fast.retrieval.records import Hit, Passage
@@ -77,20 +78,21 @@ class Encoder:
 def build(corpus: Path, folder: Path, settings: EncoderSettings, progress: Progress = lambda count: None) -> Path:
     """Encodes a corpus file into an index folder. `progress` gets numbers of passages, of each one once."""
     faiss = _faiss()
-    encoder = Encoder(settings)
+    encoder, notes = Encoder(settings), ReadingNotes()
 
     def make(making: Path) -> dict[str, Any]:
         index, total = None, 0
-        for batch in _batches(store.write_passages(making, read_corpus(corpus)), settings.batch_size):
+        for batch in _batches(store.write_passages(making, read_corpus(corpus, notes)), settings.batch_size):
             vectors = encoder([f"{p.title} {p.text}".strip() for p in batch], settings.passage_prefix)
             index = index or faiss.IndexFlatIP(vectors.shape[1])
             index.add(vectors)
             total += len(batch)
             progress(len(batch))
         if index is None:
-            raise UserError("the corpus has no passages: nothing to index")
+            raise UserError(f"{corpus} has no passages: nothing to index")
         faiss.write_index(index, str(making / "vectors.faiss"))
-        return {"kind": "dense", "num_passages": total, "corpus": str(corpus.resolve()), **asdict(settings)}
+        about = {"kind": "dense", "num_passages": total, "corpus": str(corpus.resolve()), "notes": notes.lines()}
+        return about | asdict(settings)
 
     return store.build_folder(folder, make)
 
@@ -111,7 +113,7 @@ class DenseRetriever:
 
     def __init__(self, folder: Path):
         faiss = _faiss()
-        meta = store.read_meta(folder, "dense")
+        meta = self.meta = store.read_meta(folder, "dense")
         names = EncoderSettings.__dataclass_fields__
         self.settings = EncoderSettings(**{name: meta[name] for name in names})
         self._encode = Encoder(self.settings)

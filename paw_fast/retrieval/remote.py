@@ -10,6 +10,7 @@ goes on when the server does.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from paw_fast import console
+from paw_fast.foreign import whole_text
 from paw_fast.retrieval.records import MAX_QUERY_CHARS, Hit, Passage
 from paw_fast.types import UserError
 
@@ -78,7 +80,7 @@ class RemoteRetriever:
         with something else than passages.
         """
         self.traffic.queries += len(queries)
-        asked = [query[:MAX_QUERY_CHARS] for query in queries]
+        asked = [whole_text(query[:MAX_QUERY_CHARS]) for query in queries]
         if not asked:
             return []
         if self.dialect != "auto":
@@ -155,7 +157,7 @@ class RemoteRetriever:
             )
         try:
             answer = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             return Unavailable("the answer is not JSON")
         return read_answer(answer, num_queries, topk, self.url)
 
@@ -182,7 +184,7 @@ def read_answer(answer: Any, num_queries: int, topk: int, where: str) -> list[li
         if len(results) != num_queries:
             raise UserError(f"the retriever at {where} answered {len(results)} of {num_queries} queries")
         return [[_hit(one) for one in hits[:topk]] for hits in results]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -191,13 +193,19 @@ def read_answer(answer: Any, num_queries: int, topk: int, where: str) -> list[li
         ) from None
 
 
-def _hit(one: dict[str, Any]) -> Hit:
-    document, score = (one["document"], float(one.get("score", 0.0))) if "document" in one else (one, 0.0)
-    if isinstance(document.get("contents"), str):
-        passage = Passage.from_contents(str(document.get("id", "")), document["contents"])
-    else:
-        passage = Passage(str(document.get("id", "")), str(document.get("title") or ""), str(document["text"]))
-    return Hit(passage, score)
+def _hit(one: Any) -> Hit:
+    """A hit of an answer. Raises `KeyError`, `TypeError` or `ValueError` for another form."""
+    document, score = (one["document"], one.get("score", 0.0)) if "document" in one else (one, 0.0)
+    if not isinstance(document, dict):
+        raise TypeError("a document that is no object")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError("a score that is no finite number")
+    key = next((key for key in ("contents", "text") if isinstance(document.get(key), str)), None)
+    if key is None:
+        raise KeyError("a document without `contents` or `text`")
+    text = whole_text(document[key])
+    name, title = (whole_text("" if document.get(k) is None else str(document[k])) for k in ("id", "title"))
+    return Hit(Passage.from_contents(name, text) if key == "contents" else Passage(name, title, text), float(score))
 
 
 def _full_url(url: str) -> str:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+from paw_fast.foreign import whole_text
 from paw_fast.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Retriever
 from paw_fast.types import UserError
 
@@ -57,7 +58,7 @@ def read_request(body: bytes, default_topk: int = DEFAULT_TOPK) -> tuple[list[st
     scores = request.get("return_scores")
     if scores is not None and not isinstance(scores, bool):
         raise BadRequest(422, "`return_scores` must be true or false")
-    return queries, topk, bool(scores)
+    return [whole_text(query) for query in queries], topk, bool(scores)
 
 
 def write_answer(results: list[list[Hit]], with_scores: bool) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from paw_fast.files import user_errors, write_text
+from paw_fast.foreign import whole_text
 from paw_fast.retrieval.records import Passage
 from paw_fast.types import UserError
 
@@ -50,7 +51,8 @@ class PassageFile:
 
     def __getitem__(self, number: int) -> Passage:
         line = self._bytes[int(self._offsets[number]) : int(self._offsets[number + 1])]
-        return Passage(*json.loads(line.decode("utf-8", "surrogatepass")))
+        # Indexes made before half characters were replaced on reading may still hold them.
+        return Passage(*map(whole_text, json.loads(line.decode("utf-8", "surrogatepass"))))
 
     def close(self) -> None:
         self._bytes.close()

@@ -371,7 +371,7 @@ def test_settings_that_cannot_be_meant(settings, message, tmp_path, monkeypatch)
 
 
 def test_questions_of_one_split_can_be_left_out(tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "x"}\n')
     (tmp_path / "c.json").write_text('{"T": "text"}')
     env = envs.make("search", eval=[str(tmp_path / "q.jsonl")], corpus=tmp_path / "c.json", cache_dir=tmp_path)
     assert len(env.tasks("unseen")) == 1

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_extras import need
 
-from paw_fast.retrieval import bm25, index_of, open_index, store
-from paw_fast.retrieval.corpus import count_hint, read_corpus
+from paw_fast.foreign import HALF_REPLACED, ReadingNotes
+from paw_fast.retrieval import bm25, index_notes, index_of, open_index, store
+from paw_fast.retrieval.corpus import NO_TEXT, count_hint, read_corpus
 from paw_fast.retrieval.records import Passage
 from paw_fast.types import UserError
 
@@ -56,20 +57,88 @@ def test_the_passages_of_questions(test_data, tmp_path):
     assert list(read_corpus(path)) == [Passage("0", "A", "x")]
 
 
+def test_lists_of_passages_and_of_questions_with_paragraphs(tmp_path):
+    """HippoRAG's files: 2wikimultihopqa_corpus.json, musique_corpus.json, and musique.json with the questions."""
+    corpus = [{"title": "A", "text": "x"}, {"title": "B", "text": "y"}, {"title": "A", "text": "x"}]
+    (tmp_path / "corpus.json").write_text(json.dumps(corpus))
+    assert list(read_corpus(tmp_path / "corpus.json")) == [Passage("0", "A", "x"), Passage("1", "B", "y")]
+    paragraphs = [{"idx": 0, "title": "A", "paragraph_text": "x"}, {"idx": 1, "title": None, "paragraph_text": "z"}]
+    (tmp_path / "musique.json").write_text(json.dumps([{"id": "q", "question": "?", "paragraphs": paragraphs}] * 2))
+    assert list(read_corpus(tmp_path / "musique.json")) == [Passage("0", "A", "x"), Passage("1", "", "z")]
+    (tmp_path / "hotpot.jsonl").write_text(json.dumps({"question": "?", "context": [["T", ["a. ", "b."]]]}))
+    assert list(read_corpus(tmp_path / "hotpot.jsonl")) == [Passage("0", "T", "a. b.")]
+
+
+def test_nulls_and_half_characters_in_a_corpus_are_counted(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text(
+        '\ufeff{"id": null, "title": null, "text": "half \\ud83d here"}\n{"id": "b", "text": null}\n'
+        '{"_id": 9, "text": ["one.", "two."], "title": "T\\udfff"}\n', encoding="utf-8",
+    )  # fmt: skip
+    notes = ReadingNotes()
+    assert list(read_corpus(path, notes)) == [
+        Passage("0", "", "half \ufffd here"),
+        Passage("9", "T\ufffd", "one. two."),
+    ]
+    assert dict(notes.counts) == {HALF_REPLACED: 2, NO_TEXT: 1}
+    (tmp_path / "c.json").write_text('{"A\\ud83d": ["x\\ud83d"], "B": null, "C": "y"}')
+    notes = ReadingNotes()
+    assert list(read_corpus(tmp_path / "c.json", notes)) == [Passage("0", "A\ufffd", "x\ufffd"), Passage("2", "C", "y")]
+    assert dict(notes.counts) == {HALF_REPLACED: 1, NO_TEXT: 1}
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+PARAGRAPHS = st.lists(st.dictionaries(st.sampled_from(["title", "paragraph_text"]), TEXTS | JSON, max_size=2) | JSON)
+RECORDS = st.fixed_dictionaries(
+    {}, optional={"id": JSON, "title": JSON, "contents": TEXTS | JSON, "text": TEXTS | JSON, "context": JSON,
+                  "paragraphs": PARAGRAPHS | JSON},
+)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(st.lists(RECORDS | JSON, max_size=3) | JSON, st.booleans())
+def test_any_json_gives_passages_or_one_line(tmp_path_factory, value, as_lines):
+    path = tmp_path_factory.getbasetemp() / f"any-corpus.json{'l' if as_lines else ''}"
+    records = value if isinstance(value, list) else [value]
+    path.write_text("\n".join(map(json.dumps, records)) if as_lines else json.dumps(value))
+    try:
+        found = list(read_corpus(path))
+    except UserError as error:
+        assert "any-corpus.json" in str(error)
+        return
+    assert len({passage.passage_id for passage in found}) == len(found)
+    for passage in found:
+        "".join((passage.passage_id, passage.title, passage.text)).encode()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("c.jsonl", '{"id": "1", "contents": "x"}\n{"id": "1", "contents": "y"}', "the id '1' comes twice"),
-        ("c.jsonl", '{"id": "1"}', "c.jsonl:1: a passage needs `contents`"),
-        ("c.jsonl", '{"id": "1", "contents": 3}', "a passage needs `contents`"),
+        ("c.jsonl", '{"id": "1"}', "c.jsonl:1: no passage: expected `contents`, `text` (and `title`), `paragraphs` or"),
+        ("c.jsonl", '{"id": "1", "contents": 3}', "c.jsonl:1: the text is neither a string nor"),
         ("c.jsonl", '{"paragraphs": [{"title": "A"}]}', "c.jsonl:1: a paragraph without"),
         ("c.json", '{"A": [1]}', "neither a string nor a list of sentences"),
         ("c.json", "3", "expected a JSON object of titles"),
-        ("c.json", '[{"question": "q"}]', "record 0: no `context`"),
-        ("c.json", '[{"context": [["A"]]}]', "record 0: no `context`"),
+        ("c.jsonl", '{"paragraphs": [3]}', "c.jsonl:1: a paragraph without"),
+        ("c.json", '[{"question": "q"}]', "record 0: no passage: expected"),
+        ("c.json", "[3]", "record 0: expected an object with `contents`"),
+        ("c.json", '[{"context": [["A"]]}]', "record 0: `context` is no list"),
+        ("c.json", '[{"context": 3}]', "record 0: `context` is no list"),
+        (
+            "c.jsonl",
+            '{"id": "1", "contents": ""}\n{"id": "2", "contents": "x"}',
+            "c.jsonl: none of its 2 passages has a word",
+        ),
+        ("c.jsonl", '{"id": "1", "contents": null}', "c.jsonl has no passages"),
         ("c.txt", "x", "expected .jsonl or .json"),
-        ("c.jsonl", "", "the corpus has no passages"),
-        ("c.json", "{}", "the corpus has no passages"),
+        ("c.jsonl", "", "has no passages: nothing to index"),
+        ("c.json", "{}", "has no passages: nothing to index"),
     ],
 )
 def test_a_broken_corpus_names_the_place_and_leaves_nothing(tmp_path, name, text, message):
@@ -130,6 +199,48 @@ def test_scores_are_those_of_the_formula(tmp_path_factory, words):
     assert [i for i, _ in got] == [i for i, _ in expected]
     assert [s for _, s in got] == pytest.approx([s for _, s in expected], rel=1e-5)
     found.close()
+
+
+def test_scripts_without_spaces_are_found_by_words_pairs_and_single_characters(tmp_path):
+    found = index(
+        tmp_path, "東京は日本の首都です。", "京都には寺が多い", "北京是中华人民共和国的首都", "서울은 대한민국의 수도이다", "นิวยอร์ก กรุงเทพมหานคร",
+        "हिन्दी भारत की भाषा है", "the capital of Japan", "iPhone手機",
+    )  # fmt: skip
+    first = {"東京": "0", "京都": "1", "寺": "1", "北京 首都": "2", "서울": "3", "กรุงเทพ": "4", "हिन्दी": "5", "भाषा": "5",
+             "capital": "6", "手機": "7", "iphone": "7"}  # fmt: skip
+    assert {query: found.search([query], 1)[0][0].passage.passage_id for query in first} == first
+    # 東京 stands as a pair in the first alone; 京 also in 京都 and 北京.
+    assert [i for i, _ in found.rank("京", 9)] == [1, 0, 2]
+    assert found.rank("龍", 9) == []
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_text_is_split_as_before(text):
+    assert bm25.split_words(text) == re.findall(r"\w\w+", text)
+
+
+def test_what_no_query_finds_is_said(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a whale"}\n{"text": "the"}\n{"text": "x"}\n{"text": null}\n')
+    folder = index_of(path, tmp_path)
+    notes = index_notes(open_index(folder))
+    assert notes == [
+        f"1 with no text (null), left out (first: {path}:4)", "2 of 3 passages have no indexed word: no query finds them"
+    ]  # fmt: skip
+
+
+def test_an_index_by_an_older_analyzer_is_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a whale"}\n')
+    monkeypatch.setattr(bm25, "ANALYZER_VERSION", 1)
+    old = index_of(path, tmp_path)
+    monkeypatch.undo()
+    assert index_of(path, tmp_path) != old
+
+
+def test_half_characters_in_an_older_index_are_replaced(tmp_path):
+    found = open_index(bm25.build_from([Passage("1", "T", "whale \ud83d")], tmp_path / "index"))
+    assert found.search(["whale"], 1)[0][0].passage.text == "whale \ufffd"
 
 
 def test_ties_go_to_the_earlier_passage_and_topk_cuts_the_same_list(tmp_path):

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paw_fast.envs.search.questions import load_mixture, load_questions, parse_source
+from paw_fast.envs.search.questions import DROPPED_ANSWER, NO_ANSWER, load_mixture, load_questions, parse_source
+from paw_fast.envs.search.scoring import normalize
+from paw_fast.foreign import HALF_REPLACED, ReadingNotes
 from paw_fast.types import UserError
 
 
@@ -68,15 +70,29 @@ def test_musique_gzipped_without_the_unanswerable(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("q.jsonl", '{"question": "q", "answer": "a"}\n{"question": "q"', "q.jsonl:2: not JSON"),
-        ("q.jsonl", '{"answer": "a"}', "q.jsonl:1: no `question`"),
-        ("q.jsonl", '{"question": "  ", "answer": "a"}', "q.jsonl:1: no `question`"),
-        ("q.jsonl", '{"question": "q"}', "neither `golden_answers` nor `answer`"),
-        ("q.jsonl", '{"question": "q", "golden_answers": []}', "expected a list of texts"),
-        ("q.jsonl", '{"question": "q", "golden_answers": [3]}', "expected a list of texts"),
-        ("q.jsonl", "[1]", "q.jsonl:1: expected a JSON object, got list"),
+        ("q.jsonl", '{"question": "q", "answer": "x"}\n{"question": "q"', "q.jsonl:2: not JSON"),
+        ("q.jsonl", '{"answer": "x"}', "q.jsonl:1: no question: expected `question` or `query`, found answer"),
+        ("q.jsonl", '{"question": "  ", "answer": "x"}', "q.jsonl:1: no question: expected"),
+        ("q.jsonl", '{"question": null, "answer": "x"}', "q.jsonl:1: no question: expected"),
+        (
+            "q.jsonl",
+            '{"question": "q", "label": 1}',
+            "no answer: expected `golden_answers` or `answers` or `answer`, found",
+        ),
+        (
+            "q.jsonl",
+            '{"question": "q", "golden_answers": []}',
+            "holds no questions: 1 with no answer, left out (first: ",
+        ),
+        ("q.jsonl", '{"question": "q", "golden_answers": [3]}', "expected a text or a list of texts"),
+        ("q.jsonl", '{"question": "q", "answer": {"text": "x"}}', "expected a text or a list of texts"),
+        ("q.jsonl", "[" * 100_000, "not JSON: nested too deeply"),
+        ("q.json", "[" * 100_000, "not JSON: nested too deeply"),
+        ("q.json", '{"question": "q", "answer": "x"}\n{}', "with one JSON value on each line must be named .jsonl"),
+        ("q.jsonl", "", "holds no questions"),
+        ("q.jsonl", "[1]", "q.jsonl:1: expected a JSON object, got list: a file that is one JSON array must be"),
         ("q.jsonl", "\n", "holds no questions"),
-        ("q.jsonl", '{"id":1,"question":"q","answer":"a"}\n{"id":1,"question":"q","answer":"a"}', "'1' comes twice"),
+        ("q.jsonl", '{"id":1,"question":"q","answer":"x"}\n{"id":1,"question":"q","answer":"x"}', "'1' comes twice"),
         ("q.json", '{"question": "q"}', "expected a list of questions, got dict"),
         ("q.json", "[3]", "record 0: expected an object, got int"),
         ("q.json", "[", "q.json: not JSON"),
@@ -93,9 +109,71 @@ def test_mistakes_name_the_place(tmp_path, name, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_other_usual_key_names(tmp_path):
+    """SimpleDeepSearcher's `Question` and `answer` as a list; `query` and `answers`; a byte-order mark before them."""
+    records = [
+        {"id": 7, "Question": "one?", "answer": ["x", "y"], "source": "s"},
+        {"query": "two?", "answers": "z", "_id": None},
+        {"question_id": "q3", "question": "three?", "golden_answers": None, "answer": "w", "answer_aliases": ["v", None]},
+    ]  # fmt: skip
+    expected = [("7", "one?", ("x", "y")), ("1", "two?", ("z",)), ("q3", "three?", ("w", "v"))]
+    (tmp_path / "q.json").write_text(json.dumps(records), encoding="utf-8-sig")
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8-sig")
+    for name in ("q.json", "q.jsonl"):
+        assert [(q.question_id, q.text, q.golden) for q in load_questions(tmp_path / name)] == expected
+
+
+def test_answers_that_normalise_to_nothing_are_dropped_and_counted(tmp_path):
+    golden = [["the"], ["The ...", "Nile"], ["", "Nile"], [None], "", "Rome", ["a", "!"]]
+    path = lines(tmp_path / "q.jsonl", [{"question": f"q{i}", "golden_answers": one} for i, one in enumerate(golden)])
+    notes = ReadingNotes()
+    found = {q.text: q.golden for q in load_questions(path, notes)}
+    assert found == {"q1": ("Nile",), "q2": ("Nile",), "q5": ("Rome",)}
+    assert dict(notes.counts) == {DROPPED_ANSWER: 3, NO_ANSWER: 4}
+    assert notes.lines()[1] == f"4 with no answer, left out (first: {path}:1)"
+
+
+def test_half_characters_are_replaced_and_counted(tmp_path):
+    text = '{"question": "half \\ud83d?", "answer": "\\ud83d\\ude00"}\n{"question": "q", "answer": "x\\udc00"}'
+    (tmp_path / "q.jsonl").write_text(text)
+    notes = ReadingNotes()
+    one, two = load_questions(tmp_path / "q.jsonl", notes)
+    assert (one.text, one.golden, two.golden) == ("half \ufffd?", ("\U0001f600",), ("x\ufffd",))
+    assert notes.counts[HALF_REPLACED] == 2
+    (tmp_path / "q.json").write_text("[" + text.replace("\n", ", ") + "]")
+    assert load_questions(tmp_path / "q.json", notes)[0].text == "half \ufffd?"
+    assert notes.counts[HALF_REPLACED] == 4
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters(exclude_categories=()), max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(["id", "question", "Question", "query", "golden_answers", "answers", "answer", "answer_aliases",
+                        "paragraphs", "supporting_facts", "answerable", "other"])  # fmt: skip
+RECORDS = st.dictionaries(KEYS, JSON, max_size=6) | JSON
+
+
+@given(st.lists(RECORDS, max_size=4) | JSON, st.booleans())
+def test_any_json_gives_questions_or_one_line(tmp_path_factory, value, as_lines):
+    path = tmp_path_factory.getbasetemp() / f"any.json{'l' if as_lines else ''}"
+    records = value if isinstance(value, list) else [value]
+    path.write_text("\n".join(map(json.dumps, records)) if as_lines else json.dumps(value))
+    try:
+        questions = load_questions(path)
+    except UserError as error:
+        assert "any.json" in str(error)
+        return
+    for question in questions:
+        assert question.golden
+        assert all(normalize(one) for one in question.golden)
+        "".join((question.text, question.question_id, *question.golden, *question.supporting)).encode()
+
+
 def test_bytes_that_are_no_text_and_a_missing_file(tmp_path):
     path = tmp_path / "q.jsonl"
-    path.write_bytes(b'{"question": "q", "answer": "a"}\n\xff\xfe\n')
+    path.write_bytes(b'{"question": "q", "answer": "x"}\n\xff\xfe\n')
     with pytest.raises(UserError, match="not JSON"):
         load_questions(path)
     with pytest.raises(UserError, match=r"none\.jsonl"):
@@ -119,7 +197,7 @@ def test_weights_that_cannot_be_meant(weight):
 
 
 def write(folder, name, count):
-    return lines(folder / name, [{"id": f"{name}{i}", "question": "q", "answer": "a"} for i in range(count)])
+    return lines(folder / name, [{"id": f"{name}{i}", "question": "q", "answer": "x"} for i in range(count)])
 
 
 def test_without_weights_every_question_stands_once(tmp_path):

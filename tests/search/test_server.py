@@ -2,17 +2,20 @@
 
 import http.client
 import json
+import math
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from search_extras import need
 
 from paw_fast.env_config import env_config
 from paw_fast.retrieval import bm25, open_index, remote, server
-from paw_fast.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Passage
+from paw_fast.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Passage
 from paw_fast.rollout.build import make_env
 from paw_fast.types import UserError
 
@@ -385,3 +388,44 @@ def test_answers_in_other_shapes():
     assert flat[0][0].passage == Passage("1", "T", "x")
     long = {"result": [[{"contents": str(i)} for i in range(9)]]}
     assert len(remote.read_answer(long, 1, 3, "x")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        None, "text", "a document", 3, [], {"document": None}, {"document": None, "score": 1.0}, {"document": "text"},
+        {"document": {"id": "1"}}, {"document": {"contents": None}}, {"document": {"contents": 3}}, {"text": ["x"]},
+        *({"document": {"contents": "x"}, "score": score} for score in
+          (math.nan, math.inf, -math.inf, "2.5", None, True, [1.0], 10**400)),
+    ],
+)  # fmt: skip
+def test_a_hit_of_another_form_names_the_server(one):
+    with pytest.raises(UserError, match=r"the retriever at http://here answered in another form"):
+        remote.read_answer({"result": [[one]]}, 1, 3, "http://here")
+
+
+def test_half_characters_from_a_server_are_replaced():
+    answer = {"result": [[{"document": {"id": "\ud83d", "contents": '"T\ud83d"\nx\udc00'}, "score": 1}]]}
+    assert remote.read_answer(answer, 1, 3, "x")[0][0] == Hit(Passage("\ufffd", "T\ufffd", "x\ufffd"), 1.0)
+    assert server.read_request(b'{"query": "half \\ud83d"}')[0] == ["half \ufffd"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters(exclude_categories=()), max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["document", "contents", "text", "id", "score", "title"]), inner, max_size=4)
+    ),
+)
+
+
+@given(st.fixed_dictionaries({"result": JSON | st.lists(st.lists(JSON, max_size=2), max_size=2)}) | JSON)
+def test_any_answer_gives_hits_or_one_line(answer):
+    try:
+        (hits,) = remote.read_answer(answer, 1, 3, "http://here")
+    except UserError as error:
+        assert "http://here" in str(error)
+        return
+    for hit in hits:
+        assert math.isfinite(hit.score)
+        hit.passage.contents.encode()

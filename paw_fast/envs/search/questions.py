@@ -1,23 +1,36 @@
-"""Questions as they are published, and mixtures of several files.
+"""Reads question files as they are published, and mixtures of several files.
 
-.jsonl   FlashRAG {"id", "question", "golden_answers"}; MuSiQue {"id", "question", "answer", "answer_aliases",
-         "paragraphs", "answerable"} (those without an answer are left out)
-.json    HotpotQA and 2WikiMultihopQA: a list of {"_id", "question", "answer", "type", "supporting_facts", "context"}
-Either may be gzipped (.gz).
+A file holds one JSON object a line (.jsonl) or a JSON list of them (.json), either gzipped or not (.gz):
+
+FlashRAG          {"id", "question", "golden_answers"}
+MuSiQue           {"id", "question", "answer", "answer_aliases", "paragraphs", "answerable"}
+HotpotQA, 2Wiki   {"_id", "question", "answer", "type", "supporting_facts", "context"}
+others            any of `QUESTION_KEYS` and `ANSWER_KEYS`, in upper or lower case; answers as one text or a list
+
+Questions that are marked unanswerable, or have no answer that could be matched, are left out and counted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paw_fast.retrieval.corpus import kind_of, read_json, read_json_lines
+from paw_fast.envs.search.scoring import normalize
+from paw_fast.foreign import ReadingNotes, read_json, read_json_lines
+from paw_fast.retrieval.corpus import kind_of
 from paw_fast.types import UserError
+
+QUESTION_KEYS = ("question", "query")
+ANSWER_KEYS = ("golden_answers", "answers", "answer")
+_ID_KEYS = ("id", "_id", "question_id", "qid")
+NO_ANSWER = "no answer, left out"
+UNANSWERABLE = "the mark `answerable: false`, left out"
+DROPPED_ANSWER = "an answer of which normalisation leaves nothing: that answer is not used"
 
 
 @dataclass(frozen=True)
@@ -38,14 +51,15 @@ class Question:
     supporting: tuple[str, ...] = ()
 
 
-def load_questions(path: Path) -> list[Question]:
+def load_questions(path: Path, notes: ReadingNotes | None = None) -> list[Question]:
     """All questions of a file. Raises `UserError` naming file and place for what is no question, and for an id
-    that comes twice."""
+    that comes twice. `notes` counts what is changed or left out."""
+    notes = ReadingNotes() if notes is None else notes
     kind = re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.jsonl?(\.gz)?$", "", path.name)).strip("_") or "questions"
     if kind_of(path) == "jsonl":
-        records: Iterator[tuple[str, Any]] = ((f"{path}:{n}", record) for n, record in read_json_lines(path))
+        records: Iterable[tuple[str, Any]] = ((f"{path}:{n}", record) for n, record in read_json_lines(path, notes))
     else:
-        data = read_json(path)
+        data = read_json(path, notes)
         if not isinstance(data, list):
             raise UserError(f"{path}: expected a list of questions, got {type(data).__name__}")
         records = ((f"{path}: record {n}", record) for n, record in enumerate(data))
@@ -53,33 +67,55 @@ def load_questions(path: Path) -> list[Question]:
     for number, (where, record) in enumerate(records):
         if not isinstance(record, Mapping):
             raise UserError(f"{where}: expected an object, got {type(record).__name__}")
-        if record.get("answerable") is False:
+        question = _read(record, kind, number, where, notes)
+        if question is None:
             continue
-        question = _read(record, kind, number, where)
         if question.question_id in seen:
             raise UserError(f"{where}: the id {question.question_id!r} comes twice: ids must be unique")
         seen.add(question.question_id)
         questions.append(question)
     if not questions:
-        raise UserError(f"{path} holds no questions")
+        said = "; ".join(notes.lines())
+        raise UserError(f"{path} holds no questions{': ' + said if said else ''}")
     return questions
 
 
-def _read(record: Mapping[str, Any], kind: str, number: int, where: str) -> Question:
-    text = record.get("question")
+def _read(record: Mapping[str, Any], kind: str, number: int, where: str, notes: ReadingNotes) -> Question | None:
+    """The question of a record; None, counted in `notes`, where it has no answer."""
+    values = {key.lower(): value for key, value in reversed(record.items()) if value is not None}
+    if values.get("answerable") is False:
+        notes.note(UNANSWERABLE, where)
+        return None
+    text = next((values[key] for key in QUESTION_KEYS if key in values), None)
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: no `question`")
-    golden = record.get("golden_answers")
-    if golden is None:
-        if not isinstance(record.get("answer"), str | list):
-            raise UserError(f"{where}: neither `golden_answers` nor `answer`")
-        first = record["answer"]
-        golden = [*(first if isinstance(first, list) else [first]), *(record.get("answer_aliases") or [])]
-    golden = [golden] if isinstance(golden, str) else golden
-    if not isinstance(golden, list) or not golden or not all(isinstance(one, str) and one.strip() for one in golden):
-        raise UserError(f"{where}: the golden answers are {golden!r}, expected a list of texts")
-    name = str(record.get("id", record.get("_id", number)))
-    return Question(name, text.strip(), tuple(dict.fromkeys(golden)), kind, _supporting(record))
+        raise UserError(
+            f"{where}: no question: expected {_either(QUESTION_KEYS)}, found {', '.join(record) or 'no key'}"
+        )
+    key = next((one for one in ANSWER_KEYS if one in values), None)
+    if key is None and not any(one.lower() in ANSWER_KEYS for one in record):
+        raise UserError(f"{where}: no answer: expected {_either(ANSWER_KEYS)}, found {', '.join(record)}")
+    golden = [*_texts(values.get(key or ""), where), *_texts(values.get("answer_aliases"), where)]
+    usable = tuple(dict.fromkeys(one for one in golden if normalize(one)))
+    if any(one.strip() and not normalize(one) for one in golden):
+        notes.note(DROPPED_ANSWER, where)
+    if not usable:
+        notes.note(NO_ANSWER, where)
+        return None
+    name = next((str(values[one]) for one in _ID_KEYS if one in values), str(number))
+    return Question(name, text.strip(), usable, kind, _supporting(record))
+
+
+def _either(keys: Sequence[str]) -> str:
+    return " or ".join(f"`{key}`" for key in keys)
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """One text or a list of them, without what is missing. Raises `UserError` for anything else."""
+    texts = value if isinstance(value, list) else [value]
+    found = [one for one in texts if one is not None]
+    if not all(isinstance(one, str) for one in found):
+        raise UserError(f"{where}: the golden answers are {str(value)[:80]!r}, expected a text or a list of texts")
+    return found
 
 
 def _supporting(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -91,7 +127,7 @@ def _supporting(record: Mapping[str, Any]) -> tuple[str, ...]:
         titles = [p.get("title") for p in record["paragraphs"] if isinstance(p, Mapping) and p.get("is_supporting")]
     else:
         titles = [fact[0] for fact in facts if isinstance(fact, list) and fact] if isinstance(facts, list) else []
-    return tuple(dict.fromkeys(str(title) for title in titles or ()))
+    return tuple(dict.fromkeys(str(title) for title in titles or () if title is not None))
 
 
 def parse_source(spec: str) -> tuple[Path, float | None]:
@@ -112,19 +148,20 @@ def parse_source(spec: str) -> tuple[Path, float | None]:
     return Path(head), weight
 
 
-def load_mixture(specs: Sequence[str]) -> list[Question]:
+def load_mixture(specs: Sequence[str], notes: ReadingNotes | None = None) -> list[Question]:
     """The questions of several files. With weights, each file's share of the list is its weight's share of their sum
     (a file without one weighs 1); without any, every question stands in the list once.
 
     The list is as long as it takes for every file to be in it whole, so that a file with a larger weight than its
-    size has its questions repeated. Raises `UserError` for a file that cannot be read or is named twice.
+    size has its questions repeated. `notes` counts what is changed or left out. Raises `UserError` for a file that
+    cannot be read or is named twice.
     """
     sources = [parse_source(spec) for spec in specs]
     paths = [path for path, _ in sources]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path} is named twice: give it a larger weight instead, as in {path}:2")
-    parts = [load_questions(path) for path in paths]
+    parts = [load_questions(path, notes) for path in paths]
     if all(weight is None for _, weight in sources):
         return [question for part in parts for question in part]
     weights = np.array([1.0 if weight is None else weight for _, weight in sources])

@@ -40,9 +40,13 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str, golden: Sequence[str]) -> bool:
-    """Whether the answer equals any of the golden ones once both are normalised."""
+    """Whether the answer equals any of the golden ones once both are normalised (an empty one never does).
+
+    >>> exact_match("the", ["a", "..."])
+    False
+    """
     said = normalize(answer)
-    return any(said == normalize(one) for one in golden)
+    return bool(said) and any(said == normalize(one) for one in golden)
 
 
 def sub_match(answer: str, golden: Sequence[str]) -> bool:
