@@ -27,12 +27,15 @@ def _alfworld_data() -> dict[str, Any]:
     named = os.environ.get("ALFWORLD_DATA")
     result: dict[str, Any] = {"source": "ALFWORLD_DATA" if named else "generated", "path": named, "problem": None}
     try:
-        from paw_fast.envs.alfworld.games import dataset_root, list_tasks
+        from paw_fast.envs.alfworld.games import OFFICIAL_COUNTS, dataset_root, list_games
         from paw_fast.files import cache_folder
 
         if named:
             root = dataset_root(named)
-            result["splits"] = {split: len(list_tasks(root, split)) for split in _splits(root)}
+            listings = [list_games(root, split) for split in _splits(root)]
+            result["splits"] = {one.split: len(one.tasks) for one in listings}
+            result["official"] = OFFICIAL_COUNTS
+            result["left_out"] = {one.split: dict(one.left_out) for one in listings if one.left_out}
             if not any(result["splits"].values()):
                 result["problem"] = f"no playable game.tw-pddl in {root}"
         else:
@@ -96,6 +99,8 @@ def data_gaps(data: Mapping[str, Any], add: Any) -> None:
         add("ALFWorld data", alfworld["problem"], "point ALFWORLD_DATA at the folder of json_2.1.1, or unset it")
     elif alfworld["source"] == "generated" and not alfworld.get("sets"):
         add("ALFWorld data", "ALFWORLD_DATA is not set", "nothing to do: games are generated at the first run", False)
+    elif few := _fewer_than_official(alfworld):
+        add("ALFWorld data", f"not the whole official set: {few}", "run alfworld-download again if it should be", False)
     if webshop["problem"]:
         add("WebShop data", webshop["problem"], "point WEBSHOP_DATA at the folder of the product files, or unset it")
     if search["problem"]:
@@ -105,11 +110,29 @@ def data_gaps(data: Mapping[str, Any], add: Any) -> None:
             "the file that --env.corpus names", False)  # fmt: skip
 
 
+def _fewer_than_official(alfworld: Mapping[str, Any]) -> str:
+    """The splits that have fewer games than the official ones; empty where none has."""
+    splits = alfworld.get("splits", {})
+    few = [
+        f"{splits.get(split, 0)} of {number} in {split}"
+        for split, number in alfworld.get("official", {}).items()
+        if splits.get(split, 0) < number
+    ]
+    return ", ".join(few)
+
+
 def data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The table's rows on data: a name and what was found, in words."""
     alfworld, webshop, search = data["alfworld"], data["webshop"], data["search"]
     if alfworld["source"] == "ALFWORLD_DATA":
-        text = f"{alfworld['path']}: {words(alfworld.get('splits')) or alfworld['problem']}"
+        found = ", ".join(
+            f"{split} {number} ({alfworld['official'][split]} in the official set)"
+            for split, number in alfworld.get("splits", {}).items()
+        )
+        left_out = "".join(
+            f"; left out of {split}: {words(why)}" for split, why in alfworld.get("left_out", {}).items()
+        )
+        text = f"{alfworld['path']}: {found or alfworld['problem']}{left_out}"
     elif alfworld.get("sets"):
         text = "; ".join(f"{name} ({words(splits)})" for name, splits in alfworld["sets"].items())
         text = f"generated games in {alfworld['path']}: {text}"

@@ -1,7 +1,7 @@
 """Reads JSON that others wrote: replaces half characters in texts, and counts what is replaced or left out.
 
-JSON may escape half of a surrogate pair (a cut emoji, common in scraped text). Python reads it, and the first tokenizer,
-file or socket that meets it fails. Every reader of foreign data puts U+FFFD in its place.
+JSON may escape half of a surrogate pair (a cut emoji, common in scraped text). Python reads it, and the first
+tokenizer, file or socket that meets it fails. Every reader of foreign data puts U+FFFD in its place.
 """
 
 from __future__ import annotations

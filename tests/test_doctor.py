@@ -194,8 +194,30 @@ def test_alfworld_data_that_is_there(monkeypatch, test_data):
     monkeypatch.setenv("ALFWORLD_DATA", str(test_data / "alfworld"))
     info = doctor.collect()
     assert info["data"]["alfworld"]["splits"] == {"train": 6, "valid_unseen": 6}
-    assert gap(info, "ALFWorld data") is None
-    assert "train 6, valid_unseen 6" in printed(info, width=200)
+    found = gap(info, "ALFWorld data")
+    assert (
+        found["why"]
+        == "not the whole official set: 6 of 3553 in train, 0 of 140 in valid_seen, 6 of 134 in valid_unseen"
+    )
+    assert not found["needed"]
+    text = printed(info, width=300)
+    assert "train 6 (3553 in the official set), valid_unseen 6 (134 in the official set)" in text
+    assert "left out" not in text
+
+
+def test_alfworld_data_of_which_files_are_left_out(monkeypatch, tmp_path):
+    whole = '{"pddl_domain": "", "grammar": "", "pddl_problem": "", "solvable": true}'
+    for number, text in enumerate((whole, "", whole[:30])):
+        folder = tmp_path / "valid_unseen" / f"pick_and_place_simple-Mug-None-Desk-{number}" / "trial_1"
+        folder.mkdir(parents=True)
+        (folder / "game.tw-pddl").write_text(text)
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    info = doctor.collect()
+    assert info["data"]["alfworld"]["splits"] == {"valid_unseen": 1}
+    assert info["data"]["alfworld"]["left_out"] == {
+        "valid_unseen": {"empty": 1, "not whole JSON (downloaded in part?)": 1}
+    }  # fmt: skip
+    assert "left out of valid_unseen: empty 1, not whole JSON (downloaded in part?) 1" in printed(info, width=300)
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "gone", lambda p: p, lambda p: (p / "train").mkdir() or p])

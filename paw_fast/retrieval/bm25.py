@@ -7,6 +7,7 @@ no spaces between words (Chinese, Japanese, Thai and others; Korean too) are ind
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +95,7 @@ def split_words(text: str) -> list[str]:
     for number, piece in enumerate(_RUN.split(text)):
         if number % 2:
             words += piece
-            words += map("".join, zip(piece, piece[1:], strict=False))
+            words += map("".join, itertools.pairwise(piece))
         else:
             words += _WORD_WITH_MARKS.findall(piece)
     return words
@@ -145,8 +146,8 @@ def _build(passages: Iterator[Passage], folder: Path, progress: Progress, name: 
         raise UserError(f"{name} has no passages: nothing to index")
     if not vocabulary:
         raise UserError(
-            f"{name}: none of its {len(documents)} passages has a word that BM25 indexes (two or more letters or digits, "
-            "no stop word): check that this is the right file"
+            f"{name}: none of its {len(documents)} passages has a word that BM25 indexes (two or more letters or "
+            "digits, no stop word): check that this is the right file"
         )
     without = sum(not words for words in list.__iter__(documents))
     notes = [f"{without} of {len(documents)} passages have no indexed word: no query finds them"] if without else []

@@ -34,7 +34,7 @@ def test_hostile_files_are_refused_or_played(tmp_path):
     assert played == [
         "as much as is played, at one place", "hands full of knives", "a goal of many facts", "a deep goal",
         "one fact, many times", "many distances", "containers in circles", "every object in every receptacle",
-        "one endless line",
+        "one endless line", "a byte order mark",
     ]  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from paw_fast.envs.alfworld.games import (
     distinct_games,
     game_json,
     generated_root,
+    list_games,
     list_tasks,
     load_world,
     make_split,
+    read_game,
 )
 from paw_fast.envs.alfworld.pddl import Unplayable, parse_problem
 from paw_fast.envs.alfworld.tables import TASK_TYPES, UNSEEN_ROOMS
@@ -208,6 +210,42 @@ def test_the_loader_leaves_out_what_the_reference_leaves_out(tmp_path):
     add("pick_and_place_with_movable_recep-Mug-Bowl-Desk-301", True)
     tasks = list_tasks(tmp_path, "train")
     assert [task.task_id for task in tasks] == ["pick_and_place_simple-Mug-None-Desk-301/trial_1"]
+
+
+def test_what_is_left_out_is_said_in_one_line_with_numbers_and_reasons(tmp_path, caplog):
+    whole = '{"pddl_domain": "", "grammar": "", "pddl_problem": "", "solvable": true}'
+    texts = [
+        whole, '\ufeff{"solvable": true, "pddl_problem": "' + "x" * 900 + '"}\n',  # these two are games
+        whole.replace(', "solvable": true', ""), whole[:30], "", " \n", whole.replace("true", "false"),
+        '{"solvable": true, "pddl_problem": "cut he', "[1]", whole.replace("true", "null"),
+    ]  # fmt: skip
+    names = [f"pick_and_place_simple-Mug-None-Desk-{number}" for number in range(len(texts))]
+    texts += [whole, whole, whole]
+    names += ["new_task-Mug-None-Desk-1", "pick_and_place_simple-AppleSliced-None-Desk-1", "x_movable-Mug-None-Desk-1"]
+    for name, text in zip(names, texts, strict=True):
+        folder = tmp_path / "valid_unseen" / name / "trial_1"
+        folder.mkdir(parents=True)
+        (folder / "game.tw-pddl").write_text(text, encoding="utf-8")
+    listing = list_games(tmp_path, "unseen")
+    assert [task.task_id.split("/")[0] for task in listing.tasks] == names[:2]
+    assert listing.left_out == {
+        "without the key `solvable`": 2, "not whole JSON (downloaded in part?)": 2, "empty": 2, "marked unsolvable": 2,
+        "of an unknown task type": 1,
+    }  # fmt: skip
+    env = envs.make("alfworld", data=tmp_path)
+    assert len(env.tasks("unseen")) == len(env.tasks("valid_unseen")) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: valid_unseen: 9 of 11 game files left out: 2 empty, 2 marked unsolvable, 2 not whole JSON "
+        "(downloaded in part?), 1 of an unknown task type, 2 without the key `solvable`"
+    ]
+
+
+def test_half_characters_in_a_game_are_replaced(game_file):
+    data = json.loads(game_file.read_text())
+    data["paw_fast"]["note"] = data["grammar"] = data["pddl_domain"] = "x\ud83d"
+    game_file.write_text(json.dumps(data), encoding="utf-8-sig")
+    found = read_game(game_file)
+    assert found["grammar"] == found["paw_fast"]["note"] == "x\ufffd"
 
 
 WRONG = [

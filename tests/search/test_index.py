@@ -109,7 +109,8 @@ def test_any_json_gives_passages_or_one_line(tmp_path_factory, value, as_lines):
     try:
         found = list(read_corpus(path))
     except UserError as error:
-        assert "any-corpus.json" in str(error)
+        if "any-corpus.json" not in str(error):
+            raise
         return
     assert len({passage.passage_id for passage in found}) == len(found)
     for passage in found:
@@ -203,11 +204,12 @@ def test_scores_are_those_of_the_formula(tmp_path_factory, words):
 
 def test_scripts_without_spaces_are_found_by_words_pairs_and_single_characters(tmp_path):
     found = index(
-        tmp_path, "東京は日本の首都です。", "京都には寺が多い", "北京是中华人民共和国的首都", "서울은 대한민국의 수도이다", "นิวยอร์ก กรุงเทพมหานคร",
-        "हिन्दी भारत की भाषा है", "the capital of Japan", "iPhone手機",
+        tmp_path, "東京は日本の首都です。", "京都には寺が多い", "北京是中华人民共和国的首都",
+        "서울은 대한민국의 수도이다", "นิวยอร์ก กรุงเทพมหานคร", "हिन्दी भारत की भाषा है", "the capital of Japan",
+        "iPhone手機",
     )  # fmt: skip
-    first = {"東京": "0", "京都": "1", "寺": "1", "北京 首都": "2", "서울": "3", "กรุงเทพ": "4", "हिन्दी": "5", "भाषा": "5",
-             "capital": "6", "手機": "7", "iphone": "7"}  # fmt: skip
+    first = {"東京": "0", "京都": "1", "寺": "1", "北京 首都": "2", "서울": "3", "กรุงเทพ": "4", "हिन्दी": "5",
+             "भाषा": "5", "capital": "6", "手機": "7", "iphone": "7"}  # fmt: skip
     assert {query: found.search([query], 1)[0][0].passage.passage_id for query in first} == first
     # 東京 stands as a pair in the first alone; 京 also in 京都 and 北京.
     assert [i for i, _ in found.rank("京", 9)] == [1, 0, 2]
@@ -225,7 +227,8 @@ def test_what_no_query_finds_is_said(tmp_path):
     folder = index_of(path, tmp_path)
     notes = index_notes(open_index(folder))
     assert notes == [
-        f"1 with no text (null), left out (first: {path}:4)", "2 of 3 passages have no indexed word: no query finds them"
+        f"1 with no text (null), left out (first: {path}:4)",
+        "2 of 3 passages have no indexed word: no query finds them",
     ]  # fmt: skip
 
 

@@ -77,12 +77,12 @@ def test_musique_gzipped_without_the_unanswerable(tmp_path):
         (
             "q.jsonl",
             '{"question": "q", "label": 1}',
-            "no answer: expected `golden_answers` or `answers` or `answer`, found",
+            "no answer: expected `golden_answers` or `answers` or `answer`",
         ),
         (
             "q.jsonl",
             '{"question": "q", "golden_answers": []}',
-            "holds no questions: 1 with no answer, left out (first: ",
+            "holds no questions: 1 with no answer, left out",
         ),
         ("q.jsonl", '{"question": "q", "golden_answers": [3]}', "expected a text or a list of texts"),
         ("q.jsonl", '{"question": "q", "answer": {"text": "x"}}', "expected a text or a list of texts"),
@@ -114,7 +114,7 @@ def test_other_usual_key_names(tmp_path):
     records = [
         {"id": 7, "Question": "one?", "answer": ["x", "y"], "source": "s"},
         {"query": "two?", "answers": "z", "_id": None},
-        {"question_id": "q3", "question": "three?", "golden_answers": None, "answer": "w", "answer_aliases": ["v", None]},
+        {"question_id": "q3", "question": "three?", "golden_answers": None, "answer": "w", "answer_aliases": ["v"]},
     ]  # fmt: skip
     expected = [("7", "one?", ("x", "y")), ("1", "two?", ("z",)), ("q3", "three?", ("w", "v"))]
     (tmp_path / "q.json").write_text(json.dumps(records), encoding="utf-8-sig")
@@ -163,7 +163,8 @@ def test_any_json_gives_questions_or_one_line(tmp_path_factory, value, as_lines)
     try:
         questions = load_questions(path)
     except UserError as error:
-        assert "any.json" in str(error)
+        if "any.json" not in str(error):
+            raise
         return
     for question in questions:
         assert question.golden

@@ -424,7 +424,8 @@ def test_any_answer_gives_hits_or_one_line(answer):
     try:
         (hits,) = remote.read_answer(answer, 1, 3, "http://here")
     except UserError as error:
-        assert "http://here" in str(error)
+        if "http://here" not in str(error):
+            raise
         return
     for hit in hits:
         assert math.isfinite(hit.score)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from paw_fast.files import cache_folder
+from paw_fast.foreign import may_hold_halves, whole
 from paw_fast.types import Task, UserError
 
 from .generate import GENERATOR_VERSIONS, SPLITS, Game, make_game
@@ -29,7 +32,11 @@ from .text import WHEEL, Rules, is_plain, read_rules
 from .world import World
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
+OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
+"""Playable games of the official data set, json_2.1.1."""
+_LOG = logging.getLogger("paw_fast.envs")
 _SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
+_END_BYTES = 400
 _STALE_S = 24 * 3600
 
 
@@ -52,45 +59,100 @@ def dataset_root(data: str | os.PathLike[str]) -> Path:
     raise UserError(f"no ALFWorld data in {base}: neither json_2.1.1/train nor json_2.1.1/valid_unseen is there")
 
 
-def list_tasks(root: Path, split: str) -> list[Task]:
-    """The playable games of a split: what the reference's loader takes, without reading it all.
+@dataclass(frozen=True)
+class Listing:
+    """The playable games of a split, and how many game files were left out for each reason.
+
+    Files that ALFWorld itself never plays (paths with "movable" or "Sliced") are not counted.
+
+    >>> Listing("train", (), {"empty": 2}, 3).line()
+    'train: 2 of 3 game files left out: 2 empty'
+    """
+
+    split: str
+    tasks: tuple[Task, ...]
+    left_out: Mapping[str, int]
+    num_files: int
+
+    def line(self) -> str:
+        """What was left out, in one line; empty where nothing was."""
+        if not self.left_out:
+            return ""
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
+        return f"{self.split}: {sum(self.left_out.values())} of {self.num_files} game files left out: {reasons}"
+
+
+def list_games(root: Path, split: str) -> Listing:
+    """The games of a split: what the reference's loader takes, without reading it all.
 
     Left out, as there: paths with "movable" or "Sliced", and files not marked solvable. The order is fixed and takes
     the task types in turn (each sorted by path), so that any first N are as balanced as the split allows.
     """
-    folder = root / split_name(split)
+    name = split_name(split)
+    folder = root / name
     if not folder.is_dir():
         raise UserError(f"no split {split!r} in {root}: there is no folder {folder.name}")
-    tasks = []
+    tasks: list[Task] = []
+    left_out: Counter[str] = Counter()
     for path in sorted(folder.glob("*/*/game.tw-pddl")):
         inside = str(path.relative_to(root))
         task_type = path.parent.parent.name.split("-")[0]
-        if "movable" in inside or "Sliced" in inside or task_type not in TASK_TYPES:
+        if "movable" in inside or "Sliced" in inside:
             continue
-        if not path.is_file() or not _is_solvable(path):
+        why = "of an unknown task type" if task_type not in TASK_TYPES else _why_left_out(path)
+        if why is not None:
+            left_out[why] += 1
             continue
         task_id = f"{path.parent.parent.name}/{path.parent.name}"
-        tasks.append(Task(task_id, "alfworld", split_name(split), task_type, path))
+        tasks.append(Task(task_id, "alfworld", name, task_type, path))
     turn: Counter[str] = Counter()
     order = []
     for task in tasks:
         order.append((turn[task.task_type], TASK_TYPES.index(task.task_type), task))
         turn[task.task_type] += 1
-    return [task for _, _, task in sorted(order, key=lambda item: item[:2])]
+    in_turn = tuple(task for _, _, task in sorted(order, key=lambda item: item[:2]))
+    return Listing(name, in_turn, dict(left_out), len(tasks) + left_out.total())
 
 
-def _is_solvable(path: Path) -> bool:
-    """The file's mark, read from its end, where it stands in files as published."""
+def list_tasks(root: Path, split: str) -> list[Task]:
+    """The tasks of `list_games`; what it leaves out is logged as one warning."""
+    listing = list_games(root, split)
+    if listing.left_out:
+        _LOG.warning("%s: %s", root, listing.line())
+    return list(listing.tasks)
+
+
+def _why_left_out(path: Path) -> str | None:
+    """Why a file is no playable game; None where it is one. Reads the end of the file, where the mark stands in files
+    as published, and all of it only where the end says nothing."""
+    if not path.is_file():
+        return "not a file"
     try:
         with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 400))
-            found = _SOLVABLE.search(file.read())
-            if found is None:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _END_BYTES))
+            end = file.read(_END_BYTES)
+            found = _SOLVABLE.search(end)
+            if found is None or not end.rstrip().endswith(b"}"):
                 file.seek(0)
-                found = _SOLVABLE.search(file.read(MAX_FILE_BYTES))
+                return _why_not_solvable(file.read(MAX_FILE_BYTES + 1))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return found is not None and found.group(1) == b"true"
+    return None if found.group(1) == b"true" else "marked unsolvable"
+
+
+def _why_not_solvable(content: bytes) -> str | None:
+    if not content.strip():
+        return "empty"
+    if len(content) > MAX_FILE_BYTES:
+        return f"larger than {MAX_FILE_BYTES} bytes"
+    try:
+        data = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return "not whole JSON (downloaded in part?)"
+    if not isinstance(data, dict) or "solvable" not in data:
+        return "without the key `solvable`"
+    return None if data["solvable"] else "marked unsolvable"
 
 
 def read_game(path: Path) -> dict:
@@ -102,13 +164,13 @@ def read_game(path: Path) -> dict:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise UserError(f"{path}: more than {MAX_FILE_BYTES} bytes: not an ALFWorld game")
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
     try:
-        data = json.loads(text)
+        data = whole(json.loads(text)) if may_hold_halves(text) else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON at line {error.lineno} column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:

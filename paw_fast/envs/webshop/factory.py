@@ -134,7 +134,7 @@ def open_store(
             folder, read_products(products, Annotations(attributes, human), num_products, report), report
         )
         if index:
-            build_index(Store(folder), folder / "index")
+            build_index(Store(folder), folder / "index", str(products))
 
     mark = hashlib.sha256(repr((stores.VERSION, num_products, index)).encode())
     for path in (products, attributes, human):

@@ -6,12 +6,14 @@ The product file is an array of several gigabytes in the full set, so neither it
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from paw_fast.foreign import HALF_REPLACED, may_hold_halves, whole
 from paw_fast.types import UserError
 
 from .records import NO_ATTRIBUTES, HumanInstruction, Product, ReadingReport
@@ -29,6 +31,7 @@ class _Stream:
     def __init__(self, file: TextIO, path: Path) -> None:
         self._file, self._path = file, path
         self._buffer, self._at, self._ended, self.number = "", 0, False, 0
+        self.replaced = False
         self._decoder = json.JSONDecoder()
 
     def _grow(self) -> None:
@@ -67,8 +70,9 @@ class _Stream:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
                 if end < len(self._buffer) or self._ended:
-                    self._at = end
-                    return value
+                    clean = whole(value) if may_hold_halves(self._buffer, self._at, end) else value
+                    self._at, self.replaced = end, self.replaced or clean is not value
+                    return clean
             except (json.JSONDecodeError, RecursionError) as error:
                 reason = getattr(error, "msg", "nested too deeply")
                 if self._ended or len(self._buffer) - self._at > _MAX_RECORD:
@@ -76,16 +80,20 @@ class _Stream:
             self._grow()
 
 
-def iter_array(path: Path) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time. Raises `UserError` naming file and record."""
+def iter_array(path: Path) -> Iterator[tuple[Any, bool]]:
+    """The elements of a JSON array, one at a time, and whether half characters in each were replaced.
+
+    Raises `UserError` naming file and record.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             stream = _Stream(file, path)
             stream.skip("[", "a JSON array")
             while stream.peek() != "]":
                 if not stream.peek():
                     raise UserError(f"{path}: the file ends inside the array, after record {stream.number}")
-                yield stream.value()
+                stream.replaced = False
+                yield stream.value(), stream.replaced
                 stream.number += 1
             stream.end("the array")
     except OSError as error:
@@ -93,9 +101,12 @@ def iter_array(path: Path) -> Iterator[Any]:
 
 
 def iter_object(path: Path) -> Iterator[tuple[str, Any]]:
-    """The members of a JSON object, one at a time. Raises `UserError` naming file and record."""
+    """The members of a JSON object, one at a time; half characters are replaced.
+
+    Raises `UserError` naming file and record.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             stream = _Stream(file, path)
             stream.skip("{", "a JSON object")
             while stream.peek() != "}":
@@ -126,7 +137,7 @@ def read_prices(pricing: object) -> tuple[str, tuple[float, ...], bool]:
         prices = tuple(float(_NOT_PRICE.sub("", part)) for part in str(pricing).split("$")[1:])
     except ValueError:
         prices = ()
-    if not prices:
+    if not prices or not all(map(math.isfinite, prices)):
         return "$100.0", (100.0,), False
     if len(prices) == 1:
         return f"${prices[0]}", prices, True
@@ -155,6 +166,13 @@ def _texts(raw: object, what: str) -> tuple[str, ...]:
     if not isinstance(raw, list) or not all(isinstance(one, str) for one in raw):
         raise ValueError(f"{what} that are no list of texts")
     return tuple(raw)
+
+
+def _text(raw: object, what: str) -> str:
+    """A text. Raises `ValueError` with what is wrong when it is something else."""
+    if not isinstance(raw, str):
+        raise ValueError(f"{what} that is no text")
+    return raw
 
 
 def clean_product(raw: object) -> tuple[Product, bool]:
@@ -195,11 +213,11 @@ class Annotations:
             return replace(
                 product,
                 attributes=_texts(raw["attributes"], "attributes") if "attributes" in raw else NO_ATTRIBUTES,
-                instruction=str(instruction) if instruction is not None else None,
+                instruction=_text(instruction, "an instruction") if instruction is not None else None,
                 instruction_attributes=_texts(raw.get("instruction_attributes") or [], "instruction_attributes"),
                 human=tuple(
                     HumanInstruction(
-                        str(one["instruction"]),
+                        _text(one["instruction"], "an instruction"),
                         _texts(one["instruction_attributes"], "instruction_attributes"),
                         _texts(one["instruction_options"], "instruction_options"),
                     )
@@ -219,7 +237,7 @@ def read_products(
     10 characters or seen before is left out.
     """
     seen: set[str] = set()
-    for number, raw in enumerate(iter_array(products)):
+    for number, (raw, replaced) in enumerate(iter_array(products)):
         if num_products is not None and number >= num_products:
             break
         report.num_records += 1
@@ -234,6 +252,8 @@ def read_products(
         except ValueError as why:
             report.note(str(why), number, asin)
             continue
+        if replaced:
+            report.note(HALF_REPLACED, number, asin)
         if not readable:
             report.note("a price without a number (taken as $100)", number, asin)
         if not all(product.options.values()):

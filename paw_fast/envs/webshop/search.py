@@ -82,8 +82,8 @@ def document(product: Product) -> str:
     return " ".join((product.title, product.description, first, options)).lower()
 
 
-def build_index(products: Iterable[Product], folder: Path) -> None:
-    """Builds the index of a catalogue and saves it in `folder`."""
+def build_index(products: Iterable[Product], folder: Path, name: str = "the catalogue") -> None:
+    """Builds the index of a catalogue and saves it in `folder`; errors call the catalogue `name`."""
     bm25s = _bm25s()
     analyze, vocabulary = make_analyzer(), {}
     # Arrays of 4-byte ids: lists of Python integers would take ten times the memory on the full catalogue.
@@ -92,7 +92,7 @@ def build_index(products: Iterable[Product], folder: Path) -> None:
         for p in products
     ]
     if not vocabulary:
-        raise UserError("the products have no words to search")
+        raise UserError(f"{name}: its products have no word that can be searched")
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index((corpus, vocabulary), create_empty_token=False, show_progress=False)
     index.save(folder, show_progress=False)

@@ -30,7 +30,7 @@ from paw_fast.types import UserError
 
 from .records import HumanInstruction, Product, ReadingReport
 
-VERSION = 2
+VERSION = 3
 """Part of every cache key: raise it when the format or the cleaning changes."""
 
 _HUMAN = [f.name for f in dataclasses.fields(Product)].index("human")
@@ -123,13 +123,7 @@ def write_products(folder: Path, products: Iterable[Product], report: ReadingRep
     offsets, asins, prices = [0], [], []
     with (folder / "products.bin").open("wb") as file:
         for product in products:
-            try:
-                line = encode(product)
-            except UnicodeEncodeError:  # products come one by one: this is the last record read
-                report.num_products -= 1
-                report.note("text with half a character (a lone surrogate)", report.num_records - 1, repr(product.asin))
-                continue
-            offsets.append(offsets[-1] + file.write(line))
+            offsets.append(offsets[-1] + file.write(encode(product)))
             asins.append(product.asin.encode("utf-8", "replace"))
             prices.append((*product.prices, np.nan)[:2])
     if not asins:

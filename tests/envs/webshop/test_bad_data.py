@@ -48,13 +48,44 @@ def test_texts_of_another_form_are_counted(raw, write_shop):
         "B1": said | {"instruction_attributes": ["red"]}, "B2": {}, "B3": {},
         "B4": said | {"instruction_attributes": [["red"]]}, "B5": said | {"instruction_attributes": [5]},
     }  # fmt: skip
-    report = envs.make("webshop", **write_shop(products, attributes=attributes)).shop.store.report
+    env = envs.make("webshop", **write_shop(products, attributes=attributes))
+    report = env.shop.store.report
     assert dict(report.problems) == {
-        "text with half a character (a lone surrogate)": 1, "title_nouns that are no list of texts": 1,
+        "half a character (a lone surrogate), replaced by U+FFFD": 1, "title_nouns that are no list of texts": 1,
         "instruction_attributes that are no list of texts": 2, "an option without values (no goal is made of it)": 1,
     }  # fmt: skip
-    assert report.num_products == 2
-    assert report.examples["text with half a character (a lone surrogate)"] == "record 1, 'B2'"
+    assert report.num_products == 3
+    assert report.examples["half a character (a lone surrogate), replaced by U+FFFD"] == "record 1, B2"
+    assert env.shop.product("B2").title == "mug \ufffd"
+
+
+def test_a_null_instruction_and_an_endless_price(raw, write_shop, tmp_path):
+    human = tmp_path / "h.json"
+    one = {"instruction": None, "instruction_attributes": ["red"], "instruction_options": []}
+    human.write_text(json.dumps({"B1": [one], "B2": [one | {"instruction": "a mug."}]}))
+    settings = write_shop([raw("B1"), raw("B2"), raw("B3", pricing="$" + "9" * 400)])
+    env = envs.make("webshop", **settings, human_goals=human)
+    assert dict(env.shop.store.report.problems) == {
+        "an instruction that is no text": 1, "a price without a number (taken as $100)": 1
+    }  # fmt: skip
+    assert [goal.instruction_text.split(",")[0] for goal in env.shop.goals] == ["a mug"]
+    assert env.shop.product("B3").prices == (100.0,)
+
+
+def test_half_characters_anywhere_and_a_byte_order_mark(raw, write_shop, tmp_path):
+    half = chr(0xD83D)
+    product = raw(
+        "B1", customization_options={f"Color{half}": [{"value": f"Red{half}"}]}, full_description="whole \U0001f600"
+    )
+    said = {"attributes": [f"red{half}"], "instruction": f"find{half}", "instruction_attributes": ["red"]}
+    settings = write_shop([product], {"B1": said})
+    for name in ("p.json", "a.json"):
+        (tmp_path / name).write_text((tmp_path / name).read_text(), encoding="utf-8-sig")
+    env = envs.make("webshop", **settings)
+    found = env.shop.product("B1")
+    assert found.options == {"color\ufffd": ("red\ufffd",)}
+    assert (found.description, found.attributes) == ("whole \U0001f600", ("red\ufffd",))
+    assert env.reset(env.tasks("unseen")[0]).info["task"].startswith("find\ufffd with color\ufffd: red\ufffd")
 
 
 @pytest.mark.parametrize("name", ["products.bin", "offsets.npy", "report.json", "index", "order.npy", "goals"])
