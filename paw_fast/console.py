@@ -48,8 +48,8 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
 class StepProgress:
     """The bar of a training run: steps done, and the episodes of the step that is being played."""
 
-    def __init__(self, bar: Progress, total: int, done: int, success: float):
-        self._bar, self._total, self._success = bar, total, success
+    def __init__(self, bar: Progress, total: int, done: int, success: float, eval_split: str):
+        self._bar, self._total, self._success, self._eval_split = bar, total, success, eval_split
         self._steps = bar.add_task("training", total=total, completed=done)
         self._episodes = bar.add_task("  episodes", total=1)
 
@@ -63,7 +63,7 @@ class StepProgress:
         evaluated = metrics.get("success/eval_rate")
         parts = [f"step {step}/{self._total}", f"success {metrics['success/rate']:.0%}"]
         if evaluated is not None:
-            parts.append(f"on unseen tasks {evaluated:.0%}")
+            parts.append(f"on {self._eval_split} tasks {evaluated:.0%}")
         parts.append(f"return {metrics['reward/mean']:.2f}")
         if "wm/next_observation_error" in metrics:
             parts.append(f"next-observation error {metrics['wm/next_observation_error']:.2f}")
@@ -75,7 +75,7 @@ class StepProgress:
 
 
 @contextmanager
-def step_progress(total: int, done: int, success: float) -> Iterator[StepProgress]:
-    """The progress of a run of `total` steps, of which `done` are done."""
+def step_progress(total: int, done: int, success: float, eval_split: str) -> Iterator[StepProgress]:
+    """The progress of a run of `total` steps, of which `done` are done, evaluated on the tasks of `eval_split`."""
     with _bar() as bar:
-        yield StepProgress(bar, total, done, success)
+        yield StepProgress(bar, total, done, success, eval_split)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from paw_fast import console, runs
 from paw_fast.checkpoint import find_checkpoint, verify_checkpoint
 from paw_fast.config import TrainConfig, load_preset
-from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.evaluate import EvalResult, describe_tasks, eval_tasks, evaluate
 from paw_fast.losses import rows_per_chunk
 from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
 from paw_fast.rollout.build import at_temperature, make_engine, make_env, make_loop
-from paw_fast.types import Trajectory, UserError
+from paw_fast.tasks.overlap import tasks_in_train
+from paw_fast.types import Env, Task, Trajectory, UserError
 from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
 
 
@@ -46,6 +48,22 @@ def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[
     return path, load_preset(preset, env or config.env.name) if preset else config
 
 
+def _tasks_in_train(env: Env, tasks: Sequence[Task], split: str, path: Path | str, preset: str | None) -> int | None:
+    """How many of the tasks the model's run trains on; None where that is not known, because it belongs to no run, is
+    asked with other settings than its run's, or the run's training tasks cannot be read."""
+    if preset is not None or isinstance(path, str):
+        return None
+    try:
+        runs.run_of(path)
+    except UserError:
+        return None
+    try:
+        return tasks_in_train(env, tasks, split)
+    except UserError as error:
+        console.say(f"note: it is not known whether the run trained on these tasks: {error}")
+        return None
+
+
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
     path, config = find_model(options.checkpoint, options.preset, options.env)
@@ -62,6 +80,7 @@ def run_eval(options) -> int:
     env = make_env(config.env)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
+        in_train = _tasks_in_train(env, tasks, options.split, path, options.preset)
         policy = load_policy(path, config.model, trainable=False)
         config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
@@ -88,6 +107,7 @@ def run_eval(options) -> int:
         "checkpoint": str(path),
         "env": config.env.name,
         "split": options.split,
+        "eval_tasks_in_train": in_train,
         "seed": options.seed,
         "temperature": temperature,
     }
@@ -111,8 +131,12 @@ def _show(result: EvalResult, about: dict) -> None:
     for name, row in [*shown["by_task_type"].items(), ("all", shown)]:
         interval = f"{row['low']:.0%} to {row['high']:.0%}"
         table.add_row(name, f"{row['success']:.1%}", interval, f"{row['successes']} of {row['num_tasks']}")
+    captions = []
+    if about["eval_tasks_in_train"] and about["split"] != "train":
+        captions.append(describe_tasks(result.num_tasks, about["split"], about["eval_tasks_in_train"]))
     if shown["mean_scores"]:
-        table.caption = ", ".join(f"{name} {value:.3f}" for name, value in shown["mean_scores"].items())
+        captions.append(", ".join(f"{name} {value:.3f}" for name, value in shown["mean_scores"].items()))
+    table.caption = "; ".join(captions) or None
     Console().print(table)
 
 

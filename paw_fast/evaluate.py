@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paw_fast import console
 from paw_fast.metrics import wilson_interval
 from paw_fast.rollout.agent import AgentLoop
 from paw_fast.rollout.player import Sitting
-from paw_fast.types import Task, Trajectory, UserError
+from paw_fast.tasks.overlap import tasks_in_train
+from paw_fast.types import Env, Task, Trajectory, UserError
 
 EVAL_SEED = 20_000
 """Evaluations draw from seeds of their own, so that they never change what training samples."""
@@ -57,6 +59,35 @@ def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
         raise UserError("there are no tasks to evaluate on: check --split and the data")
     order = np.random.default_rng(EVAL_SEED).permutation(len(tasks))
     return [tasks[int(i)] for i in order[:count]]
+
+
+def describe_tasks(count: int, split: str, in_train: int | None = None) -> str:
+    """What was evaluated on, in words: the split's name, and how many of the tasks are training tasks too.
+
+    >>> describe_tasks(100, "eval", 99)
+    '100 eval tasks (99 of them training tasks)'
+    """
+    shared = f" ({in_train} of them training tasks)" if in_train and split != "train" else ""
+    return f"{count} {split} tasks{shared}"
+
+
+def check_held_out(env: Env, tasks: Sequence[Task], split: str) -> int:
+    """How many of the evaluation tasks are training tasks too; says so where it is some of them.
+
+    Raises `UserError` where it is all of them, unless the split is `train`.
+    """
+    shared = tasks_in_train(env, tasks, split)
+    if split != "train" and shared == len(tasks):
+        raise UserError(
+            f"all {shared} evaluation tasks of the split {split!r} are training tasks too: choose another --eval-split "
+            "(or, for search, other --env.eval files); --eval-split train evaluates on training tasks on purpose"
+        )
+    if split != "train" and shared:
+        console.say(
+            f"warning: {shared} of the {len(tasks)} evaluation tasks of the split {split!r} are training tasks too: "
+            "success on them says nothing of unseen tasks"
+        )
+    return shared
 
 
 def evaluate(

@@ -151,6 +151,13 @@ def _gap(run: Run) -> str:
     return " to ".join(f"{gap:.3f}" for gap in ends if isinstance(gap, float))
 
 
+def _evaluated_on(run: Run) -> str:
+    """The evaluation split, and how many of its tasks are training tasks too."""
+    split, shared = run.summary.get("eval_split") or _get(run.config, "eval_split"), run.number("eval_tasks_in_train")
+    overlap = f"{shared:.0f} of its tasks are training tasks" if shared and split != "train" else None
+    return _join(split, overlap)
+
+
 def _facts(run: Run) -> dict[str, str]:
     """What the table says of a run: a row's name and its text, `-` where it is not known."""
     config, total = run.config, run.number("num_eval_tasks")
@@ -160,6 +167,7 @@ def _facts(run: Run) -> dict[str, str]:
     return {
         "success after the warm start": _with_interval(run.number("warm_start_success"), total),
         "final success": _with_interval(run.number("final_success"), total),
+        "evaluated on": _evaluated_on(run),
         "gain": _gain(run),
         "wall time": _duration(run.number("wall_time_s")),
         "steps": f"{done} of {planned}" if planned is not None else str(done),

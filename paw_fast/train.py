@@ -27,7 +27,7 @@ import torch
 from paw_fast import console, runs
 from paw_fast.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint
 from paw_fast.config import TrainConfig
-from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.evaluate import EvalResult, check_held_out, describe_tasks, eval_tasks, evaluate
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
 from paw_fast.passages import PassageMemory
 from paw_fast.pipeline import Pipeline
@@ -84,6 +84,7 @@ class Trainer:
             wait(self._check_interrupt)
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
+        self.eval_in_train = check_held_out(self.env, self.eval_tasks, config.eval_split)
         checkpoint = load_checkpoint(run_dir) if resume and find_checkpoint(run_dir) else None
         first_model = self._first_model()
         self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
@@ -248,16 +249,21 @@ class Trainer:
             }  # fmt: skip
             self.writer.log(0, eval_metrics(result, quality) | self.timer.take())
             self.save()
-            console.say(f"before training: success {result.success:.0%} on {result.num_tasks} unseen tasks")
+            console.say(f"before training: success {result.success:.0%} on {self.evaluated_on()}")
         episodes = c.rollout.groups * c.rollout.group_size
-        with console.step_progress(c.steps, self.step, self.summary["final_success"]) as show:
+        with console.step_progress(c.steps, self.step, self.summary["final_success"], c.eval_split) as show:
             while self.step < c.steps:
                 metrics = self.finish_step(self.train_step(show.episode(episodes)), episodes)
                 show.step(self.step, metrics)
         self.write_summary()
 
+    def evaluated_on(self) -> str:
+        """The evaluation tasks in words."""
+        return describe_tasks(len(self.eval_tasks), self.config.eval_split, self.eval_in_train)
+
     def write_summary(self) -> None:
         """summary.json and report.html, of what the run has reached."""
+        self.summary |= {"eval_split": self.config.eval_split, "eval_tasks_in_train": self.eval_in_train}
         self.summary |= {"wall_time_s": round(self.elapsed_s(), 1), "steps": self.step, "seed": self.config.seed}
         runs.write_json(self.run_dir / "summary.json", self.summary)
         write_report([self.run_dir])
@@ -303,7 +309,7 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
         trainer.close()
     s = trainer.summary
     console.say(
-        f"success on {s['num_eval_tasks']} unseen tasks: {s['warm_start_success']:.0%} before, "
+        f"success on {trainer.evaluated_on()}: {s['warm_start_success']:.0%} before, "
         f"{s['final_success']:.0%} after {trainer.step} steps; {s['wall_time_s'] / 60:.1f} min; "
         f"see {run_dir}/report.html"
     )

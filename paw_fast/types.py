@@ -24,6 +24,9 @@ class UserError(ValueError):
 class Task:
     """One initial state of an environment. Produced by `Env.tasks`, consumed by `Env.reset`.
 
+    `key` is what the task asks for, where that can be said in a text: equal exactly where two tasks are the same,
+    whatever their ids. Without it a task is known by its file's contents, else by its id.
+
     >>> Task(task_id="pick_and_place_simple-Mug-None-Desk-308/trial_1", env="alfworld", split="unseen",
     ...      task_type="pick_and_place_simple", path=Path("game.tw-pddl"))  # doctest: +ELLIPSIS
     Task(task_id='pick_and_place_simple-Mug-None-Desk-308/trial_1', env='alfworld', ...)
@@ -35,6 +38,7 @@ class Task:
     task_type: str = ""
     path: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
 
     @classmethod
     def from_file(cls, path: str | Path, env: str = "alfworld", split: str = "") -> Task:

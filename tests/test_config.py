@@ -1,6 +1,7 @@
 """Configs: round trip through TOML, strictness, recipes."""
 
 import dataclasses
+import importlib
 import inspect
 
 import pytest
@@ -148,3 +149,11 @@ def test_lists_of_files_go_through_a_run_config(tmp_path):
         with pytest.raises(UserError) as error:
             load_toml(tmp_path / "mine.toml")
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ENV_SETTINGS)
+def test_an_environment_s_settings_have_one_default(name):
+    """That of `EnvConfig` with `ENV_DEFAULTS`, also where an environment is made from Python."""
+    factory = importlib.import_module(f"paw_fast.envs.{name}.factory")
+    defaults = {key: p.default for key, p in inspect.signature(factory.make).parameters.items()}
+    assert {key: defaults[key] for key in env_settings(env_config(name))} == env_settings(env_config(name))

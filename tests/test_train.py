@@ -52,6 +52,8 @@ def test_a_run_leaves_everything_it_should(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert {"warm_start_success", "final_success", "num_eval_tasks", "wall_time_s"} <= set(summary)
     assert summary["num_eval_tasks"] == 4
+    assert (summary["eval_split"], summary["eval_tasks_in_train"]) == ("unseen", 0)
+    assert "<th>evaluated on</th><td>unseen</td>" in (finished / "report.html").read_text()
     assert runs.config_of(finished).steps == 4
     assert "torch" in json.loads((finished / "versions.json").read_text())
     assert [row["step"] for row in read_metrics(finished)] == [0, 1, 2, 3, 4]
@@ -124,8 +126,19 @@ def test_eval_prints_one_json_object_that_the_run_reported_too(finished, cache, 
     assert process.returncode == 0, err
     result = json.loads(out)
     assert result["num_tasks"] == 4
+    assert (result["split"], result["eval_tasks_in_train"]) == ("unseen", 0)
     assert result["success"] == json.loads((finished / "summary.json").read_text())["final_success"]
     assert 0 <= result["low"] <= result["success"] <= result["high"] <= 1
+
+
+@pytest.mark.parametrize("split", ["train", "valid_seen"])
+def test_eval_says_how_many_of_its_tasks_were_trained_on(finished, cache, monkeypatch, capsys, split):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache["XDG_CACHE_HOME"])
+    assert cli.run(["eval", str(finished), "--tasks", "2", "--split", split, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["split"], result["eval_tasks_in_train"]) == (split, 2 if split == "train" else 0)
+    assert cli.run(["eval", str(finished / "warm_start"), "--tasks", "1", "--preset", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["eval_tasks_in_train"] is None
 
 
 def test_a_run_with_more_steps_remembers_them_and_stays_in_its_folder(finished, cache, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paw_fast.env_config import EnvConfig
 from paw_fast.types import Env, Observation, Step, Task, UserError
 
 from . import engine
@@ -33,8 +34,8 @@ class GameSet:
         data: str | os.PathLike[str] | None = None,
         size: str = "small",
         seed: int = 0,
-        num_train: int = 3000,
-        num_unseen: int = 200,
+        num_train: int = EnvConfig.num_train,
+        num_unseen: int = EnvConfig.num_unseen,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         data = data or os.environ.get("ALFWORLD_DATA") or None
@@ -53,6 +54,11 @@ class GameSet:
                 make_split(self.root, *self._recipe, name)
             self._tasks[name] = tuple(list_tasks(self.root, name))
         return self._tasks[name]
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the games are generated ones."""
+        return self._recipe is not None
 
     def world(self, task: Task) -> World:
         """The task's world, from the cache where it was loaded before and its file has not changed."""
@@ -95,6 +101,11 @@ class AlfworldEnv:
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "valid_seen" or "valid_unseen" (also "unseen"), in a fixed order."""
         return self._games.tasks(split)
+
+    @property
+    def disjoint_splits(self) -> bool:
+        """Whether the games were generated so that no two splits share one."""
+        return self._games.is_generated
 
     def reset(self, task: Task) -> Observation:
         """Starts an episode. Raises `UserError` naming file and place when the task cannot be loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from paw_fast.env_config import EnvConfig
 from paw_fast.types import Env, UserError
 
 from .env import AlfworldEnv, GameSet
@@ -14,7 +15,8 @@ _ENGINES = ("native", "textworld")
 
 def make(
     engine: str = "native", data: str | os.PathLike[str] | None = None, max_steps: int = 50, size: str = "small",
-    seed: int = 0, num_train: int = 3000, num_unseen: int = 200, cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0, num_train: int = EnvConfig.num_train, num_unseen: int = EnvConfig.num_unseen,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Env:  # fmt: skip
     """An ALFWorld environment.
 

@@ -212,6 +212,11 @@ class ReferenceEnv:
         """The tasks of "train", "valid_seen" or "valid_unseen" (also "unseen"), in a fixed order."""
         return self._games.tasks(split)
 
+    @property
+    def disjoint_splits(self) -> bool:
+        """Whether the games were generated so that no two splits share one."""
+        return self._games.is_generated
+
     def reset(self, task: Task) -> Observation:
         """Starts an episode. Raises `UserError` naming the file when the reference cannot load it."""
         self.begin_reset(task)

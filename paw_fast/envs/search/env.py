@@ -12,7 +12,7 @@ from typing import Any
 
 from paw_fast.envs.search.desk import SearchDesk
 from paw_fast.envs.search.questions import Question
-from paw_fast.envs.search.scoring import Scores, score
+from paw_fast.envs.search.scoring import Scores, normalize, score
 from paw_fast.retrieval.records import Hit
 from paw_fast.types import Observation, Step, Task, UserError
 
@@ -54,7 +54,8 @@ def show_passages(hits: Sequence[Hit]) -> tuple[str, tuple[tuple[int, int, str],
 def make_task(question: Question, split: str) -> Task:
     """The task of a question."""
     info = {"question": question.text, "golden": question.golden, "supporting": question.supporting}
-    return Task(question.question_id, "search", split, question.kind, info=info)
+    key = normalize(question.text) or question.text
+    return Task(question.question_id, "search", split, question.kind, info=info, key=key)
 
 
 class SearchEnv:

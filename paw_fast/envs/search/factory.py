@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from paw_fast.env_config import EnvConfig
 from paw_fast.envs.search.desk import SearchDesk
 from paw_fast.envs.search.env import SearchEnv
 from paw_fast.envs.search.expert import SearchExpert
@@ -27,7 +28,8 @@ def make(
     train: Sequence[str] = (), eval: Sequence[str] = (), corpus: str | os.PathLike[str] | None = None,
     retriever: str | None = None, dialect: Literal["auto", "queries", "query"] = "auto", timeout_s: float = 30.0,
     retries: int = 3, topk: int = 3, format_reward: float = 0.0, max_steps: int = 5, seed: int = 0,
-    num_train: int = 3600, num_unseen: int = 200, cache_dir: str | os.PathLike[str] | None = None,
+    num_train: int = EnvConfig.num_train,
+    num_unseen: int = EnvConfig.num_unseen, cache_dir: str | os.PathLike[str] | None = None,
 ) -> SearchEnv:  # fmt: skip
     """A search environment.
 

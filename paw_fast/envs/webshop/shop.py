@@ -28,7 +28,10 @@ SPLITS = {
 
 
 class GoalTasks(Sequence[Task]):
-    """The tasks of a split, made when they are asked for: the full catalogue has millions of goals."""
+    """The tasks of a split, made when they are asked for: the full catalogue has millions of goals.
+
+    `numbers` of the goals rise, and tell the goals apart: the split `train` leaves out repetitions of held-out goals.
+    """
 
     def __init__(self, goals: Goals, numbers: np.ndarray, split: str) -> None:
         self._goals, self._numbers, self._split = goals, numbers, split
@@ -47,6 +50,12 @@ class GoalTasks(Sequence[Task]):
         kind = re.sub(r"[^A-Za-z0-9_]+", "_", self._goals[number].category) or "other"
         name = f"{self._goals.kind}-{self._goals.seed}-{number}"
         return Task(name, "webshop", self._split, kind, info={"goal": number})
+
+    def contains(self, task: Task) -> bool:
+        """Whether a task of the same catalogue is one of these."""
+        number = task.info.get("goal")
+        at = int(np.searchsorted(self._numbers, number)) if isinstance(number, int) else len(self._numbers)
+        return at < len(self._numbers) and int(self._numbers[at]) == number
 
     def __iter__(self) -> Iterator[Task]:
         return (self[i] for i in range(len(self)))

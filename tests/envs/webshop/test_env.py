@@ -15,6 +15,7 @@ from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.envs.webshop.goals import NO_LIMIT, sample_limit, sample_prices
 from paw_fast.envs.webshop.pages import Node, Page, template_json
 from paw_fast.envs.webshop.search import make_analyzer
+from paw_fast.tasks.overlap import tasks_in_train
 from paw_fast.types import Env, Task, UserError
 
 
@@ -38,6 +39,17 @@ def test_an_episode_that_is_won(reference_env):
     with pytest.raises(RuntimeError, match="after the episode's end"):
         env.step("click[back to search]")
     assert env.reset(task) == first
+
+
+def test_webshop_s_own_eval_split_is_trained_on(reference_env):
+    """Goals 500 to 1499 are training goals of verl-agent's (500 and up), but for one that repeats a held-out goal."""
+    shared = {
+        split: tasks_in_train(reference_env, reference_env.tasks(split), split)
+        for split in ("unseen", "test", "eval", "train", "train_original")
+    }
+    assert shared == {"unseen": 0, "test": 0, "eval": 999, "train": 6408, "train_original": 5408}
+    numbers = {task.info["goal"] for task in reference_env.tasks("train")}
+    assert shared["eval"] == sum(task.info["goal"] in numbers for task in reference_env.tasks("eval"))
 
 
 def chosen_on_the_last_page(text):

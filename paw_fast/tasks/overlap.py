@@ -1,0 +1,65 @@
+"""Finds evaluation tasks that are training tasks too, by what they ask and not by their names or files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from paw_fast.types import Env, Task
+
+
+def tasks_in_train(env: Env, tasks: Sequence[Task], split: str) -> int:
+    """How many of `tasks`, which are of `split`, the training split of `env` holds too.
+
+    An environment whose generator makes the splits apart says so by `disjoint_splits`, and is not asked to make its
+    training tasks for this. Raises `UserError` when they cannot be read.
+    """
+    if split != "train" and getattr(env, "disjoint_splits", False):
+        return 0
+    return count_shared(env.tasks("train"), tasks)
+
+
+def count_shared(train: Sequence[Task], tasks: Sequence[Task]) -> int:
+    """How many of `tasks` are in `train`: with the same `key`, else the same bytes in their file, else the same id.
+
+    A sequence too long to be read whole (WebShop's) has a method `contains(task)` and is asked by it.
+
+    >>> count_shared([Task("a", key="who wrote emma")], [Task("1", key="who wrote emma"), Task("a", key="when")])
+    1
+    """
+    contains = getattr(train, "contains", None)
+    if contains is not None:
+        return sum(bool(contains(task)) for task in tasks)
+    names = {_name(task) for task in train if task.key or task.path is None}
+    files: dict[int, list[Path]] = defaultdict(list)  # by size: only files of the same size are read
+    for task in train:
+        if not task.key and task.path is not None and (size := _size(task.path)) is not None:
+            files[size].append(task.path)
+    digests: dict[Path, bytes] = {}
+
+    def digest(path: Path) -> bytes:
+        if path not in digests:
+            digests[path] = hashlib.sha256(path.read_bytes()).digest()
+        return digests[path]
+
+    def shared(task: Task) -> bool:
+        if task.key or task.path is None:
+            return _name(task) in names
+        size, path = _size(task.path), task.path
+        same_size = files.get(size, []) if size is not None else []
+        return path in same_size or any(digest(one) == digest(path) for one in same_size)
+
+    return sum(map(shared, tasks))
+
+
+def _name(task: Task) -> tuple[str, str]:
+    return ("key", task.key) if task.key else ("id", task.task_id)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # what cannot be read is reported when it is played
+        return None
