@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import re
 import zlib
 from collections import Counter
@@ -44,6 +45,16 @@ class ReadingNotes:
     def lines(self) -> list[str]:
         """One line for each reason."""
         return [f"{number} with {reason} (first: {self.first[reason]})" for reason, number in self.counts.items()]
+
+
+_SAID: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """One warning to the user, the first time that this process has this one."""
+    if text not in _SAID:
+        _SAID.add(text)
+        logging.getLogger("paw_fast.envs").warning("%s", text)
 
 
 def whole_text(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -61,7 +62,7 @@ def test_a_file_that_is_gone_is_not_a_training_task(tmp_path):
 
 
 def test_some_are_said_and_all_are_refused(said):
-    train = Fixed(*asked("a", "b", "c"))
+    train: Any = Fixed(*asked("a", "b", "c"))
     assert check_held_out(train, asked("x", "y"), "unseen") == 0
     assert said.getvalue() == ""
     assert check_held_out(train, asked("a", "c", "x"), "eval") == 2

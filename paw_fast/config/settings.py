@@ -286,11 +286,11 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between evaluations during training; 0 evaluates at the end only."""
     eval_tasks: int = 100
-    """Unseen tasks of an evaluation."""
+    """Tasks of an evaluation, drawn from its split once and for all."""
     eval_transitions: int = 256
     """Transitions of an evaluation's episodes on which the world model is measured."""
     eval_split: str = "unseen"
-    """Split that evaluations play."""
+    """Split that evaluations play; one whose tasks are all trained on is refused, unless it is `train`."""
     save_every: int = 10
     """Steps between checkpoints."""
     keep_checkpoints: int = 2

@@ -395,3 +395,18 @@ def test_threads_may_search_one_index(search_env):
     for thread in threads:
         thread.join()
     assert all(one == expected for one in got.values())
+
+
+def test_what_is_left_out_of_questions_and_passages_is_said_once(tmp_path, caplog):
+    (tmp_path / "q.jsonl").write_text('{"question": "q?", "answer": "x"}\n{"question": "r?", "answer": "the"}\n')
+    (tmp_path / "c.jsonl").write_text('{"text": "a whale"}\n{"text": null}\n{"text": "the"}\n')
+    for _ in range(2):
+        env = envs.make("search", train=[str(tmp_path / "q.jsonl")], corpus=tmp_path / "c.jsonl", cache_dir=tmp_path)
+        assert [task.info["question"] for task in env.tasks("train")] == ["q?"]
+    said = [record.getMessage() for record in caplog.records if record.name == "paw_fast.envs"]
+    assert [line.split(" (first")[0] for line in said] == [
+        f"{tmp_path / 'c.jsonl'}: 1 with no text (null), left out",
+        f"{tmp_path / 'c.jsonl'}: 1 of 2 passages have no indexed word: no query finds them",
+        "--env.train: 1 with an answer of which normalisation leaves nothing: that answer is not used",
+        "--env.train: 1 with no answer, left out",
+    ]

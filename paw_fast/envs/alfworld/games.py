@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from paw_fast.files import cache_folder
-from paw_fast.foreign import may_hold_halves, whole
+from paw_fast.foreign import may_hold_halves, warn_once, whole
 from paw_fast.types import Task, UserError
 
 from .generate import GENERATOR_VERSIONS, SPLITS, Game, make_game
@@ -34,7 +33,6 @@ from .world import World
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
 OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
 """Playable games of the official data set, json_2.1.1."""
-_LOG = logging.getLogger("paw_fast.envs")
 _SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
 _END_BYTES = 400
 _STALE_S = 24 * 3600
@@ -118,7 +116,7 @@ def list_tasks(root: Path, split: str) -> list[Task]:
     """The tasks of `list_games`; what it leaves out is logged as one warning."""
     listing = list_games(root, split)
     if listing.left_out:
-        _LOG.warning("%s: %s", root, listing.line())
+        warn_once(f"{root}: {listing.line()}")
     return list(listing.tasks)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -16,12 +15,10 @@ from paw_fast.envs.search.env import SearchEnv
 from paw_fast.envs.search.expert import SearchExpert
 from paw_fast.envs.search.questions import Question, load_mixture
 from paw_fast.envs.search.world import WORLD_VERSION, World, make_world
-from paw_fast.foreign import ReadingNotes
+from paw_fast.foreign import ReadingNotes, warn_once
 from paw_fast.retrieval import Retriever, cache_folder, index_notes, index_of, open_index
 from paw_fast.retrieval.records import MAX_TOPK
 from paw_fast.types import UserError
-
-_LOG = logging.getLogger("paw_fast.envs")
 
 
 def make(
@@ -63,7 +60,7 @@ def make(
         assert corpus is not None
         found = open_index(index_of(Path(corpus), cache_dir))
         for line in index_notes(found):
-            _LOG.warning("%s: %s", corpus, line)
+            warn_once(f"{corpus}: {line}")
     return SearchEnv(splits, SearchDesk(found, topk), max_steps, format_reward, notes=True)
 
 
@@ -73,7 +70,7 @@ def _load(option: str, files: Sequence[str]) -> list[Question]:
     notes = ReadingNotes()
     questions = load_mixture(files, notes)
     for line in notes.lines():
-        _LOG.warning("--env.%s: %s", option, line)
+        warn_once(f"--env.{option}: {line}")
     return questions
 
 

@@ -82,7 +82,7 @@ def load_questions(path: Path, notes: ReadingNotes | None = None) -> list[Questi
 
 def _read(record: Mapping[str, Any], kind: str, number: int, where: str, notes: ReadingNotes) -> Question | None:
     """The question of a record; None, counted in `notes`, where it has no answer."""
-    values = {key.lower(): value for key, value in reversed(record.items()) if value is not None}
+    values = {key.lower(): value for key, value in reversed(list(record.items())) if value is not None}
     if values.get("answerable") is False:
         notes.note(UNANSWERABLE, where)
         return None

@@ -206,8 +206,8 @@ class Annotations:
 
     def add(self, product: Product) -> Product:
         """The product with its attributes and instructions. Raises `ValueError` when they have another form."""
-        raw = json.loads(self._attributes.get(product.asin, b"{}"))
-        human = json.loads(self._human.get(product.asin, b"[]"))
+        raw = json.loads(self._attributes.get(product.asin, b"{}")) or {}
+        human = json.loads(self._human.get(product.asin, b"[]")) or []
         try:
             instruction = raw.get("instruction")
             return replace(

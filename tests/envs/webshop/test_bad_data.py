@@ -4,9 +4,13 @@ import json
 import logging
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from paw_fast import envs
-from paw_fast.envs.webshop.reading import read_options, read_prices
+from paw_fast.envs.webshop.reading import Annotations, read_options, read_prices, read_products
+from paw_fast.envs.webshop.records import ReadingReport
+from paw_fast.envs.webshop.store import decode, encode
 from paw_fast.types import UserError
 
 
@@ -70,6 +74,39 @@ def test_a_null_instruction_and_an_endless_price(raw, write_shop, tmp_path):
     }  # fmt: skip
     assert [goal.instruction_text.split(",")[0] for goal in env.shop.goals] == ["a mug"]
     assert env.shop.product("B3").prices == (100.0,)
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=4)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=4,
+)
+PRODUCT_KEYS = (
+    "asin", "name", "full_description", "small_description", "pricing", "customization_options", "product_category",
+    "category", "query", "title_nouns",
+)  # fmt: skip
+SAID_KEYS = ("attributes", "instruction", "instruction_attributes")
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(st.sampled_from(PRODUCT_KEYS), TEXTS | JSON, max_size=3),
+    st.dictionaries(st.sampled_from(SAID_KEYS), JSON, max_size=2) | JSON,
+    JSON | st.lists(st.dictionaries(st.sampled_from(["instruction", "instruction_attributes"]), JSON), max_size=2),
+)
+def test_any_json_gives_products_that_can_be_stored_or_a_reason(raw, tmp_path_factory, changes, said, human):
+    folder = tmp_path_factory.getbasetemp()
+    files = {"p": [raw("B1") | changes, changes], "a": {"B1": said}, "h": {"B1": human}}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    report = ReadingReport()
+    annotations = Annotations(folder / "a.json", folder / "h.json")
+    products = list(read_products(folder / "p.json", annotations, None, report))
+    assert report.num_products == len(products)
+    assert len(products) + report.problems.total() >= 2
+    for product in products:
+        assert decode(encode(product)) == product
 
 
 def test_half_characters_anywhere_and_a_byte_order_mark(raw, write_shop, tmp_path):
