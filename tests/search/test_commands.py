@@ -112,11 +112,14 @@ def test_serve_answers_until_ctrl_c_and_a_taken_port_says_so(test_data):
 def test_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
     """Index, train two steps on the published sample, evaluate with exact match and F1."""
     qa = test_data / "qa"
-    questions, run = str(qa / "hotpotqa_train.json"), tmp_path / "run"
+    records, run = json.loads((qa / "hotpotqa_train.json").read_text()), tmp_path / "run"
+    for name, part in {"train": records[:-2], "held_out": records[-3:]}.items():  # one question in both
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
     assert cli.run(["retriever", "index", "--corpus", str(qa / "hotpotqa_train_corpus.json")]) == 0
     capsys.readouterr()
     settings = {
-        "preset": "tiny", "steps": 2, "env.train": questions, "env.eval": questions, "env.topk": 2,
+        "preset": "tiny", "steps": 2, "env.topk": 2,
+        "env.train": tmp_path / "train.json", "env.eval": tmp_path / "held_out.json",
         "env.corpus": qa / "hotpotqa_train_corpus.json", "env.max-observation-tokens": 60,
         "warm-start.episodes": 6, "warm-start.epochs": 1, "warm-start.haste": 0, "rollout.groups": 2,
         "rollout.group-size": 2, "rollout.slots": 4, "algo.minibatches": 1, "eval-tasks": 3, "run-dir": run,
@@ -128,9 +131,16 @@ def test_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
     assert {"score/eval_em", "score/eval_f1", "score/eval_sub_em"} <= set(rows[-1])
     assert {"score/em", "score/f1", "retrieval/queries", "wm/next_observation_error"} <= set(rows[1])
     assert (run / "passages.jsonl").read_text().startswith('{"step": 0')  # those of the demonstrations
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert "warning: 1 of the 3 evaluation tasks of the split 'unseen' are training tasks too" in said
+    assert "on 3 unseen tasks (1 of them training tasks)" in said
+    assert json.loads((run / "summary.json").read_text())["eval_tasks_in_train"] == 1
+    assert "1 of its tasks are training tasks" in (run / "report.html").read_text()
+    assert cli.run(["eval", str(run), "--tasks", "3"]) == 0
+    assert "3 unseen tasks (1 of them training tasks)" in " ".join(capsys.readouterr().out.split())
     assert cli.run(["eval", str(run), "--tasks", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert result["eval_tasks_in_train"] == 1
     assert set(result["mean_scores"]) == {"em", "sub_em", "f1"}
     assert result["success"] == result["mean_scores"]["em"] == rows[-1]["score/eval_em"]
-    assert set(result["by_task_type"]) == {"hotpotqa_train"}
+    assert set(result["by_task_type"]) == {"held_out"}
