@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from paw_fast import attention
+from paw_fast import attention, console
 from paw_fast.config import ModelConfig
+from paw_fast.forward_check import check_forward
 from paw_fast.types import UserError
 
 
@@ -59,12 +61,41 @@ def map_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if divisor == 1.0 else logits / divisor
 
 
+def without_dropout(model: Any) -> None:
+    """Puts a model into evaluation mode for good, with gradient checkpointing at work where it is enabled.
+
+    Dropout (and the noise of some routers) would make a token's log-prob differ from pass to pass, and with it the
+    ratio to the rollout's: two passes must agree, training ones included. Transformers checkpoints only those layers
+    that are in training mode, so these stay in it, but neither their parts nor any rate of their own.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+            for name in _dropout_rates(vars(module)):
+                setattr(module, name, 0.0)
+
+
+def _dropout_rates(settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are dropout rates or jitter above zero."""
+    return [
+        name for name, value in settings.items()
+        if isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name)
+    ]  # fmt: skip
+
+
 @dataclass
 class Policy:
-    """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others."""
+    """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others.
+
+    The model is put into evaluation mode: dropout is off in every pass, those of the update included.
+    """
 
     model: Any
     tokenizer: Any
+
+    def __post_init__(self) -> None:
+        without_dropout(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -76,11 +107,20 @@ class Policy:
 
     def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Last hidden states [T, H] of packed sequences. input_ids, position_ids [T]; lengths sum to T."""
+        if self.model.training:
+            without_dropout(self.model)
         plan = attention.PackedPlan(lengths)
         out = self.model.base_model(
             input_ids=input_ids[None], position_ids=position_ids[None], paw_plan=plan, use_cache=False
         )
         return out.last_hidden_state[0]
+
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor, plan: Any) -> torch.Tensor:
+        """Logits [T, V] of packed tokens under an attention plan, as the model's own forward pass maps them."""
+        out = self.model.base_model(
+            input_ids=input_ids[None], position_ids=position_ids[None], paw_plan=plan, use_cache=False
+        )
+        return map_logits(self.model, self.lm_head(out.last_hidden_state[0]))
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
@@ -89,7 +129,8 @@ class Policy:
 def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -> Policy:
     """Loads a causal LM and its tokenizer from a folder or hub name, on the device and dtype of `config`.
 
-    Raises `UserError` with one line when there is no such model, it is damaged, or it cannot be used here.
+    Raises `UserError` with one line when there is no such model, it is damaged, or it cannot be used here; its packed
+    forward pass is compared with its own (`forward_check`).
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -103,12 +144,22 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME
         )
+    except KeyError as e:
+        if e.args != (attention.ATTENTION_NAME,):
+            raise UserError(f"--model {name}: cannot be loaded as a causal LM: no {e}") from e
+        raise UserError(
+            f"--model {name}: models of this type have attention code of their own, which cannot run packed sequences: "
+            "not supported; take one that uses transformers' attention interface"
+        ) from e
     except Exception as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
     model.to(device)
-    model.train(trainable)
     model.requires_grad_(trainable)
     if trainable and config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model, tokenizer)
+    policy = Policy(model, tokenizer)
+    check_forward(policy, name)
+    if trainable and (rates := _dropout_rates(model.config.get_text_config().to_dict())):
+        console.say(f"--model {name}: dropout is off ({', '.join(rates)} in its config): log-probs must repeat")
+    return policy

@@ -21,7 +21,7 @@ LAYERS = [
     {"config", "env_config", "console"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "doctor_data", "attention",
-     "tiny", "critic", "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
+     "tiny", "critic", "policy", "forward_check", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
      "mismatch", "timeline", *STAGES},
     {"update", "warm_start", "evaluate", "world_model_quality"},
     {"train", "pipeline", "eval_command"},

@@ -216,6 +216,7 @@ def _build(spec: ActorSpec) -> tuple[AgentLoop, Any]:
     else:
         engine = build.empty_transformers_engine(model_config, tokenizer, spec.source, spec.config, spec.dtype)
         engine.weights_changed(spec.version)
+        engine.check()
 
     def close() -> None:
         engine.close()

@@ -42,17 +42,20 @@ def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
         )  # fmt: skip
 
 
-def transformers_engine(policy: Policy, config: TrainConfig, source: WeightSource | None = None) -> RolloutEngine:
+def transformers_engine(policy: Policy, config: TrainConfig, source: WeightSource | None = None) -> TransformersEngine:
     """Hugging Face's model as the generator; with a source, on weights of its own."""
     length = _max_length(policy.model.config, config)
     chat = ChatFormat(policy.tokenizer)
-    return TransformersEngine(policy.model, chat, slots=config.rollout.slots, max_length=length, source=source)
+    engine = TransformersEngine(policy.model, chat, slots=config.rollout.slots, max_length=length, source=source)
+    if source is None:
+        engine.check()
+    return engine
 
 
 def empty_transformers_engine(
     model_config: Any, tokenizer: Any, source: WeightSource, config: TrainConfig, dtype: str
-) -> RolloutEngine:
-    """The same on a model made from its config alone: `weights_changed` fills it."""
+) -> TransformersEngine:
+    """The same on a model made from its config alone: `weights_changed` fills it, and `check` may be called then."""
     device = resolve_device(config.model.device)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
@@ -78,7 +81,7 @@ def vllm_engine(
 
 def _max_length(model_config: Any, config: TrainConfig) -> int:
     limit = config.rollout.max_sequence_tokens
-    return min(limit, getattr(model_config, "max_position_embeddings", limit))
+    return min(limit, getattr(model_config.get_text_config(), "max_position_embeddings", None) or limit)
 
 
 def make_loop(tokenizer: Any, model_config: Any, engine: RolloutEngine, env: Env, config: TrainConfig) -> AgentLoop:

@@ -45,7 +45,7 @@ class ChatFormat:
             {"role": "assistant", "content": _ACTION},
             {"role": "user", "content": _MESSAGE},
         ]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = self._render(turns)
         if text.count(_ACTION) != 1 or text.count(_MESSAGE) != 1:
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} changes messages: cannot build prompts on it"
@@ -61,6 +61,19 @@ class ChatFormat:
         if not self.stop_ids:
             raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token: set `eos_token`")
         self._may_complete: dict[tuple[int, tuple[str, ...]], bool] = {}
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        """The conversation as text. Raises `UserError` for whatever the template's code raises."""
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path or 'this model'} fails on a conversation of {roles}: "
+                f"{type(error).__name__}{': ' + text[0] if text else ''}; set another `chat_template` in its "
+                "tokenizer_config.json"
+            ) from error
 
     def _is_special(self, token: int) -> bool:
         return token in set(self.tokenizer.all_special_ids)
@@ -135,7 +148,7 @@ class ChatFormat:
     def first(self, message: str) -> list[int]:
         """Ids of a conversation of one user message, up to where the policy writes."""
         turns = [{"role": "user", "content": message}]
-        return self.encode(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return self.encode(self._render(turns))
 
     def follow(self, action_ids: Sequence[int], before: str, text: str, after: str) -> tuple[list[int], list[bool]]:
         """Ids that come after an action: glue, then the next user message `before + text + after`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class ActionRequest:
 class Completion:
     """A sampled action. Produced by an engine, consumed by the agent loop.
 
-    `logprobs` are those of the distribution that was sampled (temperature applied); `stopped` is False when the
+    `logprobs` are those of the model's distribution (temperature applied). Ids that the tokenizer does not know are not
+    sampled, but the transformers engine leaves their probability in the softmax, as the trainer does; `stopped` is False when the
     action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled with.
 
     >>> Completion(3, (5, 2), (-0.1, -0.01), True, (0, 0)).action_ids
@@ -41,6 +42,19 @@ class Completion:
     logprobs: tuple[float, ...]
     stopped: bool
     policy_versions: tuple[int, ...]
+
+
+def unknown_ids(tokenizer: Any, size: int) -> list[int]:
+    """Rows of a model's vocabulary of `size` that no token of the tokenizer has: padding, and holes between tokens.
+
+    >>> class Two:
+    ...     def get_vocab(self):
+    ...         return {"a": 0, "b": 2}
+    >>> unknown_ids(Two(), 4)
+    [1, 3]
+    """
+    known = set(tokenizer.get_vocab().values())
+    return [i for i in range(size) if i not in known]
 
 
 class EngineError(RuntimeError):

@@ -235,7 +235,7 @@ def _cpu_cache_bytes(folder: Path, s: VllmSettings) -> int:
     import psutil
     import transformers
 
-    c = transformers.AutoConfig.from_pretrained(folder)
+    c = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     token = 2 * c.num_hidden_layers * heads * head * getattr(torch, s.dtype).itemsize
