@@ -39,8 +39,8 @@ class Scoring:
     softcap: scores become `softcap * tanh(scores / softcap)`. sinks [Hq]: a further score of every query, whose
     weight goes to nothing.
 
-    >>> Scoring(0.125).is_plain(1000), Scoring(0.125, window=512).is_plain(1000), Scoring(0.125, window=512).is_plain(512)
-    (True, False, True)
+    >>> Scoring(0.125, window=512).is_plain(512), Scoring(0.125, window=512).is_plain(513)
+    (True, False)
     """
 
     scale: float
@@ -106,7 +106,9 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor, start: int, scoring: Scoring) -
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scoring.scale)
 
 
-def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _with_sink(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scoring: Scoring
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sinks as one more key, which all queries see and whose value is zero: its score comes from a further number
     of each head, which is 1 in the queries and 0 in the other keys. So no scores need to be written out."""
     assert scoring.sinks is not None
@@ -297,7 +299,9 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The function Hugging Face calls in every layer: q, k, v [1, H, T, D] -> ([1, T, Hq, D], None)."""
     if paw_plan is None:
-        raise _refused(module, "`paw_plan=PackedPlan(...)` or `SlotPlan(...)`, which this model's layers do not pass on")
+        raise _refused(
+            module, "`paw_plan=PackedPlan(...)` or `SlotPlan(...)`, which this model's layers do not pass on"
+        )
     for name in sorted(set(kwargs) - _HARMLESS):
         if kwargs[name] is not None:
             raise _refused(module, f"`{name}`")

@@ -157,7 +157,12 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     model.to(device)
     model.requires_grad_(trainable)
     if trainable and config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Newer releases of transformers warn about the older name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as e:
+            raise UserError(f"--model.gradient-checkpointing: {e}; say --model.no-gradient-checkpointing") from e
     policy = Policy(model, tokenizer)
     check_forward(policy, name)
     if trainable and (rates := _dropout_rates(model.config.get_text_config().to_dict())):

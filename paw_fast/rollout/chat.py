@@ -68,9 +68,9 @@ class ChatFormat:
             return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:
             text = str(error).strip().splitlines()
-            roles = ", ".join(turn["role"] for turn in turns)
+            name = self.tokenizer.name_or_path or "this model"
             raise UserError(
-                f"the chat template of {self.tokenizer.name_or_path or 'this model'} fails on a conversation of {roles}: "
+                f"the chat template of {name} fails on a conversation of {', '.join(t['role'] for t in turns)}: "
                 f"{type(error).__name__}{': ' + text[0] if text else ''}; set another `chat_template` in its "
                 "tokenizer_config.json"
             ) from error

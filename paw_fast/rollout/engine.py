@@ -30,8 +30,9 @@ class Completion:
     """A sampled action. Produced by an engine, consumed by the agent loop.
 
     `logprobs` are those of the model's distribution (temperature applied). Ids that the tokenizer does not know are not
-    sampled, but the transformers engine leaves their probability in the softmax, as the trainer does; `stopped` is False when the
-    action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled with.
+    sampled, but the transformers engine leaves their probability in the softmax, as the trainer does. `stopped` is
+    False when the action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled
+    with.
 
     >>> Completion(3, (5, 2), (-0.1, -0.01), True, (0, 0)).action_ids
     (5, 2)

@@ -77,3 +77,32 @@ def test_no_chat_template_is_one_clear_error(tokenizer):
     other.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         ChatFormat(other)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('Only user and system roles are supported!') }}", "TemplateError: Only user and system"),
+        ("{{ messages[7].content }}", "fails on a conversation of user, assistant, user: UndefinedError"),
+        ("{% for m in messages %}", "fails on a conversation of user, assistant, user: TemplateSyntaxError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_chat_template_that_raises_is_one_line(tokenizer, template, message):
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    with pytest.raises(UserError, match=message) as caught:
+        ChatFormat(other)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chat_template_that_raises_on_a_message_is_one_line(tokenizer):
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = other.chat_template + "{% if 'bad' in messages[0]['content'] %}{{ 1 // 0 }}{% endif %}"
+    chat = ChatFormat(other)
+    with pytest.raises(UserError, match=r"fails on a conversation of user: ZeroDivisionError"):
+        chat.first("a bad message")
