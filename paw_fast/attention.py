@@ -299,9 +299,7 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The function Hugging Face calls in every layer: q, k, v [1, H, T, D] -> ([1, T, Hq, D], None)."""
     if paw_plan is None:
-        raise _refused(
-            module, "`paw_plan=PackedPlan(...)` or `SlotPlan(...)`, which this model's layers do not pass on"
-        )
+        raise _refused(module, "`paw_plan`, which their layers do not pass on to it")
     for name in sorted(set(kwargs) - _HARMLESS):
         if kwargs[name] is not None:
             raise _refused(module, f"`{name}`")

@@ -6,6 +6,7 @@ T packed tokens, N rows with a loss, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _dropout_rates(settings: dict[str, Any]) -> list[str]:
     """Names of the settings that are dropout rates or jitter above zero."""
     return [
         name for name, value in settings.items()
-        if isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name)
+        if isinstance(value, float) and value > 0 and re.search(r"^(?!classifier|summary).*(drop|jitter)", name)
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Attention weights against a softmax written out by hand, in both plans; what a model may not ask for."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -112,7 +113,8 @@ def test_the_cache_grows_and_keeps_what_it_holds():
 def call(module=None, mask=None, **arguments):
     q, k, v, _ = draw((3,), 0)
     module = module or SimpleNamespace(layer_idx=0, config=SimpleNamespace(model_type="novel"))
-    return attention._packed_attention(module, q, k, v, mask, **({"paw_plan": PackedPlan((3,))} | arguments))
+    given: dict[str, Any] = {"paw_plan": PackedPlan((3,))} | arguments
+    return attention._packed_attention(module, q, k, v, mask, **given)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.engine import ActionRequest, Completion, EngineError
+from paw_fast.rollout.engine import ActionRequest, Completion, EngineError, unknown_ids
 from paw_fast.rollout.vllm_check import broken_companions
 from paw_fast.rollout.vllm_worker import EXTENSION
 from paw_fast.types import UserError
@@ -89,6 +89,7 @@ class VllmEngine:
                 self._engine = vllm.v1.engine.llm_engine.LLMEngine.from_engine_args(
                     vllm.engine.arg_utils.EngineArgs(**_engine_args(folder, settings))
                 )
+                self._restriction = _restriction(chat, self._engine.vllm_config.model_config.get_vocab_size())
                 self._block = self._engine.vllm_config.cache_config.block_size
                 self._load(version)
                 self._cached_tokens([0])  # a model that vLLM cannot run here (say, a head size) fails now
@@ -117,6 +118,7 @@ class VllmEngine:
             max_tokens=request.max_tokens - len(run.ids),
             seed=_seed((*request.seed, len(run.ids)) if run.ids else request.seed),
             stop_token_ids=sorted(self.chat.stop_ids),
+            **self._restriction,
         )
         self._episode_of[name] = request.episode
         self._engine.add_request(name, {"prompt_token_ids": request.prompt_ids + run.ids}, params)
@@ -220,6 +222,19 @@ def _engine_args(folder: Path, s: VllmSettings) -> dict[str, Any]:
     if torch.cuda.is_available():
         return arguments | {"gpu_memory_utilization": s.memory_share or 0.9}
     return arguments | {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": _cpu_cache_bytes(folder, s)}
+
+
+def _restriction(chat: ChatFormat, size: int) -> dict[str, Any]:
+    """Sampling settings that leave out the ids that the tokenizer does not know, in whichever form is the shorter.
+
+    A bias of -100 is the lowest that vLLM takes: such an id is sampled once in e^100 times.
+    """
+    unknown = unknown_ids(chat.tokenizer, size)
+    if not unknown:
+        return {}
+    if len(unknown) <= size // 2:
+        return {"logit_bias": dict.fromkeys(unknown, -100.0)}
+    return {"allowed_token_ids": sorted(set(range(size)) - set(unknown))}
 
 
 def _split_cores(workers: int) -> str:
