@@ -42,7 +42,8 @@ scorings = st.tuples(
 )
 
 
-def scoring_of(window, softcap, sinks, scale, generator):
+def scoring_of(settings, generator):
+    window, softcap, sinks, scale = settings
     values = torch.randn(HEADS, generator=generator, dtype=torch.float64) * 2 if sinks else None
     return Scoring(scale, window, softcap, values)
 
@@ -50,7 +51,7 @@ def scoring_of(window, softcap, sinks, scale, generator):
 @hypothesis.given(st.lists(st.integers(1, 14), min_size=1, max_size=4), scorings, st.integers(0, 1000))
 def test_packed_attention_is_the_softmax_of_each_sequence(lengths, settings, seed):
     q, k, v, generator = draw(lengths, seed)
-    scoring = scoring_of(*settings, generator)
+    scoring = scoring_of(settings, generator)
     got = PackedPlan(tuple(lengths)).attend(0, q, k, v, scoring)[0].split(lengths, 1)
     parts = zip(*(x[0].split(lengths, 1) for x in (q, k, v)), strict=True)
     for part, (a, b, c) in zip(got, parts, strict=True):
@@ -64,7 +65,7 @@ def test_the_cache_gives_what_whole_sequences_give(pieces, settings, seed):
     """Each sequence arrives in pieces, of which some are single tokens; all that are due come in one call."""
     lengths = [sum(p) for p in pieces]
     q, k, v, generator = draw(lengths, seed)
-    scoring = scoring_of(*settings, generator)
+    scoring = scoring_of(settings, generator)
     whole = PackedPlan(tuple(lengths)).attend(0, q, k, v, scoring)
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
     cache, got, done = SlotCache(len(pieces), 64), torch.zeros_like(whole), [0] * len(pieces)
@@ -144,3 +145,20 @@ def test_arguments_that_say_nothing_are_taken():
     assert torch.equal(call(position_bias=None, use_cache=False, sliding_window=None, softcap=None)[0], plain)
     assert not torch.equal(call(sliding_window=2)[0], plain)
     assert torch.equal(call(mask=torch.empty(2, 1, 0, 0))[0], call(sliding_window=2)[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    "scoring", [Scoring(0.3), Scoring(0.3, 5), Scoring(0.3, 5, 2.0)], ids=["plain", "window", "cap"]
+)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_gpu_gives_what_the_cpu_gives(scoring, sinks):
+    lengths = (40, 7, 17)
+    q, k, v, generator = draw(lengths, 4)
+    values = torch.randn(HEADS, generator=generator, dtype=torch.float64) if sinks else None
+    scoring = Scoring(scoring.scale, scoring.window, scoring.softcap, values)
+    want = PackedPlan(lengths).attend(0, q, k, v, scoring)
+    on_gpu = [x.cuda().float() for x in (q, k, v)]
+    moved = Scoring(scoring.scale, scoring.window, scoring.softcap, None if values is None else values.cuda().float())
+    got = PackedPlan(lengths).attend(0, *on_gpu, moved)
+    torch.testing.assert_close(got.cpu().double(), want, atol=1e-3, rtol=0)
