@@ -34,6 +34,16 @@ _STATEFUL = re.compile(
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
+def refuse_stateful(model: Any) -> None:
+    """Raises `UserError` for a model some of whose layers carry a state from token to token beside attention."""
+    found = sorted({type(module).__name__ for module in model.modules() if _STATEFUL.search(type(module).__name__)})
+    if found:
+        raise UserError(
+            f"models of type {model.config.model_type} are not supported: {', '.join(found)} carries a state from "
+            "token to token, so packed sequences would run into each other"
+        )
+
+
 def check_forward(policy: Policy, name: str) -> float:
     """Raises `UserError`, in one line that names the model, where its packed forward pass is not its own.
 
@@ -148,7 +158,7 @@ def _packed_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
     hooks = [
         module.register_forward_pre_hook(lambda m, _: ran.append(type(m).__name__))
         for module in policy.model.modules()
-        if isinstance(module, torch.nn.Conv1d) or _STATEFUL.search(type(module).__name__)
+        if isinstance(module, torch.nn.Conv1d)
     ]
     try:
         logits = policy.logits(torch.cat(list(sequences)), positions, plan)

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paw_fast import attention, console
 from paw_fast.config import ModelConfig
-from paw_fast.forward_check import check_forward
+from paw_fast.forward_check import check_forward, refuse_stateful
 from paw_fast.types import UserError
 
 
@@ -89,13 +89,15 @@ def _dropout_rates(settings: dict[str, Any]) -> list[str]:
 class Policy:
     """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others.
 
-    The model is put into evaluation mode: dropout is off in every pass, those of the update included.
+    The model is put into evaluation mode: dropout is off in every pass, those of the update included. Raises
+    `UserError` for a model that cannot run packed sequences, as far as its parts tell.
     """
 
     model: Any
     tokenizer: Any
 
     def __post_init__(self) -> None:
+        refuse_stateful(self.model)
         without_dropout(self.model)
 
     @property
@@ -164,7 +166,10 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
             enable({"use_reentrant": False})
         except ValueError as e:
             raise UserError(f"--model.gradient-checkpointing: {e}; say --model.no-gradient-checkpointing") from e
-    policy = Policy(model, tokenizer)
+    try:
+        policy = Policy(model, tokenizer)
+    except UserError as e:
+        raise UserError(f"--model {name}: {e}") from e
     check_forward(policy, name)
     if trainable and (rates := _dropout_rates(model.config.get_text_config().to_dict())):
         console.say(f"--model {name}: dropout is off ({', '.join(rates)} in its config): log-probs must repeat")

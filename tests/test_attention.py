@@ -158,7 +158,7 @@ def test_a_gpu_gives_what_the_cpu_gives(scoring, sinks):
     values = torch.randn(HEADS, generator=generator, dtype=torch.float64) if sinks else None
     scoring = Scoring(scoring.scale, scoring.window, scoring.softcap, values)
     want = PackedPlan(lengths).attend(0, q, k, v, scoring)
-    on_gpu = [x.cuda().float() for x in (q, k, v)]
+    on_gpu = (q.cuda().float(), k.cuda().float(), v.cuda().float())
     moved = Scoring(scoring.scale, scoring.window, scoring.softcap, None if values is None else values.cuda().float())
     got = PackedPlan(lengths).attend(0, *on_gpu, moved)
     torch.testing.assert_close(got.cpu().double(), want, atol=1e-3, rtol=0)

@@ -150,8 +150,13 @@ def test_weights_that_are_not_finite_are_named(save):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("lfm2", BASE | {"layer_types": ["conv", "full_attention"]}, r"\(lfm2\): layers 0 .*conv.* of 2"),
-        ("mamba", {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, "layers 0, 1 "),
+        ("lfm2", BASE | {"layer_types": ["conv", "full_attention"]}, "type lfm2 .*Lfm2ShortConv carries a state"),
+        (
+            "mamba",
+            {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+            "MambaMixer carries a state",
+        ),
+        ("bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}, r"\(bloom\): layers 0, 1 of 2"),
         ("falcon", {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}, "own"),
     ],
 )
