@@ -258,7 +258,8 @@ class ReferenceEnv:
             raise UserError(f"{self._task.path}: the reference engine failed: {answer['error']}")
         won = answer["won"]
         self._done = won or len(self._commands) >= self._max_steps
-        info = {"won": won, "admissible": answer["text"] != "Nothing happens."}
+        truncated = self._done and not won
+        info = {"won": won, "admissible": answer["text"] != "Nothing happens.", "truncated": truncated}
         return Step(self._observation(answer), 1.0 if won else 0.0, self._done, info)
 
     def _request(self, num_commands: int) -> dict[str, Any]:
