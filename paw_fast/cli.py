@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from paw_fast import __version__
-from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, validate
+from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, validate, with_chat_date
 from paw_fast.env_config import EnvConfig, env_config, with_full_paths
 from paw_fast.types import UserError
 
@@ -48,6 +48,11 @@ class EvalOptions:
     """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
     transitions: int = 256
     """Transitions of those episodes that --world-model draws."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    allow_reference_engine: bool = False
+    """ALFWorld: let the reference engine, which runs Python expressions of game files, play what the run's config or
+    the games ask it for."""
     json: bool = False
     """Print one JSON object."""
 
@@ -207,7 +212,7 @@ def _train(args: list[str]) -> int:
         )
     config = _parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
-    config = dataclasses.replace(config, env=with_full_paths(config.env))
+    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     from paw_fast import console
 
     if why:
@@ -236,12 +241,14 @@ def _resume(path: Path, args: list[str]) -> int:
 
     run_dir = runs.run_of(path)
     begun = runs.config_of(run_dir)
+    said = any(arg.replace("_", "-").startswith(("--env.engine", "--env.allow-reference-engine")) for arg in args)
+    runs.check_reference_engine(begun.env, said, "--env.engine textworld")
     config = _parse(TrainConfig, args, "train --resume RUN", begun)
     if config.run_dir != begun.run_dir:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
     validate(config)
     check_resumable(run_dir, config)
-    config = dataclasses.replace(config, env=with_full_paths(config.env))
+    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     console.say(f"going on with {run_dir}")
     return train(config, run_dir, resume=True)
 

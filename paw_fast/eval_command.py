@@ -9,8 +9,8 @@ from pathlib import Path
 
 from paw_fast import console, runs
 from paw_fast.checkpoint import find_checkpoint, verify_checkpoint
-from paw_fast.config import TrainConfig, load_preset
-from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.config import TrainConfig, load_preset, with_chat_date
+from paw_fast.evaluate import EvalResult, eval_tasks, evaluate, overlong_warning
 from paw_fast.losses import rows_per_chunk
 from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
@@ -49,6 +49,7 @@ def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
     path, config = find_model(options.checkpoint, options.preset, options.env)
+    config = with_chat_date(_with_consent(config, options))
     if options.env not in (None, config.env.name):
         raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
     for name in ("tasks", "transitions"):
@@ -94,10 +95,22 @@ def run_eval(options) -> int:
     if options.json:
         print(json.dumps(about | result.as_json() | ({"world_model": quality.as_json()} if quality else {})))
     else:
+        if warning := overlong_warning(result):
+            console.say(warning)
         _show(result, about)
         if quality:
             _show_world_model(quality)
     return 0
+
+
+def _with_consent(config: TrainConfig, options) -> TrainConfig:
+    """The settings with what the command line says about code that comes with models and games."""
+    runs.check_reference_engine(config.env, options.allow_reference_engine, "--allow-reference-engine")
+    allowed = options.allow_reference_engine and config.env.name == "alfworld"
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, trust_remote_code=options.trust_remote_code),
+        env=dataclasses.replace(config.env, allow_reference_engine=allowed),
+    )  # fmt: skip
 
 
 def _show(result: EvalResult, about: dict) -> None:

@@ -99,11 +99,17 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
         raise UserError(f"--model {name}: no such folder; give a Hugging Face model folder or a hub name")
     name = str(Path(name).expanduser()) if looks_local else name
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        trust = config.trust_remote_code
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME
+            name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME, trust_remote_code=trust
         )
     except Exception as e:
+        if not config.trust_remote_code and "trust_remote_code" in str(e):
+            raise UserError(
+                f"--model {name} needs Python code that comes with it, which is not run unasked: if you trust it, say "
+                "--model.trust-remote-code (with `paw-fast eval`: --trust-remote-code)"
+            ) from e
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
     model.to(device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paw_fast.config import TrainConfig, load_toml, to_toml
-from paw_fast.env_config import data_variable
+from paw_fast.env_config import EnvConfig, data_variable
 from paw_fast.files import user_errors, write_text
 from paw_fast.types import Trajectory, UserError
 
@@ -81,6 +81,16 @@ def config_of(run_dir: Path) -> TrainConfig:
             f"below [env] in {run_dir / 'config.toml'}"
         )
     return config
+
+
+def check_reference_engine(env: EnvConfig, said: bool, flag: str) -> None:
+    """Raises `UserError` where a run's config, which may be somebody else's, has game files played by the reference
+    engine and the command line does not say so."""
+    if env.name == "alfworld" and env.engine == "textworld" and env.data is not None and not said:
+        raise UserError(
+            f"this run's games, in {env.data}, are played by the reference engine, which runs Python expressions of "
+            f"game files: if you trust them, say {flag}"
+        )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

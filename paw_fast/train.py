@@ -26,15 +26,16 @@ import torch
 
 from paw_fast import console, runs
 from paw_fast.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint
-from paw_fast.config import TrainConfig
-from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
+from paw_fast.config import TrainConfig, with_chat_date
+from paw_fast.evaluate import EvalResult, eval_tasks, evaluate, overlong_warning
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
 from paw_fast.passages import PassageMemory
 from paw_fast.pipeline import Pipeline
 from paw_fast.policy import load_policy, resolve_device
 from paw_fast.pretrained import resolve_model
 from paw_fast.report import write_report
-from paw_fast.rollout.build import make_engine, make_env, make_loop
+from paw_fast.rollout.agent import check_first_prompts
+from paw_fast.rollout.build import agent_settings, make_chat, make_engine, make_env, make_loop
 from paw_fast.rollout.limits import within
 from paw_fast.rollout.player import InlinePlayer, Player, Sitting
 from paw_fast.rollout.pool import ActorPool
@@ -69,6 +70,7 @@ class Trainer:
     """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
 
     def __init__(self, config: TrainConfig, run_dir: Path, resume: bool):
+        config = with_chat_date(config)
         self.config, self.run_dir = config, run_dir
         self.start_time = time.monotonic()
         self.earlier_s = 0.0
@@ -87,6 +89,11 @@ class Trainer:
         checkpoint = load_checkpoint(run_dir) if resume and find_checkpoint(run_dir) else None
         first_model = self._first_model()
         self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
+        check_first_prompts(
+            self.env, self.sampler.tasks, make_chat(self.policy, config),
+            PromptTemplate.load(config.env.template, config.env.name),
+            agent_settings(self.policy.model.config, config),
+        )  # fmt: skip
         # The reference of the KL term is the policy that training began with.
         self.reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
         self.learner = Learner(self.policy, self.reference, config)
@@ -177,6 +184,8 @@ class Trainer:
 
             sitting = Sitting(self.player, self.config.rollout.eval_temperature, self.pipeline.kept)
             result = evaluate(sitting, self.eval_tasks, self.config.seed, done)
+            if warning := overlong_warning(result):
+                console.say(warning)
             quality = measure_world_model(
                 self.policy, [episodes[seed] for seed in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,

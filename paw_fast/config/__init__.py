@@ -13,6 +13,7 @@ from paw_fast.config.settings import (
     RolloutConfig,
     TrainConfig,
     WarmStartConfig,
+    with_chat_date,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "recipes",
     "to_toml",
     "validate",
+    "with_chat_date",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from paw_fast.config.settings import TrainConfig
+from paw_fast.config.settings import TrainConfig, without_consent
 from paw_fast.env_config import ENV_SETTINGS, env_config
 from paw_fast.types import UserError
 
@@ -81,7 +81,8 @@ def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:
 def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     """Reads a recipe or a run's config.toml. Raises `UserError` naming the file and the key.
 
-    A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is.
+    A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is. What lets code of
+    others run (`without_consent`) is not taken from it.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +96,7 @@ def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
         if not isinstance(under, str) or under not in recipes():
             raise UserError(f"{path}: base is {under!r}, expected a recipe; there are {', '.join(recipes())}")
         base = load_toml(recipes()[under])
-    return from_mapping(TrainConfig, values, base, str(path))
+    return without_consent(from_mapping(TrainConfig, values, base, str(path)))
 
 
 def recipes() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 
 from paw_fast.config.settings import TrainConfig, WarmStartConfig
@@ -112,6 +113,7 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
     }  # fmt: skip
     for key, value in limits.items():
         need(value is None or value > 0, key, value, "more than 0")
+    need(_is_date(r.chat_date), "rollout.chat-date", r.chat_date, "a date as in 2026-11-25, or nothing")
     named = [name for name in r.gpus.split(",") if name]
     need(all(name.strip().isdigit() for name in named), "rollout.gpus", r.gpus, "numbers of devices, as in 1,2")
     wanted = r.replicas * r.tensor_parallel
@@ -138,6 +140,13 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
         p.name,
         "sync or stream with --algo.dynamic-sampling",
     )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return not text or datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 STATE_TEXT_ENVS = ("alfworld", "webshop")

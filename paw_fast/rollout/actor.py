@@ -33,7 +33,7 @@ SIGN_OF_LIFE_S = 1.0
 @dataclass(frozen=True)
 class ActorSpec:
     """What an actor is made of. `folder` holds the model's config and tokenizer; gpus and cores are its own, empty
-    for no say; `log` takes what it prints.
+    for no say; `log` takes what it prints; `stop_ids` are the end tokens that the model declares.
 
     Produced by the pool, consumed by `main` in the new process.
     """
@@ -47,6 +47,7 @@ class ActorSpec:
     cores: tuple[int, ...] = ()
     memory_share: float | None = None
     log: Path | None = None
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,15 +207,17 @@ def _build(spec: ActorSpec) -> tuple[AgentLoop, Any]:
     if spec.cores:
         torch.set_num_threads(len(spec.cores))
     env = build.make_env(spec.config.env)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder)
-    model_config = transformers.AutoConfig.from_pretrained(spec.folder)
+    trust = spec.config.model.trust_remote_code
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder, trust_remote_code=trust)
+    model_config = transformers.AutoConfig.from_pretrained(spec.folder, trust_remote_code=trust)
+    chat = ChatFormat(tokenizer, spec.stop_ids, spec.config.rollout.chat_date)
     if spec.config.rollout.engine == "vllm":
         engine = build.vllm_engine(
-            spec.folder, ChatFormat(tokenizer), spec.source, spec.config, dtype=spec.dtype,
+            spec.folder, chat, spec.source, spec.config, dtype=spec.dtype,
             memory_share=spec.memory_share, version=spec.version,
         )  # fmt: skip
     else:
-        engine = build.empty_transformers_engine(model_config, tokenizer, spec.source, spec.config, spec.dtype)
+        engine = build.empty_transformers_engine(model_config, chat, spec.source, spec.config, spec.dtype)
         engine.weights_changed(spec.version)
 
     def close() -> None:

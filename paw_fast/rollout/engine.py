@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from paw_fast.rollout.chat import ChatFormat
+
 
 @dataclass(frozen=True)
 class ActionRequest:
@@ -51,6 +53,7 @@ class RolloutEngine(Protocol):
     """A generator. An episode holds resources from its first request until `release`."""
 
     policy_version: int
+    chat: ChatFormat
 
     def submit(self, request: ActionRequest) -> None:
         """Queues an action; an episode has at most one in flight."""

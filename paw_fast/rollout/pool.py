@@ -38,6 +38,7 @@ from paw_fast.rollout.actor import (
     send_all,
 )
 from paw_fast.rollout.agent import Planned
+from paw_fast.rollout.chat import declared_stop_ids
 from paw_fast.rollout.engine import EngineError
 from paw_fast.types import Trajectory, UserError
 from paw_fast.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher
@@ -95,6 +96,7 @@ class ActorPool:
         folder.mkdir(parents=True, exist_ok=True)
         policy.model.config.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
+        self._stop_ids = declared_stop_ids(getattr(policy.model, "generation_config", None))
         self._folder, self._dtype = folder, str(policy.model.dtype).removeprefix("torch.")
         self._publisher, self.transport = _publisher(config, policy)
         self._publisher.publish(version)
@@ -117,7 +119,7 @@ class ActorPool:
         source = self._publisher.source()
         spec = ActorSpec(
             self.config, self._folder, source, self.policy_version, self._dtype, mine, self._cores[number], share,
-            self._folder / f"generator_{number}.log",
+            self._folder / f"generator_{number}.log", self._stop_ids,
         )  # fmt: skip
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=main, args=(theirs, spec), daemon=r.tensor_parallel == 1)

@@ -37,7 +37,7 @@ class VllmSettings:
     """How vLLM is set up. slots: requests in flight; max_length: tokens of a prompt and its action together;
     dtype: of weights and activations; tensor_parallel: GPUs that share one copy of the model; memory_share: of the
     card that vLLM takes (None: 0.9 of a GPU; on the CPU as much as the slots can need, at most a quarter of what is
-    free); seed: of whatever is sampled without one.
+    free); seed: of whatever is sampled without one; trust_remote_code: run code that comes with the model.
 
     >>> VllmSettings(slots=8, max_length=512).tensor_parallel
     1
@@ -49,6 +49,7 @@ class VllmSettings:
     tensor_parallel: int = 1
     memory_share: float | None = None
     seed: int = 0
+    trust_remote_code: bool = False
 
 
 @dataclass
@@ -215,7 +216,8 @@ def _engine_args(folder: Path, s: VllmSettings) -> dict[str, Any]:
         "model": str(folder), "skip_tokenizer_init": True, "load_format": "dummy", "dtype": s.dtype, "seed": s.seed,
         "max_model_len": s.max_length, "max_num_seqs": s.slots, "enable_prefix_caching": True,
         "tensor_parallel_size": s.tensor_parallel, "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm", "disable_log_stats": True, "worker_extension_cls": EXTENSION,
+        "trust_remote_code": s.trust_remote_code, "generation_config": "vllm",
+        "disable_log_stats": True, "worker_extension_cls": EXTENSION,
     }  # fmt: skip
     if torch.cuda.is_available():
         return arguments | {"gpu_memory_utilization": s.memory_share or 0.9}
@@ -235,7 +237,7 @@ def _cpu_cache_bytes(folder: Path, s: VllmSettings) -> int:
     import psutil
     import transformers
 
-    c = transformers.AutoConfig.from_pretrained(folder)
+    c = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=s.trust_remote_code)
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     token = 2 * c.num_hidden_layers * heads * head * getattr(torch, s.dtype).itemsize

@@ -78,9 +78,10 @@ def assign_credit(trajectories: Sequence[Trajectory], scores: Scores, algo: Algo
         else:
             advantages, targets = _gae(rewards - row_penalties, owner, scores, critic)
         return Credit(advantages, targets, in_policy)
-    groups = np.array([t.group for t in trajectories])[owner]
+    of_episodes = np.array([t.group for t in trajectories])
+    groups = of_episodes[owner]
     returns = np.bincount(owner, weights=rewards, minlength=len(trajectories))
-    per_row = _episode_advantages(returns, row_penalties, groups, owner, counts, algo)
+    per_row = _episode_advantages(returns, row_penalties, of_episodes, owner, algo)
     if algo.name == "gigpo":
         to_go = maths.discounted_returns(torch.from_numpy(rewards), torch.from_numpy(owner), algo.gamma)
         anchors = [t.anchor_obs for trajectory in trajectories for t in trajectory.transitions]
@@ -91,12 +92,11 @@ def assign_credit(trajectories: Sequence[Trajectory], scores: Scores, algo: Algo
     return Credit([np.full(n, a, np.float32) for n, a in zip(sizes, per_row.tolist(), strict=True)], None, in_policy)
 
 
-def _episode_advantages(returns, row_penalties, groups, owner, counts, algo: AlgoConfig) -> torch.Tensor:
+def _episode_advantages(returns, row_penalties, groups, owner, algo: AlgoConfig) -> torch.Tensor:
     """The episode part [M] of the group-relative algorithms: over episodes, or (verl-agent) over their rows."""
     per_step = algo.statistics == "step"
-    first = np.cumsum(counts) - counts
     values = torch.from_numpy(returns[owner] - row_penalties if per_step else returns)
-    where = torch.from_numpy(groups if per_step else groups[first])
+    where = torch.from_numpy(groups[owner] if per_step else groups)
     if algo.name == "rloo":
         advantages = maths.rloo_advantages(values, where)
     else:
