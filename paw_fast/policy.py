@@ -86,6 +86,16 @@ class Policy:
         return sum(p.numel() for p in self.model.parameters())
 
 
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raises `UserError` naming the first parameter that holds NaN or an infinity. Copies nothing."""
+    for key, parameter in model.named_parameters():
+        if parameter.numel() and not all(bool(torch.isfinite(one)) for one in torch.aminmax(parameter.detach())):
+            raise UserError(
+                f"--model {name}: the parameter {key} holds NaN or infinite numbers: the model is damaged or its "
+                "training has diverged; take an earlier checkpoint"
+            )
+
+
 def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -> Policy:
     """Loads a causal LM and its tokenizer from a folder or hub name, on the device and dtype of `config`.
 
@@ -106,6 +116,7 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     except Exception as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
+    check_finite(model, name)
     model.to(device)
     model.train(trainable)
     model.requires_grad_(trainable)
