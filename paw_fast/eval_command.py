@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from pathlib import Path
 
-from paw_fast import console, runs
+from paw_fast import console, runs, stopping
 from paw_fast.checkpoint import find_checkpoint, verify_checkpoint
 from paw_fast.config import TrainConfig, load_preset
 from paw_fast.evaluate import EvalResult, eval_tasks, evaluate
@@ -46,6 +47,11 @@ def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[
     return path, load_preset(preset, env or config.env.name) if preset else config
 
 
+def _stage(name: str) -> contextlib.AbstractContextManager:
+    stopping.check()
+    return contextlib.nullcontext()
+
+
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
     path, config = find_model(options.checkpoint, options.preset, options.env)
@@ -54,18 +60,21 @@ def run_eval(options) -> int:
     for name in ("tasks", "transitions"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}, expected 1 or more")
-    if options.seed < 0:
-        raise UserError(f"--seed is {options.seed}, expected 0 or more")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed is {options.seed}, expected 0 to {2**63 - 1}")
     temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
     if not 0 < temperature < math.inf:
         raise UserError(f"--temperature is {temperature}, expected more than 0 (0.01 takes the likeliest token)")
     env = make_env(config.env)
+    if wait := getattr(env, "while_waiting", None):
+        wait(stopping.check)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
         policy = load_policy(path, config.model, trainable=False)
         config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
+        stopping.check()
         loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
         episodes: dict[tuple[int, ...], Trajectory] = {}
         with console.progress("evaluating", len(tasks)) as advance:
@@ -74,7 +83,9 @@ def run_eval(options) -> int:
                 episodes[t.seed] = t
                 advance()
 
-            result = evaluate(at_temperature(loop, temperature), tasks, options.seed, done)
+            loop = at_temperature(loop, temperature)
+            loop.stage = _stage
+            result = evaluate(loop, tasks, options.seed, done)
         quality = None
         if options.world_model:
             quality = measure_world_model(

@@ -90,6 +90,15 @@ def user_errors(action: str, path: str | Path, after: str = "") -> Iterator[None
         raise UserError(f"cannot {action} at {path}: {reason}{'; ' + after if after else ''}") from error
 
 
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one at the path: it was not moved, replaced or deleted."""
+    try:
+        here, there = os.fstat(handle), os.stat(path)
+    except OSError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
 def sync_folder(folder: Path) -> None:
     """Asks the disk to keep the folder's entries (renames, new files). Does nothing where folders cannot be opened."""
     try:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paw_fast.files import user_errors, write_text
+from paw_fast.files import is_at, user_errors, write_text
 from paw_fast.types import UserError
 
 METRICS: dict[str, str] = {
@@ -154,12 +154,22 @@ class MetricsWriter:
         if bad:
             row[_NON_FINITE] = bad
         finite = {name: row[name] for name in values if row[name] is not None}
+        self.check_in_place()
         with user_errors("write metrics", self.path):
             _append(self._handle, (json.dumps(row) + "\n").encode())
             if self._events is not None:
                 self._events.log(step, finite)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
+
+    def check_in_place(self) -> None:
+        """Raises `UserError` where the run's folder was moved, replaced or deleted: what is written now would be lost,
+        or make a second folder in its old place."""
+        if not is_at(self._handle.fileno(), self.path):
+            raise UserError(
+                f"{self.path} was moved, replaced or deleted while the run was writing to it: put the folder back and "
+                f"go on with --resume {self.path.parent}"
+            )
 
     def close(self) -> None:
         """Closes the files. Safe to call twice."""

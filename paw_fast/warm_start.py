@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paw_fast import console, envs, packing, tiny
+from paw_fast import console, envs, packing, stopping, tiny
 from paw_fast.config import TrainConfig, WarmStartConfig
 from paw_fast.files import user_errors, write_text
 from paw_fast.kernels import WORLD_MODEL, LossSettings
@@ -178,7 +178,12 @@ def imitate(
             packed = packing.pack(chosen, tables, micro, policy.device)
             result = backward(policy, packed, ce, chunk)
             loss += float(result.losses[packed.rows.weights.cpu() == np.float32(1.0 / num_actions)].sum())
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"the imitation of the warm start diverged (the gradient of its step {number + 1} is {float(norm)}): "
+                f"lower --warm-start.learning-rate, which is {settings.learning_rate:g}"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
@@ -186,21 +191,22 @@ def imitate(
     return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else math.nan
 
 
-def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
     """Builds the `tiny` model, trains it on the searcher's episodes and saves it in `folder`, Hugging Face format.
 
-    A file `done` is written last. `check` is called between steps and may raise to stop.
+    A file `done` is written last. Raises `stopping.Interrupted` between two of its steps where a stop was asked for.
     """
     settings = config.warm_start
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
         expert = envs.searcher(env.name, **({"haste": settings.haste, "seed": config.seed} if settings.haste else {}))
         calm = envs.searcher(env.name) if settings.haste else None
-        demos = demonstrate(env, expert, tasks, settings, config.seed, lambda: (advance(), check()), calm)
+        demos = demonstrate(env, expert, tasks, settings, config.seed, advance, calm)
     if not demos:
         raise UserError(
             f"the expert won none of {len(tasks)} episodes in {config.env.max_steps} steps: nothing to imitate"
         )
+    stopping.check()
     template = PromptTemplate.load(config.env.template, config.env.name)
     tokenizer = tiny.train_tokenizer(
         _texts(demos[:1000], template), settings.vocab_size, getattr(expert, "names", ""),
@@ -212,7 +218,10 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
     )  # fmt: skip
     policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
     chat = ChatFormat(tokenizer)
-    trajectories = [as_trajectory(d, chat, template, config) for d in demos]
+    trajectories = []
+    for demo in demos:
+        stopping.check()
+        trajectories.append(as_trajectory(demo, chat, template, config))
     sequences = build_sequences(trajectories, config.layout)
     imitated = [t.valid for trajectory in trajectories for t in trajectory.transitions]
     with console.progress(
@@ -221,7 +230,6 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
 
         def show(done: int, loss: float) -> None:
             advance(done)
-            check()
 
         loss = imitate(policy, sequences, imitated, config, show)
     with user_errors("save the warm-started model", folder):

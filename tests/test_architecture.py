@@ -17,12 +17,12 @@ WIRING = {"train", "pipeline", "update", "warm_start", "world_model_quality", "e
 """The loop, its halves and the measurement: the only modules that put stages together."""
 
 LAYERS = [
-    {"__init__", "types", "files", "scores"},
-    {"config", "env_config", "console"},
+    {"__init__", "types", "files", "scores", "stopping"},
+    {"config", "env_config", "console", "parsing"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "doctor_data", "attention",
      "tiny", "critic", "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
-     "mismatch", "timeline", *STAGES},
+     "mismatch", "timeline", "resuming", *STAGES},
     {"update", "warm_start", "evaluate", "world_model_quality"},
     {"train", "pipeline", "eval_command"},
     {"cli", "__main__"},
@@ -34,6 +34,8 @@ NO_TORCH = {
     "config",
     "env_config",
     "files",
+    "stopping",
+    "parsing",
     "console",
     "metrics",
     "figures",

@@ -1,6 +1,7 @@
 """Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
 
-from paw_fast.config.files import describe, from_mapping, load_preset, load_toml, recipes, to_toml
+from paw_fast.config.files import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
+from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.rules import validate
 from paw_fast.config.settings import (
     AlgoConfig,
@@ -26,10 +27,12 @@ __all__ = [
     "RolloutConfig",
     "TrainConfig",
     "WarmStartConfig",
+    "changes_on_resume",
     "describe",
     "from_mapping",
     "load_preset",
     "load_toml",
+    "read_toml",
     "recipes",
     "to_toml",
     "validate",

@@ -78,17 +78,22 @@ def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:
     return value
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's tables and values. Raises `UserError` naming the file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read the config {path}: {e.strerror}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is not valid TOML: {e}") from e
+
+
 def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     """Reads a recipe or a run's config.toml. Raises `UserError` naming the file and the key.
 
     A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read the config {path}: {e.strerror}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is not valid TOML: {e}") from e
+    values = read_toml(path)
     values.pop("description", None)
     under = values.pop("base", None)
     if under is not None:
