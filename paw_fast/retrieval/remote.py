@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -104,9 +104,9 @@ class RemoteRetriever:
         tries, waiting_since = 0, None
         while True:
             missing = [i for i, answer in enumerate(answers) if answer is None]
-            got = self._threads.map(lambda i: self._try(requests[i][0], requests[i][1], topk), missing)
+            got = self._all([self._threads.submit(self._try, *requests[i], topk) for i in missing])
             problem: Unavailable | None = None
-            for i, answer in zip(missing, list(got), strict=True):
+            for i, answer in zip(missing, got, strict=True):
                 if isinstance(answer, Unavailable):
                     self.traffic.failures += 1
                     problem = answer
@@ -130,6 +130,15 @@ class RemoteRetriever:
             self.traffic.paused_s += waited
             console.say(f"the retriever at {self.url} answers again after {waited:.0f} s; going on")
         return [answer for answer in answers if answer is not None]
+
+    def _all(self, answers: list[Future]) -> list[Any]:
+        """What the requests in flight give, in order. A server may take the whole of `timeout_s`."""
+        left = set(answers)
+        while left:
+            left = wait(left, 1.0).not_done
+            if left:
+                self.check()
+        return [answer.result() for answer in answers]
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -5,6 +5,7 @@ task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.st
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from itertools import count
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
-from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition
+from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition, UserError
 
 Planned = tuple[Task, int, tuple[int, ...]]
 """An episode to play: its task, the group it belongs to, and its seed, which no other episode in flight has."""
@@ -220,6 +221,12 @@ class AgentLoop:
         head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
         ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
         share = float(step.info.get("reward", won))
+        for value in (share, step.reward):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the environment {episode.task.env} gave the reward {value} in the task {episode.task.task_id}: "
+                    "expected a finite number; mend the environment, or leave the task out"
+                )
         reward = s.success_reward * share - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import RolloutEngine
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.transformers_engine import TransformersEngine
-from paw_fast.types import Env
+from paw_fast.types import Env, UserError
 from paw_fast.weight_sync import ModelWeights, WeightSource
 
 
@@ -45,8 +46,16 @@ def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
 def transformers_engine(policy: Policy, config: TrainConfig, source: WeightSource | None = None) -> RolloutEngine:
     """Hugging Face's model as the generator; with a source, on weights of its own."""
     length = _max_length(policy.model.config, config)
-    chat = ChatFormat(policy.tokenizer)
-    return TransformersEngine(policy.model, chat, slots=config.rollout.slots, max_length=length, source=source)
+    chat, slots = ChatFormat(policy.tokenizer), config.rollout.slots
+    try:
+        return TransformersEngine(policy.model, chat, slots=slots, max_length=length, source=source)
+    except (MemoryError, RuntimeError) as error:  # torch raises a plain RuntimeError on the CPU
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", str(error)):
+            raise
+        raise UserError(
+            f"--rollout.slots {slots}: no memory for the keys and values of so many episodes of up to {length} tokens: "
+            "take fewer slots, or a smaller --rollout.max-sequence-tokens"
+        ) from error
 
 
 def empty_transformers_engine(
@@ -84,9 +93,14 @@ def _max_length(model_config: Any, config: TrainConfig) -> int:
 def make_loop(tokenizer: Any, model_config: Any, engine: RolloutEngine, env: Env, config: TrainConfig) -> AgentLoop:
     """The agent loop of a config, with its training temperature."""
     r, a = config.rollout, config.algo
+    if r.max_action_tokens >= (length := _max_length(model_config, config)):
+        raise UserError(
+            f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {length} tokens that the "
+            "model takes: a prompt must fit before it"
+        )
     settings = AgentSettings(
         layout=config.layout, history=config.env.history, max_steps=config.env.max_steps,
-        max_action_tokens=r.max_action_tokens, max_sequence_tokens=_max_length(model_config, config),
+        max_action_tokens=r.max_action_tokens, max_sequence_tokens=length,
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
         max_observation_tokens=config.env.max_observation_tokens, max_episode_s=r.max_episode_s,
