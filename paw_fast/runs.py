@@ -117,7 +117,7 @@ def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
     """Takes away what `create_run` wrote if a run stopped before it made anything else, so that the command, mended,
     can be given again. `before`: what was in the folder, None where there was none. The run must be held."""
     made = {run_dir / "config.toml", run_dir / "versions.json", run_dir / LOCK}
-    if set(run_dir.iterdir()) <= made | set(before or ()):
+    if run_dir.is_dir() and set(run_dir.iterdir()) <= made | set(before or ()):
         for path in made:
             path.unlink(missing_ok=True)
         if before is None:
@@ -179,10 +179,11 @@ def write_episodes(run_dir: Path, step: int, trajectories: Sequence[Trajectory])
         write_text(run_dir / "episodes" / f"step_{step:06d}.txt", text + "\n")
 
 
-def write_batch(run_dir: Path, trajectories: Sequence[Trajectory], logprobs: Sequence[Sequence[float]]) -> Path:
+def write_batch(run_dir: Path, trajectories: Sequence[Trajectory], logprobs: Sequence[Any]) -> Path:
     """A step's episodes with all that was learned from them, in skipped_batch.jsonl: one JSON object an episode.
 
-    logprobs: of each transition's action tokens in the trainer. NaN and Infinity stand as Python's json writes them.
+    logprobs: an array for each transition, those of its action tokens in the trainer. NaN and Infinity stand as
+    Python's json writes them.
     """
     path, lines, number = run_dir / "skipped_batch.jsonl", [], 0
     for trajectory in trajectories:

@@ -193,8 +193,8 @@ def _validate_combinations(c: TrainConfig) -> None:
     a, r = c.algo, c.rollout
     refuse(
         r.max_action_tokens >= r.max_sequence_tokens,
-        f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than --rollout.max-sequence-tokens, which "
-        f"is {r.max_sequence_tokens}: a prompt must fit before it",
+        f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "
+        "--rollout.max-sequence-tokens: a prompt must fit before it",
     )
     refuse(
         a.name == "gigpo" and a.similarity is None and c.env.name not in STATE_TEXT_ENVS,
