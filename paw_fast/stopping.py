@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 EXIT_INTERRUPTED = 130
 """After Ctrl-C."""
@@ -22,6 +22,9 @@ SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
 """What asks for a stop: Ctrl-C, a batch system or `kill`, a lost connection, a batch system's warning."""
+
+
+Item = TypeVar("Item")
 
 
 class Interrupted(BaseException):
@@ -45,6 +48,13 @@ def check() -> None:
     """Raises `Interrupted` where a stop was asked for. Costs nothing otherwise."""
     if _asked is not None:
         raise Interrupted(_asked)
+
+
+def checked(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, with a `check` before each."""
+    for item in items:
+        check()
+        yield item
 
 
 @contextmanager

@@ -1,13 +1,17 @@
 """Stopping, resuming and locking a run, in this process and with the smallest settings: what goes on, what is
 refused, what is written down."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,6 +165,41 @@ def test_a_stop_in_the_set_up_says_how_to_begin_again(model, tmp_path, monkeypat
     assert f"begin again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
     monkeypatch.undo()
     assert resume(run) == 0
+
+
+def children_of(process):
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_generator_processes_go_with_the_trainer(model, tmp_path, signum):
+    """SIGTERM to all of them, as a batch system sends it: the trainer saves, and the generators play on until it ends
+    them. A trainer that is killed ends nobody: they notice."""
+    run = tmp_path / "run"
+    args = [*SETTINGS, "--model", model, "--run-dir", run, "--steps", "500", "--rollout.placement", "process"]
+    command = [sys.executable, "-m", "paw_fast.cli", "train", *map(str, args)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as trainer:
+        try:
+            for line in trainer.stderr:
+                if "step 1/500" in line:
+                    break
+            generators = children_of(trainer)
+            assert generators
+            os.killpg(trainer.pid, signum) if signum == signal.SIGTERM else trainer.kill()
+            err = trainer.stderr.read()  # its end: nobody holds the pipe
+            assert trainer.wait(60) == (75 if signum == signal.SIGTERM else -signal.SIGKILL), err
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(trainer.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in generators):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if signum == signal.SIGTERM:
+        assert "starting it anew" not in err
+        assert checkpoints.find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:06d}"
 
 
 def test_an_evaluation_stops_too(whole, monkeypatch, capfd):

@@ -24,6 +24,7 @@ from paw_fast.types import UserError
 Dialect = Literal["auto", "queries", "query"]
 QUERIES_PER_REQUEST = 128
 REQUESTS_AT_ONCE = 16
+CHECK_S = 0.5
 
 
 class Unavailable(Exception):
@@ -49,7 +50,7 @@ class RemoteRetriever:
     timeout_s    of one request
     retries      tries of a request beyond the first, with growing pauses, before all waits
     pause_s      seconds between tries while waiting
-    check        called about once a second while waiting; may raise to stop it (Ctrl-C in a training run)
+    check        called every `CHECK_S` seconds while waiting; may raise to stop it (Ctrl-C in a training run)
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class RemoteRetriever:
         """What the requests in flight give, in order. A server may take the whole of `timeout_s`."""
         left = set(answers)
         while left:
-            left = wait(left, 1.0).not_done
+            left = wait(left, CHECK_S).not_done
             if left:
                 self.check()
         return [answer.result() for answer in answers]
@@ -144,7 +145,7 @@ class RemoteRetriever:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.check()
-            time.sleep(min(left, 1.0))
+            time.sleep(min(left, CHECK_S))
         self.check()
 
     def _try(self, body: dict[str, Any], num_queries: int, topk: int) -> list[list[Hit]] | Unavailable:

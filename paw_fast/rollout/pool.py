@@ -59,7 +59,7 @@ class _Actor:
     started_s: float
     ready: bool = False
     seen_s: float = 0.0
-    waits: bool = False  # for a server, by its last word: it reads no orders, and does not hang
+    waited_s: float = float("-inf")  # when it last said that it waits for a server, and so reads no orders
     restarts: int = 0
     version: int = -1
     playing: dict[tuple[int, ...], tuple[Planned, float | None]] = field(default_factory=dict)
@@ -200,7 +200,8 @@ class ActorPool:
             actor.version = message.version
         elif isinstance(message, Alive):
             self._spans.setdefault(f"generator {actor.number}", []).extend(message.spans)
-            actor.waits = message.waits
+            if message.waits:
+                actor.waited_s = actor.seen_s
             if message.metrics:
                 self._metrics.append(message.metrics)
         elif isinstance(message, Said):
@@ -246,11 +247,9 @@ class ActorPool:
 
         def in_time() -> None:
             stopping.check()
-            now = time.monotonic()
-            if now <= deadline:
-                return
+            now, patience = time.monotonic(), max(limit, self.config.rollout.hang_timeout_s)
             for actor in [a for a in self._actors if a.ready and a.version != version]:
-                if actor.waits and now - actor.seen_s <= self.config.rollout.hang_timeout_s:
+                if now <= max(deadline, actor.waited_s + patience):
                     continue
                 self._restart(
                     actor,
