@@ -141,7 +141,8 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     """Runs a command and returns the process's exit status; mistakes of the user become one line on stderr.
 
     0 or the command's own number on success, 2 for a `UserError` and for an operating-system error that
-    names a full disk, a missing file or permission, 130 after Ctrl-C, 141 when the reader of stdout has gone.
+    names a full disk, a missing file or permission, 130 after Ctrl-C (75 after another signal: the command's own
+    number, see `stopping`), 141 when the reader of stdout has gone.
     Anything else is a fault of this program and keeps its traceback.
     """
     try:

@@ -76,6 +76,7 @@ def hold(run_dir: Path) -> None:
         return
     release(run_dir)
     with user_errors("lock the run directory", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:

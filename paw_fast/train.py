@@ -35,6 +35,7 @@ from paw_fast.pretrained import resolve_model
 from paw_fast.resuming import resume_point, write_summary
 from paw_fast.rng import capture_rng_states
 from paw_fast.rollout.build import make_engine, make_env, make_loop
+from paw_fast.rollout.engine import EngineError
 from paw_fast.rollout.limits import within
 from paw_fast.rollout.player import InlinePlayer, Player, Sitting
 from paw_fast.rollout.pool import ActorPool
@@ -206,7 +207,8 @@ class Trainer:
         self.step += 1
         self.writer.check_in_place()
         runs.write_episodes(self.run_dir, self.step, batch.trajectories[: self.config.episodes_to_write])
-        self.pending = metrics | episode_metrics(batch.trajectories) | batch.metrics
+        found = metrics | episode_metrics(batch.trajectories) | batch.metrics
+        self.pending = {name: float(value) for name, value in found.items()}
         self._updating = False
         with self.timer("sync"):  # may be left: a resumed run loads the weights as they are now
             self.player.weights_changed(self.step)
@@ -317,6 +319,8 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
         runs.hold(run_dir)
         try:
             return _train(config, run_dir, resume)
+        except EngineError as error:
+            raise UserError(f"{error}; go on with --resume {run_dir}") from error
         finally:
             runs.release(run_dir)
 

@@ -202,6 +202,18 @@ def test_generator_processes_go_with_the_trainer(model, tmp_path, signum):
         assert checkpoints.find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:06d}"
 
 
+def test_a_generator_that_fails_is_one_line(copied, monkeypatch):
+    from paw_fast.rollout.engine import EngineError
+    from paw_fast.rollout.player import InlinePlayer
+
+    def fail(self, version):
+        raise EngineError("waited 1 s for the generator")
+
+    monkeypatch.setattr(InlinePlayer, "weights_changed", fail)
+    with pytest.raises(UserError, match=r"^waited 1 s for the generator; go on with --resume .*/run$"):
+        resume(copied, "--steps", 3)
+
+
 def test_an_evaluation_stops_too(whole, monkeypatch, capfd):
     from paw_fast import eval_command
 
