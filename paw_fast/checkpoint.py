@@ -240,9 +240,18 @@ def _remove_temporaries(root: Path) -> None:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first. They may be damaged: `load_checkpoint` tells."""
+    """The checkpoint folders of a run, oldest first. They may be damaged: `load_checkpoint` tells.
+
+    Raises `UserError` for a folder that is there and cannot be listed: that is not the same as none.
+    """
     root = Path(run_dir) / "checkpoints"
-    found = [path for path in root.glob("step_*") if path.is_dir() and _NAME.match(path.name)]
+    try:  # not `glob`, which takes a folder without permission for an empty one
+        with os.scandir(root) as entries:
+            found = [root / entry.name for entry in entries if _NAME.match(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot list the checkpoints in {root}: {error.strerror}; see to its permissions") from error
     return sorted(found, key=_step_of)
 
 

@@ -5,25 +5,32 @@ Heavy packages are imported inside the commands, so that help and mistakes answe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from paw_fast import __version__
-from paw_fast.config import TrainConfig, load_preset, load_toml, recipes, validate
-from paw_fast.env_config import EnvConfig, env_config, with_full_paths
+from paw_fast import __version__, stopping
+from paw_fast.config import (
+    TrainConfig,
+    changes_on_resume,
+    load_preset,
+    load_toml,
+    read_toml,
+    recipes,
+    validate,
+    with_chat_date,
+)
+from paw_fast.env_config import ENV_SETTINGS, EnvConfig, env_config, with_full_paths
+from paw_fast.parsing import PROGRAM, parse, take
 from paw_fast.types import UserError
-
-PROGRAM = "paw-fast"
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ class EvalOptions:
     """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
     transitions: int = 256
     """Transitions of those episodes that --world-model draws."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    allow_reference_engine: bool = False
+    """ALFWorld: let the reference engine, which runs Python expressions of game files, play what the run's config or
+    the games ask it for."""
     json: bool = False
     """Print one JSON object."""
 
@@ -89,129 +101,88 @@ class DoctorOptions:
     """Print one JSON object."""
 
 
-def _flags(cls: type, prefix: str = "") -> set[str]:
-    """Every option name of a config dataclass, as tyro spells them."""
-    import typing
-
-    hints = typing.get_type_hints(cls, include_extras=True)
-    names: set[str] = set()
-    for f in dataclasses.fields(cls):
-        hint = hints[f.name]
-        if dataclasses.is_dataclass(hint):
-            names |= _flags(typing.cast(type, hint), f"{prefix}{f.name}.")
-            continue
-        marks = getattr(hint, "__metadata__", ())
-        own = next((m for m in marks if getattr(m, "name", None)), None)
-        name = own.name if own is not None else prefix + f.name
-        names.add("--" + name.replace("_", "-"))
-        if hint is bool:
-            names.add("--" + (prefix + "no-" + f.name).replace("_", "-"))
-    return names
-
-
-def _parse(cls: type, args: Sequence[str], command: str, default: Any = None, extra: Sequence[str] = ()) -> Any:
-    """Parses with tyro; an unknown option is one line that names the nearest one."""
-    known = _flags(cls) | {"-h", "--help", *extra}
-    for arg in args:
-        flag = arg.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; see {PROGRAM} {command} --help"
-            raise UserError(f"unknown option {arg.split('=')[0]}{hint}")
-    try:
-        with _one_line_errors():
-            if default is None:
-                return tyro.cli(cls, args=list(args), prog=f"{PROGRAM} {command}")
-            return tyro.cli(cls, args=list(args), prog=f"{PROGRAM} {command}", default=default)
-    except SystemExit as e:
-        if e.code in (0, None):
-            raise
-        raise UserError(_last_error(cls, args, command)) from None
-
-
-@contextlib.contextmanager
-def _one_line_errors():
-    """Keeps tyro's boxed error messages off the screen; the one-line form is made from them."""
-    import io
-
-    buffer = io.StringIO()
-    _captured.clear()
-    with contextlib.redirect_stderr(buffer):
-        try:
-            yield
-        finally:
-            _captured.append(buffer.getvalue())
-
-
-_captured: list[str] = []
-
-
-def _last_error(cls: type, args: Sequence[str], command: str) -> str:
-    lines = [line.strip("│╭╮╰╯─ ").strip() for line in _captured[-1].splitlines()] if _captured else []
-    text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-    return f"{text or 'cannot read the options'} (see {PROGRAM} {command} --help)"
-
-
-def _take(args: list[str], name: str) -> str | None:
-    """Takes `--name value` or `--name=value` out of the arguments."""
-    for i, arg in enumerate(args):
-        if arg == f"--{name}":
-            if i + 1 >= len(args):
-                raise UserError(f"--{name} needs a value")
-            value = args[i + 1]
-            del args[i : i + 2]
-            return value
-        if arg.startswith(f"--{name}="):
-            del args[i]
-            return arg.split("=", 1)[1]
-    return None
+def _check_env(name: str | None) -> None:
+    if name is not None and name not in ENV_SETTINGS:
+        near = difflib.get_close_matches(name, ENV_SETTINGS, n=1)
+        raise UserError(
+            f"--env {name}: no such environment; "
+            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(ENV_SETTINGS)}")
+        )
 
 
 def _env_name(args: Sequence[str]) -> str | None:
     """The environment that the arguments name."""
-    return _take(list(args), "env")
+    return take(list(args), "env")
 
 
-def _default_preset(args: Sequence[str]) -> tuple[str, str]:
-    """The preset where none is named, and why."""
+def _default_preset(args: Sequence[str], over: Mapping[str, Any]) -> tuple[str, str]:
+    """The preset where none is named, and why. `over` is what a file lays over it."""
     import torch
 
     from paw_fast.pretrained import SMOLLM2
 
     joined = " ".join(args)
-    if f"--model {SMOLLM2}" in joined or f"--model={SMOLLM2}" in joined:
+    model = over.get("model")
+    of_file = isinstance(model, dict) and model.get("path") == SMOLLM2
+    if of_file or f"--model {SMOLLM2}" in joined or f"--model={SMOLLM2}" in joined:
         return "smollm2", "it suits that model"
     if torch.cuda.is_available():
         return "qwen2.5-1.5b", f"{torch.cuda.get_device_name()} was found"
     return "tiny", "no CUDA device was found"
 
 
+def _base_config(
+    args: Sequence[str], preset: str | None, file: Path | None, wants_help: bool
+) -> tuple[TrainConfig, str]:
+    """The settings below the options, and what is to be said of the preset that was chosen for the user."""
+    name = _env_name(args)
+    over = read_toml(file) if file else {}
+    of_file = over.get("env", {}).get("name") if isinstance(over.get("env"), dict) else None
+    name = name or (of_file if isinstance(of_file, str) else None)
+    why = ""
+    if preset is None and "base" not in over:
+        preset, reason = ("tiny", "") if wants_help else _default_preset(args, over)
+        why = f"preset {preset}: {reason} (--preset takes another; see `paw-fast recipes`)" if reason else ""
+    plain = TrainConfig(env=env_config(name or "alfworld"))
+    base = load_preset(preset, name) if preset else plain
+    if file is None:
+        return base, why
+    config = load_toml(file, base)
+    return config, "" if config == load_toml(file, plain) else why  # a run's config.toml leaves nothing to the preset
+
+
 def _train(args: list[str]) -> int:
-    resume = _take(args, "resume")
+    if "-h" in args or "--help" in args:
+        return _train_command(args)
+    from paw_fast import console
+
+    with stopping.handled(console.say):  # before anything is built
+        return _train_command(args)
+
+
+def _train_command(args: list[str]) -> int:
+    resume = take(args, "resume")
     if resume is not None:
         return _resume(Path(resume), args)
     wants_help = "-h" in args or "--help" in args
-    preset, file = _take(args, "preset"), _take(args, "config")
-    why = ""
-    if preset is None and file is None:
-        preset, why = ("tiny", "") if wants_help else _default_preset(args)
-    name = _env_name(args)
-    base = load_preset(preset, name) if preset else TrainConfig(env=env_config(name or "alfworld"))
-    base = load_toml(Path(file), base) if file else base
+    preset, file = take(args, "preset"), take(args, "config")
+    base, why = _base_config(args, preset, Path(file) if file else None, wants_help)
     if wants_help:
         print(
             f"usage: {PROGRAM} train [--preset NAME|FILE] [--config FILE] [--resume RUN] [OPTIONS]\n\n"
             "  --preset   a recipe by name (see `paw-fast recipes`) or a TOML file; else chosen by the hardware\n"
             "  --config   a TOML file laid over the preset (a run's config.toml repeats the run)\n"
-            "  --resume   go on with a run directory from its newest checkpoint\n"
+            "  --resume   go on with a run directory from its newest checkpoint\n\n"
+            "exit status: 0 done, 2 a mistake or a failure (one line says which), 130 stopped by Ctrl-C, 75 stopped\n"
+            "by SIGTERM, SIGHUP or SIGUSR1. After 130 and 75 the run is saved: go on with --resume RUN.\n"
         )
-    config = _parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
+    config = parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
-    config = dataclasses.replace(config, env=with_full_paths(config.env))
+    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     from paw_fast import console
 
     if why:
-        console.say(f"preset {preset}: {why} (--preset takes another; see `paw-fast recipes`)")
+        console.say(why)
     from paw_fast import runs
 
     _quiet_libraries()
@@ -226,36 +197,59 @@ def _train(args: list[str]) -> int:
     except UserError:
         runs.discard_unused(run_dir, before)
         raise
+    finally:
+        runs.release(run_dir)
 
 
 def _resume(path: Path, args: list[str]) -> int:
     from paw_fast import console, runs
 
     _quiet_libraries()
-    from paw_fast.train import check_resumable, train
+    from paw_fast.resuming import is_finished, resume_point, write_missing
+    from paw_fast.train import train
 
     run_dir = runs.run_of(path)
     begun = runs.config_of(run_dir)
-    config = _parse(TrainConfig, args, "train --resume RUN", begun)
+    said = any(arg.replace("_", "-").startswith(("--env.engine", "--env.allow-reference-engine")) for arg in args)
+    runs.check_reference_engine(begun.env, said, "--env.engine textworld")
+    config = parse(TrainConfig, args, "train --resume RUN", begun)
     if config.run_dir != begun.run_dir:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
+    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
+    changes = changes_on_resume(run_dir, begun, config)
     validate(config)
-    check_resumable(run_dir, config)
-    config = dataclasses.replace(config, env=with_full_paths(config.env))
-    console.say(f"going on with {run_dir}")
-    return train(config, run_dir, resume=True)
+    runs.hold(run_dir)
+    try:
+        checkpoint = resume_point(run_dir)
+        if checkpoint is not None and is_finished(checkpoint, config):
+            if missing := write_missing(run_dir, checkpoint):
+                console.say(f"{run_dir} has done its steps; {' and '.join(missing)} had not been written and is now")
+                return 0
+            raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
+        console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
+        return train(config, run_dir, resume=True)
+    finally:
+        runs.release(run_dir)
 
 
 def _eval(args: list[str]) -> int:
-    options = _parse(EvalOptions, args, "eval")
-    _quiet_libraries()
-    from paw_fast.eval_command import run_eval
+    options = parse(EvalOptions, args, "eval")
+    from paw_fast import console
 
-    return run_eval(options)
+    with stopping.handled(console.say, "leaving the evaluation"):
+        _quiet_libraries()
+        from paw_fast.eval_command import run_eval
+
+        try:
+            return run_eval(options)
+        except stopping.Interrupted as stop:
+            console.say("stopped: an evaluation keeps nothing, begin it again")
+            return stop.status
 
 
 def _play(args: list[str]) -> int:
-    options = _parse(PlayOptions, args, "play", PlayOptions(env=_play_env(_env_name(args) or "alfworld")))
+    _check_env(_env_name(args))
+    options = parse(PlayOptions, args, "play", PlayOptions(env=_play_env(_env_name(args) or "alfworld")))
     if options.game is not None and options.env.name != "alfworld":
         raise UserError(f"--game names a game of alfworld, and --env is {options.env.name}: take --task")
     from paw_fast.envs.play import play
@@ -278,7 +272,7 @@ def _play(args: list[str]) -> int:
 
 
 def _report(args: list[str]) -> int:
-    options = _parse(ReportOptions, args, "report")
+    options = parse(ReportOptions, args, "report")
     if not options.runs:
         raise UserError(f"name one or more run directories: {PROGRAM} report RUN...")
     from paw_fast.report import write_report
@@ -288,7 +282,7 @@ def _report(args: list[str]) -> int:
 
 
 def _doctor(args: list[str]) -> int:
-    options = _parse(DoctorOptions, args, "doctor")
+    options = parse(DoctorOptions, args, "doctor")
     _quiet_libraries()
     from paw_fast import doctor
 
@@ -325,7 +319,7 @@ def _retriever(args: list[str]) -> int:
         near = difflib.get_close_matches(args[0], command.OPTIONS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(command.OPTIONS)}"
         raise UserError(f"unknown command 'retriever {args[0]}'; {hint}")
-    return command.run(_parse(command.OPTIONS[args[0]], args[1:], f"retriever {args[0]}"))
+    return command.run(parse(command.OPTIONS[args[0]], args[1:], f"retriever {args[0]}"))
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -5,8 +5,11 @@ Everything goes to stderr, so that stdout stays free for results (`--json`).
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -19,12 +22,49 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+from paw_fast import stopping
+
+
+class _Screen:
+    """sys.stderr as it is at the time; a screen that has gone (a lost connection, a closed pipe) stops nothing."""
+
+    def write(self, text: str) -> int:
+        self._survive(lambda: sys.stderr.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._survive(lambda: sys.stderr.flush())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    @staticmethod
+    def _survive(act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:
+            with suppress(OSError, ValueError):  # what is still buffered must have somewhere to go
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, sys.stderr.fileno())
+                os.close(null)
+
+
+console = Console(file=cast(IO[str], _Screen()), highlight=False)
+_listener: Callable[[str], None] | None = None
 
 
 def say(text: str) -> None:
     """One line to the user."""
-    console.print(text, markup=False, soft_wrap=True)
+    if _listener is not None:
+        _listener(text)
+    else:
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def send_to(listener: Callable[[str], None] | None) -> None:
+    """Hands what is said in this process to `listener` instead; None prints again."""
+    global _listener
+    _listener = listener
 
 
 def _bar(*extra) -> Progress:
@@ -37,12 +77,20 @@ def _bar(*extra) -> Progress:
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar over `total` items (None: not known); call what it gives once for each (or with a number of them)."""
+    """A bar over `total` items (None: not known); call what it gives once for each (or with a number of them).
+
+    That call raises `stopping.Interrupted` where a stop was asked for.
+    """
     if not console.is_terminal:
         say(f"{label} ...")
     with _bar() as bar:
         task = bar.add_task(label, total=total)
-        yield lambda count=1: bar.advance(task, count)
+
+        def advance(count: int = 1) -> None:
+            bar.advance(task, count)
+            stopping.check()
+
+        yield advance
 
 
 class StepProgress:

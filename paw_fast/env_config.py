@@ -40,6 +40,9 @@ class EnvConfig:
     # ALFWorld
     engine: Literal["native", "textworld"] = "native"
     """ALFWorld's dynamics: our own engine, or the reference (needs the `alfworld` extra)."""
+    allow_reference_engine: bool = False
+    """ALFWorld: games whose rules our engine does not know are played by the reference, which runs Python expressions
+    of the game file. Counts on the command line only, never from a run's config."""
     size: Literal["small", "medium", "full"] = "small"
     """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
     num_train: int = 3600
@@ -84,7 +87,7 @@ class EnvConfig:
 ENV_SETTINGS: dict[str, dict[str, str]] = {
     "alfworld": {
         "data": "data", "game_seed": "seed", "max_steps": "max_steps", "engine": "engine", "size": "size",
-        "num_train": "num_train", "num_unseen": "num_unseen",
+        "allow_reference_engine": "allow_reference_engine", "num_train": "num_train", "num_unseen": "num_unseen",
     },
     "webshop": {
         "data": "data", "max_steps": "max_steps", "mode": "mode", "goals": "goals", "goal_seed": "seed",

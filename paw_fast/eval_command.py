@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from paw_fast import console, runs
+from paw_fast import console, runs, stopping
 from paw_fast.checkpoint import find_checkpoint, verify_checkpoint
-from paw_fast.config import TrainConfig, load_preset
-from paw_fast.evaluate import EvalResult, describe_tasks, eval_tasks, evaluate
+from paw_fast.config import TrainConfig, load_preset, with_chat_date
+from paw_fast.evaluate import EvalResult, describe_tasks, eval_tasks, evaluate, overlong_warning
 from paw_fast.losses import rows_per_chunk
 from paw_fast.policy import load_policy
 from paw_fast.pretrained import resolve_model
@@ -64,20 +65,28 @@ def _tasks_in_train(env: Env, tasks: Sequence[Task], split: str, path: Path | st
         return None
 
 
+def _stage(name: str) -> contextlib.AbstractContextManager:
+    stopping.check()
+    return contextlib.nullcontext()
+
+
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
     path, config = find_model(options.checkpoint, options.preset, options.env)
+    config = with_chat_date(_with_consent(config, options))
     if options.env not in (None, config.env.name):
         raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
     for name in ("tasks", "transitions"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}, expected 1 or more")
-    if options.seed < 0:
-        raise UserError(f"--seed is {options.seed}, expected 0 or more")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed is {options.seed}, expected 0 to {2**63 - 1}")
     temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
     if not 0 < temperature < math.inf:
         raise UserError(f"--temperature is {temperature}, expected more than 0 (0.01 takes the likeliest token)")
     env = make_env(config.env)
+    if wait := getattr(env, "while_waiting", None):
+        wait(stopping.check)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
         in_train = _tasks_in_train(env, tasks, options.split, path, options.preset)
@@ -85,6 +94,7 @@ def run_eval(options) -> int:
         config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
+        stopping.check()
         loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
         episodes: dict[tuple[int, ...], Trajectory] = {}
         with console.progress("evaluating", len(tasks)) as advance:
@@ -93,7 +103,9 @@ def run_eval(options) -> int:
                 episodes[t.seed] = t
                 advance()
 
-            result = evaluate(at_temperature(loop, temperature), tasks, options.seed, done)
+            loop = at_temperature(loop, temperature)
+            loop.stage = _stage
+            result = evaluate(loop, tasks, options.seed, done)
         quality = None
         if options.world_model:
             quality = measure_world_model(
@@ -114,10 +126,22 @@ def run_eval(options) -> int:
     if options.json:
         print(json.dumps(about | result.as_json() | ({"world_model": quality.as_json()} if quality else {})))
     else:
+        if warning := overlong_warning(result):
+            console.say(warning)
         _show(result, about)
         if quality:
             _show_world_model(quality)
     return 0
+
+
+def _with_consent(config: TrainConfig, options) -> TrainConfig:
+    """The settings with what the command line says about code that comes with models and games."""
+    runs.check_reference_engine(config.env, options.allow_reference_engine, "--allow-reference-engine")
+    allowed = options.allow_reference_engine and config.env.name == "alfworld"
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, trust_remote_code=options.trust_remote_code),
+        env=dataclasses.replace(config.env, allow_reference_engine=allowed),
+    )  # fmt: skip
 
 
 def _show(result: EvalResult, about: dict) -> None:

@@ -21,7 +21,8 @@ EVAL_SEED = 20_000
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Success over tasks that were played once each.
+    """Success over tasks that were played once each. `num_overlong` of them were lost because their first prompt did
+    not fit.
 
     >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
     0.5
@@ -33,6 +34,7 @@ class EvalResult:
     mean_length: float
     mean_score: float = 0.0
     mean_scores: dict[str, float] = field(default_factory=dict)
+    num_overlong: int = 0
 
     @property
     def success(self) -> float:
@@ -49,8 +51,18 @@ class EvalResult:
         return {
             "success": self.success, "low": low, "high": high, "successes": self.successes,
             "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "mean_score": self.mean_score,
-            "mean_scores": self.mean_scores, "by_task_type": types,
+            "mean_scores": self.mean_scores, "overlong_tasks": self.num_overlong, "by_task_type": types,
         }  # fmt: skip
+
+
+def overlong_warning(result: EvalResult) -> str | None:
+    """One line about tasks that were lost before they began; None where there are none."""
+    if not result.num_overlong:
+        return None
+    return (
+        f"{result.num_overlong} of {result.num_tasks} evaluation tasks count as lost: their first prompt does not fit "
+        "--rollout.max-sequence-tokens"
+    )
 
 
 def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
@@ -95,18 +107,20 @@ def evaluate(
 ) -> EvalResult:
     """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    steps, score = 0, 0.0
+    steps, overlong, score = 0, 0, 0.0
     scores: dict[str, float] = defaultdict(float)
     for trajectory in loop.play([(task, i, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]):
         count = counts[trajectory.task.task_type]
         count[0] += trajectory.won
         count[1] += 1
         steps += len(trajectory.transitions)
+        overlong += not trajectory.transitions
         score += trajectory.score
         for name, value in trajectory.scores.items():
             scores[name] += value / len(tasks)
         done(trajectory)
     by_type = {name: (won, total) for name, (won, total) in counts.items()}
     return EvalResult(
-        sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores)
-    )
+        sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores),
+        overlong,
+    )  # fmt: skip

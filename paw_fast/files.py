@@ -90,6 +90,15 @@ def user_errors(action: str, path: str | Path, after: str = "") -> Iterator[None
         raise UserError(f"cannot {action} at {path}: {reason}{'; ' + after if after else ''}") from error
 
 
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one at the path: it was not moved, replaced or deleted."""
+    try:
+        here, there = os.fstat(handle), os.stat(path)
+    except OSError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
 def sync_folder(folder: Path) -> None:
     """Asks the disk to keep the folder's entries (renames, new files). Does nothing where folders cannot be opened."""
     try:
@@ -132,7 +141,8 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     """Runs a command and returns the process's exit status; mistakes of the user become one line on stderr.
 
     0 or the command's own number on success, 2 for a `UserError` and for an operating-system error that
-    names a full disk, a missing file or permission, 130 after Ctrl-C, 141 when the reader of stdout has gone.
+    names a full disk, a missing file or permission, 130 after Ctrl-C (75 after another signal: the command's own
+    number, see `stopping`), 141 when the reader of stdout has gone.
     Anything else is a fault of this program and keeps its traceback.
     """
     try:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paw_fast.files import user_errors, write_text
+from paw_fast.files import is_at, user_errors, write_text
 from paw_fast.types import UserError
 
 METRICS: dict[str, str] = {
@@ -40,7 +40,7 @@ METRICS: dict[str, str] = {
     "success/eval_total": "evaluation tasks played",
     "episode/length_mean": "actions in an episode",
     "episode/invalid_action_rate": "share of actions that broke the format or were not admissible",
-    "episode/truncated_rate": "share of episodes that ended because a limit was reached",
+    "episode/truncated_rate": "share of episodes that ended because a limit (of steps, tokens or a budget) was reached",
     "episode/cut_rate": "share of turns whose observation or history was cut to fit the prompt",
     "wm/lambda_mean": "mean weight of the world-model loss over the groups",
     "wm/target_share": "share of transitions that an observation follows which can be predicted",
@@ -67,6 +67,7 @@ METRICS: dict[str, str] = {
     "critic/explained_variance": "1 - Var(target - value) / Var(target)",
     "critic/clip_fraction": "share of action tokens whose value was clipped",
     "critic/grad_norm": "global gradient norm of a critic with a backbone of its own",
+    "rollout/overlong_tasks": "tasks left out because their first prompt does not fit; absent where none was",
     "rollout/rounds": "rounds of rollouts that the step drew (dynamic sampling)",
     "optim/grad_norm": "global gradient norm before clipping",
     "optim/learning_rate": "learning rate",
@@ -155,12 +156,22 @@ class MetricsWriter:
         if bad:
             row[_NON_FINITE] = bad
         finite = {name: row[name] for name in values if row[name] is not None}
+        self.check_in_place()
         with user_errors("write metrics", self.path):
             _append(self._handle, (json.dumps(row) + "\n").encode())
             if self._events is not None:
                 self._events.log(step, finite)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
+
+    def check_in_place(self) -> None:
+        """Raises `UserError` where the run's folder was moved, replaced or deleted: what is written now would be lost,
+        or make a second folder in its old place."""
+        if not is_at(self._handle.fileno(), self.path):
+            raise UserError(
+                f"{self.path} was moved, replaced or deleted while the run was writing to it: put the folder back and "
+                f"go on with --resume {self.path.parent}"
+            )
 
     def close(self) -> None:
         """Closes the files. Safe to call twice."""

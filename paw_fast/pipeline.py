@@ -22,11 +22,12 @@ import numpy as np
 from paw_fast.config import TrainConfig
 from paw_fast.mismatch import check_gap, gap_metrics, sampled_logprobs, truncated_importance
 from paw_fast.rollout.agent import Planned
+from paw_fast.rollout.build import max_length
 from paw_fast.rollout.player import Player
 from paw_fast.scores import Scores
 from paw_fast.tasks.sampler import TaskSampler
 from paw_fast.trajectories import build_sequences
-from paw_fast.types import Task, TokenSequence, Trajectory
+from paw_fast.types import Task, TokenSequence, Trajectory, UserError
 from paw_fast.update import Learner
 from paw_fast.update.credit import has_spread
 
@@ -51,6 +52,7 @@ class _Open:
     groups: int
     ended: dict[int, list[Trajectory]] = field(default_factory=dict)
     dropped: int = 0
+    replaced: int = 0
 
 
 class Pipeline:
@@ -64,6 +66,8 @@ class Pipeline:
         self.stage, self.warn = stage, warn
         self.kept: list[Trajectory] = []  # ended while an evaluation was waiting for others
         self._open: dict[int, _Open] = {}
+        self._overlong: set[str] = set()  # tasks whose first prompt does not fit
+        self._left_out = 0  # of the step that is played
 
     def batch(self, step: int, advance: Callable[[], None]) -> Batch:
         """Plays (or goes on playing) and scores the batch of a step; `advance` is called for each of its episodes.
@@ -71,6 +75,7 @@ class Pipeline:
         When it is interrupted the sampler stands where it stood before. Raises `UserError` when generator and
         trainer disagree (`mismatch.check_gap`).
         """
+        self._left_out = 0
         if self.config.pipeline.name == "async":
             groups, parts, metrics = self._async(step, advance)
         else:
@@ -81,6 +86,8 @@ class Pipeline:
                 self.player.stop()
                 self.sampler.restore(state)
                 raise
+        if self._left_out:
+            metrics["rollout/overlong_tasks"] = float(self._left_out)
         order = sorted(groups)
         trajectories = [t for number in order for t in groups[number]]
         scores = Scores.join([parts[number] for number in order])
@@ -97,16 +104,39 @@ class Pipeline:
                 "async/importance_mean": float(flat.mean()),
                 "async/importance_capped_share": float((flat >= np.float32(cap)).mean()),
             }
-        sequences = build_sequences(trajectories, self.config.layout, self.config.paw.horizon)
+        sequences = self._sequences(trajectories)
         return Batch(trajectories, sequences, scores, metrics)
 
     def sampler_state(self) -> dict[str, int]:
         """Where the sampler stood before the first task that has not been learned from."""
         return self._open[min(self._open)].sampler_state if self._open else self.sampler.state()
 
+    def _sequences(self, trajectories: Sequence[Trajectory]) -> list[TokenSequence]:
+        c = self.config
+        return build_sequences(
+            trajectories, c.layout, c.paw.horizon, max_length(self.learner.policy.model.config, c)
+        )  # fmt: skip
+
     def _score(self, group: Sequence[Trajectory]) -> Scores:
         with self.stage("score"):
-            return self.learner.score(build_sequences(group, self.config.layout, self.config.paw.horizon))
+            return self.learner.score(self._sequences(group))
+
+    def _is_overlong(self, group: Sequence[Trajectory]) -> bool:
+        """Whether the group's first prompt did not fit; counts it then. Raises `UserError` where no task's does."""
+        if all(t.transitions for t in group):
+            return False
+        task, r = group[0].task, self.config.rollout
+        limits = (
+            f"--rollout.max-sequence-tokens {r.max_sequence_tokens} with --rollout.max-action-tokens "
+            f"{r.max_action_tokens}"
+        )  # fmt: skip
+        if not self._overlong:
+            self.warn(f"{task.task_id} is left out, and so are others like it: its first prompt does not fit {limits}")
+        self._overlong.add(task.task_id)
+        self._left_out += 1
+        if len(self._overlong) >= len({t.task_id for t in self.sampler.tasks}):
+            raise UserError(f"no training task's first prompt fits {limits} (the last one: {task.task_id})")
+        return True
 
     def _plan(self, tasks: Sequence[Task], first: int, step: int) -> list[Planned]:
         """The episodes of the groups `first`, `first + 1`, ..."""
@@ -130,9 +160,8 @@ class Pipeline:
         parts: dict[int, Scores] = {}
         rounds, missing = 0, r.groups
         while missing > 0 and (rounds == 0 or (a.dynamic_sampling and rounds < a.max_rounds)):
-            plan = self._plan(self.sampler.draw(missing), len(groups), step)
             with self.stage("rollout"):
-                for number, members in self._groups(plan, advance):
+                for number, members in self._groups(missing, max(groups, default=-1) + 1, step, advance):
                     groups[number] = members
                     if self.config.pipeline.name == "stream":
                         parts[number] = self._score(members)
@@ -143,19 +172,28 @@ class Pipeline:
             parts[number] = self._score(groups[number])
         return groups, parts, {"rollout/rounds": float(rounds)} if a.dynamic_sampling else {}
 
-    def _groups(self, plan: list[Planned], advance: Callable[[], None]) -> Iterator[tuple[int, list[Trajectory]]]:
-        """Plays the episodes and gives each group when its last one ends."""
-        self.player.submit(plan)
+    def _groups(
+        self, count: int, first: int, step: int, advance: Callable[[], None]
+    ) -> Iterator[tuple[int, list[Trajectory]]]:
+        """Plays `count` groups, `first` the number of the first, and gives each when its last episode ends. Another
+        task takes the place of one whose first prompt does not fit."""
+        self.player.submit(self._plan(self.sampler.draw(count), first, step))
         ended: dict[int, list[Trajectory]] = {}
-        left = len(plan)
+        following, left = first + count, count
         while left:
             for trajectory in self._poll():
-                left -= 1
-                advance()
+                if trajectory.transitions:
+                    advance()
                 members = ended.setdefault(trajectory.group, [])
                 members.append(trajectory)
-                if len(members) == self.config.rollout.group_size:
-                    yield trajectory.group, sorted(members, key=lambda t: t.seed)
+                if len(members) < self.config.rollout.group_size:
+                    continue
+                if self._is_overlong(members):
+                    self.player.submit(self._plan(self.sampler.draw(1), following, step))
+                    following += 1
+                    continue
+                left -= 1
+                yield trajectory.group, sorted(members, key=lambda t: t.seed)
 
     # ---------------------------------------------------------------------------------------------------- async
 
@@ -168,12 +206,16 @@ class Pipeline:
         now = self._open[step]
         groups: dict[int, list[Trajectory]] = {}
         parts: dict[int, Scores] = {}
-        for _ in range(sum(map(len, now.ended.values()))):
+        for _ in range(sum(bool(t.transitions) for members in now.ended.values() for t in members)):
             advance()
         while len(groups) < now.groups:
             for group in [g for g, members in now.ended.items() if len(members) == size]:
                 members = sorted(now.ended.pop(group), key=lambda t: t.seed)
+                if self._is_overlong(members):
+                    self._replace(step, now)
+                    continue
                 if step - oldest_version(members) > bound:
+                    now.dropped += 1
                     self._replace(step, now)
                     continue
                 groups[group] = members
@@ -183,7 +225,7 @@ class Pipeline:
                     for trajectory in self._poll():
                         batch = trajectory.seed[1]
                         self._open[batch].ended.setdefault(trajectory.group, []).append(trajectory)
-                        if batch == step:
+                        if batch == step and trajectory.transitions:
                             advance()
         del self._open[step]
         played = [x for members in groups.values() for t in members for x in t.transitions]
@@ -199,9 +241,9 @@ class Pipeline:
         self.player.submit(self._plan(self.sampler.draw(self.config.rollout.groups), 0, number))
 
     def _replace(self, step: int, batch: _Open) -> None:
-        """Plays another task in place of a group that has become too old."""
-        batch.dropped += 1
-        first = batch.groups + batch.dropped - 1
+        """Plays another task in place of a group that has become too old, or whose first prompt does not fit."""
+        first = batch.groups + batch.replaced
+        batch.replaced += 1
         self.player.submit(self._plan(self.sampler.draw(1), first, step))
 
 

@@ -6,15 +6,18 @@ T packed tokens, N rows with a loss, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from paw_fast import attention
+from paw_fast import attention, console
 from paw_fast.config import ModelConfig
+from paw_fast.forward_check import check_forward, refuse_stateful
 from paw_fast.types import UserError
 
 
@@ -59,12 +62,43 @@ def map_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if divisor == 1.0 else logits / divisor
 
 
+def without_dropout(model: Any) -> None:
+    """Puts a model into evaluation mode for good, with gradient checkpointing at work where it is enabled.
+
+    Dropout (and the noise of some routers) would make a token's log-prob differ from pass to pass, and with it the
+    ratio to the rollout's: two passes must agree, training ones included. Transformers checkpoints only those layers
+    that are in training mode, so these stay in it, but neither their parts nor any rate of their own.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+            for name in _dropout_rates(vars(module)):
+                setattr(module, name, 0.0)
+
+
+def _dropout_rates(settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are dropout rates or jitter above zero."""
+    return [
+        name for name, value in settings.items()
+        if isinstance(value, float) and value > 0 and re.search(r"^(?!classifier|summary).*(drop|jitter)", name)
+    ]  # fmt: skip
+
+
 @dataclass
 class Policy:
-    """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others."""
+    """A model and its tokenizer. `logits` are computed for the rows that have a loss, and for no others.
+
+    The model is put into evaluation mode: dropout is off in every pass, those of the update included. Raises
+    `UserError` for a model that cannot run packed sequences, as far as its parts tell.
+    """
 
     model: Any
     tokenizer: Any
+
+    def __post_init__(self) -> None:
+        refuse_stateful(self.model)
+        without_dropout(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -76,20 +110,40 @@ class Policy:
 
     def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Last hidden states [T, H] of packed sequences. input_ids, position_ids [T]; lengths sum to T."""
+        if self.model.training:
+            without_dropout(self.model)
         plan = attention.PackedPlan(lengths)
         out = self.model.base_model(
             input_ids=input_ids[None], position_ids=position_ids[None], paw_plan=plan, use_cache=False
         )
         return out.last_hidden_state[0]
 
+    def logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor, plan: Any) -> torch.Tensor:
+        """Logits [T, V] of packed tokens under an attention plan, as the model's own forward pass maps them."""
+        out = self.model.base_model(
+            input_ids=input_ids[None], position_ids=position_ids[None], paw_plan=plan, use_cache=False
+        )
+        return map_logits(self.model, self.lm_head(out.last_hidden_state[0]))
+
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raises `UserError` naming the first parameter that holds NaN or an infinity. Copies nothing."""
+    for key, parameter in model.named_parameters():
+        if parameter.numel() and not all(bool(torch.isfinite(one)) for one in torch.aminmax(parameter.detach())):
+            raise UserError(
+                f"--model {name}: the parameter {key} holds NaN or infinite numbers: the model is damaged or its "
+                "training has diverged; take an earlier checkpoint"
+            )
 
 
 def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -> Policy:
     """Loads a causal LM and its tokenizer from a folder or hub name, on the device and dtype of `config`.
 
-    Raises `UserError` with one line when there is no such model, it is damaged, or it cannot be used here.
+    Raises `UserError` with one line when there is no such model, it is damaged, or it cannot be used here; its packed
+    forward pass is compared with its own (`forward_check`).
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -99,16 +153,41 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
         raise UserError(f"--model {name}: no such folder; give a Hugging Face model folder or a hub name")
     name = str(Path(name).expanduser()) if looks_local else name
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        trust = config.trust_remote_code
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME
+            name, dtype=dtype, attn_implementation=attention.ATTENTION_NAME, trust_remote_code=trust
         )
+    except KeyError as e:
+        if e.args != (attention.ATTENTION_NAME,):
+            raise UserError(f"--model {name}: cannot be loaded as a causal LM: no {e}") from e
+        raise UserError(
+            f"--model {name}: models of this type have attention code of their own, which cannot run packed sequences: "
+            "not supported; take one that uses transformers' attention interface"
+        ) from e
     except Exception as e:
+        if not config.trust_remote_code and "trust_remote_code" in str(e):
+            raise UserError(
+                f"--model {name} needs Python code that comes with it, which is not run unasked: if you trust it, say "
+                "--model.trust-remote-code (with `paw-fast eval`: --trust-remote-code)"
+            ) from e
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
+    check_finite(model, name)
     model.to(device)
-    model.train(trainable)
     model.requires_grad_(trainable)
     if trainable and config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model, tokenizer)
+        # Newer releases of transformers warn about the older name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as e:
+            raise UserError(f"--model.gradient-checkpointing: {e}; say --model.no-gradient-checkpointing") from e
+    try:
+        policy = Policy(model, tokenizer)
+    except UserError as e:
+        raise UserError(f"--model {name}: {e}") from e
+    check_forward(policy, name)
+    if trainable and (rates := _dropout_rates(model.config.get_text_config().to_dict())):
+        console.say(f"--model {name}: dropout is off ({', '.join(rates)} in its config): log-probs must repeat")
+    return policy

@@ -46,7 +46,9 @@ def smollm2_folder() -> Path:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=final.parent))
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source.parent, gguf_file=source.name, trust_remote_code=False
+            )
             _dequantized(source).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             os.rename(temporary, final)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,17 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from paw_fast import console, runs
-from paw_fast.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint
-from paw_fast.config import TrainConfig
-from paw_fast.evaluate import EvalResult, check_held_out, describe_tasks, eval_tasks, evaluate
+from paw_fast import console, runs, stopping
+from paw_fast.checkpoint import prune, save_checkpoint
+from paw_fast.config import TrainConfig, with_chat_date
+from paw_fast.evaluate import EvalResult, check_held_out, describe_tasks, eval_tasks, evaluate, overlong_warning
 from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
 from paw_fast.passages import PassageMemory
-from paw_fast.pipeline import Pipeline
+from paw_fast.pipeline import Batch, Pipeline
 from paw_fast.policy import load_policy, resolve_device
 from paw_fast.pretrained import resolve_model
-from paw_fast.report import write_report
-from paw_fast.rollout.build import make_engine, make_env, make_loop
+from paw_fast.resuming import resume_point, write_summary
+from paw_fast.rng import capture_rng_states
+from paw_fast.rollout.agent import check_first_prompts
+from paw_fast.rollout.build import agent_settings, make_chat, make_engine, make_env, make_loop
+from paw_fast.rollout.engine import EngineError
 from paw_fast.rollout.limits import within
 from paw_fast.rollout.player import InlinePlayer, Player, Sitting
 from paw_fast.rollout.pool import ActorPool
@@ -47,10 +49,8 @@ from paw_fast.warm_start import read_passages, warm_start
 from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
 
 DEMONSTRATION_STEPS = 60
-
-
-class Interrupted(Exception):
-    """Ctrl-C at a place where the step can be left: nothing of it has changed the policy yet."""
+MOST_SKIPPED_STEPS = 3
+"""Training steps in a row whose optimizer steps may all be left out; the run stops at the last of them."""
 
 
 def check_parts(config: TrainConfig) -> None:
@@ -69,12 +69,15 @@ class Trainer:
     """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
 
     def __init__(self, config: TrainConfig, run_dir: Path, resume: bool):
+        config = with_chat_date(config)
         self.config, self.run_dir = config, run_dir
         self.start_time = time.monotonic()
         self.earlier_s = 0.0
         self.step = 0
         self.summary: dict[str, Any] = {}
-        self.stopping = False
+        self.pending: dict[str, Any] | None = None  # metrics of a step whose evaluation and row are still to come
+        self.skipped_in_a_row = 0
+        self.good_state: dict[str, Any] | None = None  # from before those steps
         self.timer = StageTimer()
         check_parts(config)
         torch.manual_seed(config.seed)
@@ -82,14 +85,22 @@ class Trainer:
         self.env = make_env(config.env)
         if wait := getattr(self.env, "while_waiting", None):
             wait(self._check_interrupt)
+        stopping.check()
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
         self.eval_in_train = check_held_out(self.env, self.eval_tasks, config.eval_split)
-        checkpoint = load_checkpoint(run_dir) if resume and find_checkpoint(run_dir) else None
+        checkpoint = resume_point(run_dir) if resume else None
         first_model = self._first_model()
+        stopping.check()
         self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
+        check_first_prompts(
+            self.env, self.sampler.tasks, make_chat(self.policy, config),
+            PromptTemplate.load(config.env.template, config.env.name),
+            agent_settings(self.policy.model.config, config),
+        )  # fmt: skip
         # The reference of the KL term is the policy that training began with.
         self.reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
+        stopping.check()
         self.learner = Learner(self.policy, self.reference, config)
         self.player = self._make_player(checkpoint.step if checkpoint else 0)
         self.pipeline = Pipeline(config, self.player, self.sampler, self.learner, self._stage, console.say)
@@ -98,10 +109,13 @@ class Trainer:
             checkpoint.restore(
                 optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic
             )
+            self.learner.apply_settings()
             self.step = checkpoint.step
             self.sampler.restore(checkpoint.extra["sampler"])
             self.summary = dict(checkpoint.extra["summary"])
             self.earlier_s = float(checkpoint.extra["elapsed_s"])
+            self.pending = checkpoint.extra.get("pending")
+            self.skipped_in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
         resumed = self.step if checkpoint else -1 if resume else None
         self.learner.passages = PassageMemory(run_dir / "passages.jsonl", resumed)
         if not checkpoint:
@@ -136,7 +150,7 @@ class Trainer:
                 # A hesitant searcher needs more steps than the policy is given.
                 patient = make_env(dataclasses.replace(self.config.env, max_steps=DEMONSTRATION_STEPS))
                 with contextlib.closing(patient):
-                    warm_start(patient, self.config, folder, self._check_interrupt)
+                    warm_start(patient, self.config, folder)
         return folder
 
     def _stage(self, name: str):
@@ -144,24 +158,29 @@ class Trainer:
         return self.timer(name)
 
     def _check_interrupt(self) -> None:
-        if self.stopping and not self._updating:
-            raise Interrupted
+        if not self._updating:
+            stopping.check()
 
-    _updating = False  # from the update until its metrics are written, Ctrl-C waits
+    _updating = False  # from the update until its metrics are kept in `pending`, a stop waits
 
     def elapsed_s(self) -> float:
         """Wall time of the run in seconds, over all its resumptions."""
         return self.earlier_s + time.monotonic() - self.start_time
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the state after `self.step` steps."""
+    def _state(self) -> dict[str, Any]:
+        """All of the run's state after `self.step` steps but the weights and the optimizers'."""
         extra = {
-            "sampler": self.pipeline.sampler_state(), "summary": self.summary, "elapsed_s": self.elapsed_s(),
-            "policy_version": self.step,
+            "sampler": self.pipeline.sampler_state(), "summary": dict(self.summary), "elapsed_s": self.elapsed_s(),
+            "policy_version": self.step, "pending": self.pending, "skipped_in_a_row": self.skipped_in_a_row,
         }  # fmt: skip
+        return {"step": self.step, "extra": extra, "rng_states": capture_rng_states()}
+
+    def save(self, state: dict[str, Any] | None = None) -> Path:
+        """Writes a checkpoint of the state after `self.step` steps, or of one of before with the weights of now."""
+        self.writer.check_in_place()
         path = save_checkpoint(
-            self.run_dir, self.step, model=self.policy.model, tokenizer=self.policy.tokenizer,
-            optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic, extra=extra,
+            self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer, optimizer=self.learner.optimizer,
+            scheduler=self.learner.scheduler, critic=self.learner.critic, **(state or self._state()),
         )  # fmt: skip
         prune(self.run_dir, self.config.keep_checkpoints)
         return path
@@ -178,26 +197,61 @@ class Trainer:
 
             sitting = Sitting(self.player, self.config.rollout.eval_temperature, self.pipeline.kept)
             result = evaluate(sitting, self.eval_tasks, self.config.seed, done)
+            if warning := overlong_warning(result):
+                console.say(warning)
             quality = measure_world_model(
                 self.policy, [episodes[seed] for seed in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
+                check=self._check_interrupt,
             )  # fmt: skip
         return result, quality
 
     def train_step(self, advance: Callable[[], None]) -> dict[str, float]:
         """One step: rollout, score, update. Returns its metrics."""
+        before = None if self.skipped_in_a_row else self._state()
         batch = self.pipeline.batch(self.step, advance)
         self._updating = True
         with self.timer("update"):
             metrics = self.learner.update(batch.trajectories, batch.sequences, batch.scores, self.step)
+        self._watch_skipped(int(metrics["optim/skipped_steps"]), batch, before)
         self.step += 1
-        with self.timer("sync"):
-            self.player.weights_changed(self.step)
+        self.writer.check_in_place()
         runs.write_episodes(self.run_dir, self.step, batch.trajectories[: self.config.episodes_to_write])
-        return metrics | episode_metrics(batch.trajectories) | batch.metrics
+        found = metrics | episode_metrics(batch.trajectories) | batch.metrics
+        self.pending = {name: float(value) for name, value in found.items()}
+        self._updating = False
+        with self.timer("sync"):  # may be left: a resumed run loads the weights as they are now
+            self.player.weights_changed(self.step)
+        return dict(self.pending)
+
+    def _watch_skipped(self, skipped: int, batch: Batch, before: dict[str, Any] | None) -> None:
+        """Warns of optimizer steps that were left out. Raises `UserError` after too many training steps without any;
+        `before` is the state before this one."""
+        tried, number = self.learner.optimizer_steps, self.step + 1
+        if skipped:
+            console.say(
+                f"warning: step {number}: {skipped} of {tried} optimizer steps were left out, their gradients were not "
+                "finite"
+            )
+        if not skipped or skipped < tried:
+            self.skipped_in_a_row, self.good_state = 0, None
+            return
+        self.skipped_in_a_row += 1
+        self.good_state = self.good_state or before
+        if self.skipped_in_a_row < MOST_SKIPPED_STEPS:
+            return
+        path = runs.write_batch(self.run_dir, batch.trajectories, batch.scores.old_logprobs)
+        kept = self.good_state["step"] if self.good_state else number - MOST_SKIPPED_STEPS
+        if self.good_state and not (self.run_dir / "checkpoints" / f"step_{kept:06d}").is_dir():
+            self.save(self.good_state)
+        raise UserError(
+            f"no gradient was finite in the training steps {number - MOST_SKIPPED_STEPS + 1} to {number}: look at the "
+            f"last step's episodes in {path}, lower --optim.learning-rate or the coefficients, and go on from step "
+            f"{kept} with --resume {self.run_dir}"
+        )
 
     def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
-        """Evaluates and saves where it is time to, and logs."""
+        """Evaluates and saves where it is time to, and logs. May be left in the evaluation and called again."""
         c = self.config
         last = self.step == c.steps
         if (c.eval_every and self.step % c.eval_every == 0) or last:
@@ -214,13 +268,12 @@ class Trainer:
             "throughput/tokens_per_s": tokens / busy, "throughput/episodes_per_s": episodes / busy,
             "memory/peak_bytes": float(peak_memory_bytes()),
         }  # fmt: skip
-        take = getattr(self.env, "take_metrics", None)
-        if take and c.rollout.placement == "inline":  # elsewhere the episodes' environments are not this one's
-            metrics |= take()
+        metrics |= self.player.take_metrics()
         self.writer.log(self.step, metrics)
-        if self.step % c.save_every == 0 or last:
+        self.pending = None
+        # Not after steps that changed nothing: that would prune the state of before.
+        if (self.step % c.save_every == 0 and not self.skipped_in_a_row) or last:
             self.save()
-        self._updating = False
         return metrics
 
     def _idle(self, times: Mapping[str, float]) -> dict[str, float]:
@@ -239,6 +292,7 @@ class Trainer:
     def run(self) -> None:
         """All remaining steps, then the summary and the report."""
         c = self.config
+        self.summary |= {"eval_split": self.config.eval_split, "eval_tasks_in_train": self.eval_in_train}
         if "warm_start_success" not in self.summary:
             result, quality = self.evaluate("evaluating the policy that training begins with")
             self.summary |= {
@@ -252,6 +306,8 @@ class Trainer:
             console.say(f"before training: success {result.success:.0%} on {self.evaluated_on()}")
         episodes = c.rollout.groups * c.rollout.group_size
         with console.step_progress(c.steps, self.step, self.summary["final_success"], c.eval_split) as show:
+            if self.pending is not None:
+                show.step(self.step, self.finish_step(dict(self.pending), episodes))
             while self.step < c.steps:
                 metrics = self.finish_step(self.train_step(show.episode(episodes)), episodes)
                 show.step(self.step, metrics)
@@ -263,10 +319,7 @@ class Trainer:
 
     def write_summary(self) -> None:
         """summary.json and report.html, of what the run has reached."""
-        self.summary |= {"eval_split": self.config.eval_split, "eval_tasks_in_train": self.eval_in_train}
-        self.summary |= {"wall_time_s": round(self.elapsed_s(), 1), "steps": self.step, "seed": self.config.seed}
-        runs.write_json(self.run_dir / "summary.json", self.summary)
-        write_report([self.run_dir])
+        self.summary = write_summary(self.run_dir, self.summary, self.step, self.elapsed_s(), self.config.seed)
 
     def close(self) -> None:
         self.player.close()
@@ -275,37 +328,35 @@ class Trainer:
 
 
 def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
-    """Trains in `run_dir`; returns the exit status: 0, or 130 when Ctrl-C stopped it after saving."""
-    stop_at: list[Trainer] = []
-    interrupted = False
+    """Trains in `run_dir`, which it holds; returns the exit status: 0, or that of `stopping.Interrupted` when a signal
+    stopped it after saving."""
+    with stopping.handled(console.say):
+        runs.hold(run_dir)
+        try:
+            return _train(config, run_dir, resume)
+        except EngineError as error:
+            raise UserError(f"{error}; go on with --resume {run_dir}") from error
+        finally:
+            runs.release(run_dir)
 
-    def on_interrupt(signum, frame) -> None:
-        nonlocal interrupted
-        if interrupted:
-            raise KeyboardInterrupt
-        interrupted = True
-        console.say("stopping: saving first (Ctrl-C again quits at once)")
-        for trainer in stop_at:
-            trainer.stopping = True
 
+def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
+    again = f"paw-fast train --resume {run_dir}"
     try:
         trainer = Trainer(config, run_dir, resume)
-    except KeyboardInterrupt:  # at once: there is nothing to save yet
-        console.say(f"stopped while setting up; begin again with: paw-fast train --resume {run_dir}")
-        return 130
+    except stopping.Interrupted as stop:  # there is nothing to save yet
+        console.say(f"stopped while setting up; begin again with: {again}")
+        return stop.status
     if resume:  # not before: what could not be set up is not to be gone on with
         runs.write_config(run_dir, config)
-    stop_at.append(trainer)
-    previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
         trainer.run()
-    except Interrupted:
+    except stopping.Interrupted as stop:
         trainer.save()
         trainer.write_summary()
-        console.say(f"saved after step {trainer.step} of {config.steps}; go on with: paw-fast train --resume {run_dir}")
-        return 130
+        console.say(f"saved after step {trainer.step} of {config.steps}; go on with: {again}")
+        return stop.status
     finally:
-        signal.signal(signal.SIGINT, previous)
         trainer.close()
     s = trainer.summary
     console.say(
@@ -350,10 +401,3 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             for name in sorted({name for t in trajectories for name in t.scores})
         },
     }
-
-
-def check_resumable(run_dir: Path, config: TrainConfig) -> None:
-    """Raises `UserError` when the run has finished its steps."""
-    found = find_checkpoint(run_dir)
-    if found is not None and load_checkpoint(found).step >= config.steps:
-        raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")

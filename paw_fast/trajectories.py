@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from paw_fast.types import Span, TokenSequence, Trajectory, Transition
 
 
-def build_sequences(trajectories: Sequence[Trajectory], layout: str, horizon: int = 1) -> list[TokenSequence]:
+def build_sequences(
+    trajectories: Sequence[Trajectory], layout: str, horizon: int = 1, max_tokens: int | None = None
+) -> list[TokenSequence]:
     """Training sequences of a batch, in order of trajectories and turns. `layout` is `window` or `trajectory`.
 
     With `horizon` k > 1 (window layout), a transition's sequence goes on with the next k - 1 turns of its episode as
     they were played, and the transition's observation tokens are those of all k turns: the prediction of
-    o_{t+1} .. o_{t+k} given h_t and a_t .. a_{t+k-1}. The added actions have no loss.
+    o_{t+1} .. o_{t+k} given h_t and a_t .. a_{t+k-1}. The added actions have no loss. A turn that would make it longer
+    than `max_tokens` is not added.
     """
     sequences: list[TokenSequence] = []
     number = 0
@@ -37,6 +40,8 @@ def build_sequences(trajectories: Sequence[Trajectory], layout: str, horizon: in
             span, ids = _span(number, t), t.prompt_ids + t.action_ids + t.observation_ids
             for later in turns[turn + 1 : turn + horizon]:
                 start = len(ids) + len(later.action_ids)
+                if max_tokens is not None and start + len(later.observation_ids) > max_tokens:
+                    break
                 ids = ids + later.action_ids + later.observation_ids
                 span = dataclasses.replace(span, observation=span.observation + _text_positions(start, later))
             sequences.append(TokenSequence(index, ids, (span,)))

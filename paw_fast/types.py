@@ -81,7 +81,8 @@ class Step:
     `reward` is the environment's own score, 0 to 1 (ALFWorld: 1.0 at the step that wins, else 0.0; WebShop: how well
     the bought product fits). What the policy is rewarded for is `info["won"]`, or where present `info["reward"]`
     (float, a share of the reward of winning). `info["admissible"]` (bool), where present, says whether the command
-    was one that the environment accepts; `info["scores"]` holds further scores of an episode by name, at its end.
+    was one that the environment accepts; `info["truncated"]` (bool), where present, that `done` only means that no
+    command is left; `info["scores"]` holds further scores of an episode by name, at its end.
 
     >>> Step(Observation("Nothing happens."), 0.0, False).done
     False
@@ -160,8 +161,9 @@ class Trajectory:
     `episode_return` is the sum of rewards with penalties; `success_return` leaves the penalties out and is
     what the world-model weight compares with `R_max`. `score` is the sum of the environment's own rewards, `scores`
     what else it measured (each 0 to 1, by name);
-    `num_cut` counts the turns whose observation or history was cut to fit the prompt. `overrun` names the budget,
-    `time` or `tokens`, that ended the episode early; it is `truncated` then too.
+    `num_cut` counts the turns whose observation or history was cut to fit the prompt. `truncated`: a limit ended it, of
+    steps, of tokens or of a budget; `overrun` names the budget, `time` or `tokens`. An episode whose first prompt does
+    not fit is truncated and has no transitions.
 
     >>> Trajectory(Task("t"), group=0, transitions=(), episode_return=10.0, success_return=10.0, won=True).won
     True

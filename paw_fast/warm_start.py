@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from paw_fast import console, envs, packing, tiny
+from paw_fast import console, envs, packing, stopping, tiny
 from paw_fast.config import TrainConfig, WarmStartConfig
 from paw_fast.files import user_errors, write_text
 from paw_fast.kernels import WORLD_MODEL, LossSettings
 from paw_fast.losses import backward, rows_per_chunk
 from paw_fast.policy import Policy, resolve_device
+from paw_fast.rollout.agent import first_prompt
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.prompts import PromptTemplate, shown, write_action
+from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.trajectories import build_sequences
 from paw_fast.types import Env, Observation, Task, TokenSequence, Trajectory, Transition, UserError
 
@@ -85,32 +87,38 @@ def demonstrate(
 
 
 def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplate, config: TrainConfig) -> Trajectory:
-    """A demonstration as the agent loop would have recorded it, in the layout of `config`."""
+    """A demonstration as the agent loop would have recorded it, in the layout of `config`, as far as it fits
+    --rollout.max-sequence-tokens."""
+    template, room = template.guarded(chat.guard), config.rollout.max_sequence_tokens
     limits = config.env.max_observation_chars, config.env.max_observation_tokens
     first = chat.shown(demo[0], *limits)[0]
     turns = [(c, chat.shown(after, *limits)[0], learn) for c, after, learn in demo[1]]
     trajectory_layout = config.layout == "trajectory"
     instruction = str(first.info.get("task", ""))
-    end = chat.between[:1] if chat.between and chat.between[0] in chat.stop_ids else [min(chat.stop_ids)]
     observation, history, transitions = first, [], []
-    prompt = chat.first(template.first(first) if trajectory_layout else template.window(first, instruction, [], 0))
+    prompt = first_prompt(first, chat, template, config.layout)
     for command, after, imitated in turns:
-        action = chat.encode(write_action(command, template.style)) + list(end)
+        written = TemplateText(write_action(chat.guard(command), template.style, chat.thought_opened))
+        action = [*chat.encode(written), chat.turn_end]
         head, tail = template.split_next(after) if trajectory_layout else ("", "")
         ids, mask = chat.follow(action, head, after.text, tail)
-        transitions.append(
-            Transition(
-                tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids), tuple(mask),
-                command, after.text, "", 0.0, imitated,
-            )
-        )  # fmt: skip
+        kept = room - len(prompt) - len(action)
+        if kept >= 0:
+            transitions.append(
+                Transition(
+                    tuple(prompt), tuple(action), (0.0,) * len(action), tuple(ids[:kept]), tuple(mask[:kept]),
+                    command, after.text, "", 0.0, imitated,
+                )
+            )  # fmt: skip
+        elif trajectory_layout:
+            break
         history.append({"observation": observation.text, "command": command})
         observation = after
         if trajectory_layout:
             prompt = prompt + action + ids
         else:
             recent = history[-config.env.history :] if config.env.history else []
-            prompt = chat.first(template.window(after, instruction, recent, len(transitions)))
+            prompt = chat.first(template.window(after, instruction, recent, len(history)))
     return Trajectory(Task("demonstration"), 0, tuple(transitions), 0.0, 0.0, True)
 
 
@@ -185,7 +193,12 @@ def imitate(
             starts = np.cumsum([0, *packed.row_counts])  # of each member's rows, of which the actions' come first
             for i, start in zip(packed.members, starts[:-1], strict=True):
                 loss += float(result.losses[start : start + actions[i]].sum())
-        torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"the imitation of the warm start diverged (the gradient of its step {number + 1} is {float(norm)}): "
+                f"lower --warm-start.learning-rate, which is {settings.learning_rate:g}"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if num_actions:
@@ -194,21 +207,22 @@ def imitate(
     return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else math.nan
 
 
-def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
     """Builds the `tiny` model, trains it on the searcher's episodes and saves it in `folder`, Hugging Face format.
 
-    A file `done` is written last. `check` is called between steps and may raise to stop.
+    A file `done` is written last. Raises `stopping.Interrupted` between two of its steps where a stop was asked for.
     """
     settings = config.warm_start
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
         expert = envs.searcher(env.name, **({"haste": settings.haste, "seed": config.seed} if settings.haste else {}))
         calm = envs.searcher(env.name) if settings.haste else None
-        demos = demonstrate(env, expert, tasks, settings, config.seed, lambda: (advance(), check()), calm)
+        demos = demonstrate(env, expert, tasks, settings, config.seed, advance, calm)
     if not demos:
         raise UserError(
             f"the expert won none of {len(tasks)} episodes in {config.env.max_steps} steps: nothing to imitate"
         )
+    stopping.check()
     template = PromptTemplate.load(config.env.template, config.env.name)
     tokenizer = tiny.train_tokenizer(
         _texts(demos[:1000], template), settings.vocab_size, getattr(expert, "names", ""),
@@ -219,9 +233,17 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
         max_positions=config.rollout.max_sequence_tokens,
     )  # fmt: skip
     policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
-    chat = ChatFormat(tokenizer)
-    trajectories = [as_trajectory(d, chat, template, config) for d in demos]
+    chat = ChatFormat(tokenizer, date=config.rollout.chat_date)
+    trajectories = []
+    for demo in demos:
+        stopping.check()
+        trajectories.append(as_trajectory(demo, chat, template, config))
     sequences = build_sequences(trajectories, config.layout)
+    if not sequences:
+        raise UserError(
+            f"no turn of {len(demos)} demonstrations fits --rollout.max-sequence-tokens "
+            f"{config.rollout.max_sequence_tokens}: raise it"
+        )
     imitated = [t.valid for trajectory in trajectories for t in trajectory.transitions]
     with console.progress(
         f"imitation ({policy.num_parameters() / 1e6:.1f} M parameters)", settings.epochs * len(demos)
@@ -229,7 +251,6 @@ def warm_start(env: Env, config: TrainConfig, folder: Path, check: Callable[[], 
 
         def show(done: int, loss: float) -> None:
             advance(done)
-            check()
 
         loss = imitate(policy, sequences, imitated, config, show)
     with user_errors("save the warm-started model", folder):

@@ -7,12 +7,12 @@ the two says how much of the action's *effect* it has learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from paw_fast import packing
+from paw_fast import packing, stopping
 from paw_fast.losses import predict
 from paw_fast.policy import Policy
 from paw_fast.types import Span, TokenSequence, Trajectory, Transition
@@ -49,12 +49,13 @@ class WorldModelQuality:
 
 def measure_world_model(
     policy: Policy, trajectories: Sequence[Trajectory], *, token_budget: int, chunk: int, seed: int = 0,
-    max_transitions: int = 256,
+    max_transitions: int = 256, check: Callable[[], None] = stopping.check,
 ) -> WorldModelQuality | None:  # fmt: skip
     """Measures on `max_transitions` transitions drawn from the trajectories; None where none has an observation.
 
     A shuffled action is that of another drawn transition with a different command; where all commands are the same
-    there is none, and the transition counts with its own action on both sides.
+    there is none, and the transition counts with its own action on both sides. `check` is called between batches and
+    may raise to stop.
     """
     found = [t for trajectory in trajectories for t in trajectory.transitions if any(t.observation_mask)]
     if not found:
@@ -62,8 +63,8 @@ def measure_world_model(
     rng = np.random.default_rng([seed, 5])
     drawn = [found[int(i)] for i in np.sort(rng.permutation(len(found))[:max_transitions])]
     others = _other_actions(drawn, rng)
-    true = _predict(policy, [(t, t.action_ids) for t in drawn], token_budget, chunk)
-    shuffled = _predict(policy, list(zip(drawn, others, strict=True)), token_budget, chunk)
+    true = _predict(policy, [(t, t.action_ids) for t in drawn], token_budget, chunk, check)
+    shuffled = _predict(policy, list(zip(drawn, others, strict=True)), token_budget, chunk, check)
     return WorldModelQuality(*true[:2], *shuffled[:2], true[1] - shuffled[1], len(drawn), true[2])
 
 
@@ -77,8 +78,9 @@ def _other_actions(drawn: Sequence[Transition], rng: np.random.Generator) -> lis
 
 
 def _predict(
-    policy: Policy, pairs: Sequence[tuple[Transition, tuple[int, ...]]], token_budget: int, chunk: int
-) -> tuple[float, float, int]:
+    policy: Policy, pairs: Sequence[tuple[Transition, tuple[int, ...]]], token_budget: int, chunk: int,
+    check: Callable[[], None],
+) -> tuple[float, float, int]:  # fmt: skip
     """Accuracy, mean probability and number of the observation tokens after the given actions."""
     sequences = []
     for number, (t, action) in enumerate(pairs):
@@ -90,6 +92,7 @@ def _predict(
     lengths = [packing.input_length(t) for t in tables]
     hits, probability, count = 0, 0.0, 0
     for members in packing.plan_micro_batches(lengths, token_budget):
+        check()
         batch = packing.pack(sequences, tables, members, policy.device)
         logprobs, correct = predict(policy, batch, chunk)
         hits += int(correct.sum())

@@ -17,12 +17,12 @@ WIRING = {"train", "pipeline", "update", "warm_start", "world_model_quality", "e
 """The loop, its halves and the measurement: the only modules that put stages together."""
 
 LAYERS = [
-    {"__init__", "types", "files", "foreign", "scores"},
-    {"config", "env_config", "console"},
+    {"__init__", "types", "files", "foreign", "scores", "stopping"},
+    {"config", "env_config", "console", "parsing"},
     {"kernels"},
     {"metrics", "figures", "report", "runs", "checkpoint", "rng", "passages", "doctor", "doctor_data", "attention",
-     "tiny", "critic", "policy", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout", "weight_sync",
-     "mismatch", "timeline", *STAGES},
+     "tiny", "critic", "policy", "forward_check", "pretrained", "optim", "retrieval", "envs", "tasks", "rollout",
+     "weight_sync", "mismatch", "timeline", "resuming", *STAGES},
     {"update", "warm_start", "evaluate", "world_model_quality"},
     {"train", "pipeline", "eval_command"},
     {"cli", "__main__"},
@@ -35,6 +35,8 @@ NO_TORCH = {
     "env_config",
     "files",
     "foreign",
+    "stopping",
+    "parsing",
     "console",
     "metrics",
     "figures",

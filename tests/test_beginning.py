@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paw_fast import cli, runs
-from paw_fast.config import load_preset
+from paw_fast.config import load_preset, to_toml
 from paw_fast.env_config import EnvConfig, with_full_paths
 from paw_fast.types import UserError
 
@@ -108,3 +108,53 @@ def test_a_base_that_is_no_name(tmp_path):
     (tmp_path / "mine.toml").write_text('base = ["tiny"]')
     with pytest.raises(UserError, match="expected a recipe"):
         begin("--config", tmp_path / "mine.toml")
+
+
+def presets_of(monkeypatch, *options):
+    """The config that a command line would train with, and what was said before."""
+    from paw_fast import console
+
+    said, seen = [], []
+    monkeypatch.setattr(console, "say", said.append)
+    monkeypatch.setattr(runs, "create_run", lambda config: seen.append(config) or (_ for _ in ()).throw(UserError("x")))
+    with pytest.raises(UserError, match=r"^x$"):
+        cli.run(["train", *map(str, options)])
+    return seen[0], said
+
+
+@pytest.mark.parametrize("env", ["alfworld", "webshop"])
+def test_a_file_alone_lies_over_the_preset_of_the_hardware(tmp_path, monkeypatch, env):
+    import torch
+
+    (tmp_path / "mine.toml").write_text(f'steps = 2\n[env]\nname = "{env}"\n')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, said = presets_of(monkeypatch, "--config", tmp_path / "mine.toml")
+    assert config == dataclasses.replace(load_preset("tiny", env), steps=2)
+    assert said == ["preset tiny: no CUDA device was found (--preset takes another; see `paw-fast recipes`)"]
+
+
+def test_a_file_with_a_base_or_with_everything_asks_for_no_preset(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text('base = "tapo"\nsteps = 2\n')
+    config, said = presets_of(monkeypatch, "--config", tmp_path / "mine.toml")
+    assert (config, said) == (dataclasses.replace(load_preset("tapo"), steps=2), [])
+    whole = dataclasses.replace(load_preset("webshop-qwen2.5-3b"), seed=7)
+    (tmp_path / "config.toml").write_text(to_toml(whole))
+    config, said = presets_of(monkeypatch, "--config", tmp_path / "config.toml")
+    assert (config, said) == (whole, [])
+
+
+def test_slots_that_do_not_fit_into_memory_are_one_line(monkeypatch):
+    from paw_fast import tiny
+    from paw_fast.policy import Policy
+    from paw_fast.rollout import build
+
+    def full(*args, **settings):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(build, "TransformersEngine", full)
+    tokenizer = tiny.train_tokenizer(["go to cabinet 1"] * 9, 300)
+    policy = Policy(tiny.build_model(len(tokenizer), hidden=16, layers=1, heads=2, kv_heads=1, ffn=16), tokenizer)
+    config = load_preset("tiny")
+    with pytest.raises(UserError, match=r"--rollout\.slots 64: no memory for .* up to 2048 tokens") as error:
+        build.make_engine(policy, config)
+    assert "\n" not in str(error.value)

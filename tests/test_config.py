@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import inspect
+import math
+import re
 
 import pytest
 
@@ -157,3 +159,64 @@ def test_an_environment_s_settings_have_one_default(name):
     factory = importlib.import_module(f"paw_fast.envs.{name}.factory")
     defaults = {key: p.default for key, p in inspect.signature(factory.make).parameters.items()}
     assert {key: defaults[key] for key in env_settings(env_config(name))} == env_settings(env_config(name))
+
+
+def settings_of(kind):
+    """Every setting whose default is a number of that kind, as (its option, how to set it)."""
+    found = []
+    for name, value in ((f.name, getattr(TrainConfig(), f.name)) for f in dataclasses.fields(TrainConfig)):
+        if dataclasses.is_dataclass(value):
+            inner = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+            found += [(f"{name}.{key}", name, key) for key, one in inner if type(one) is kind]
+        elif type(value) is kind:
+            found.append((name, None, name))
+    return found
+
+
+def with_setting(table, key, value):
+    config = TrainConfig()
+    if table is None:
+        return dataclasses.replace(config, **{key: value})
+    return dataclasses.replace(config, **{table: dataclasses.replace(getattr(config, table), **{key: value})})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+def test_every_float_must_be_finite_in_float32(value):
+    assert len(settings_of(float)) > 30
+    for name, table, key in settings_of(float):
+        option = re.escape(f"--{name.replace('_', '-')} is {value}, expected a finite number")
+        with pytest.raises(UserError, match=option):
+            validate(with_setting(table, key, value))
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64, 10**30])
+def test_every_count_has_an_end(value):
+    for name, table, key in settings_of(int):
+        with pytest.raises(UserError, match=re.escape(f"--{name.replace('_', '-')} is {value}, expected at most ")):
+            validate(with_setting(table, key, value))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "words"),
+    [
+        ("optim", "learning_rate", 10.0, "is 10.0, expected a rate in (0, 1]"),
+        ("critic", "learning_rate", 1e6, "is 1000000.0, expected a rate in (0, 1]"),
+        ("warm_start", "learning_rate", 0.0, "is 0.0, expected a rate in (0, 1]"),
+        ("rollout", "slots", 10**9, "is 1000000000, expected at most 65536"),
+        ("rollout", "max_action_tokens", 8192, "is 8192, expected less than the 8192 of --rollout.max-sequence-tokens"),
+        ("rollout", "hang_timeout_s", 1e18, "expected at most 1e+08"),
+        ("env", "game_seed", -1, "is -1, expected 0 or more"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(table, key, value, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        validate(with_setting(table, key, value))
+
+
+def test_the_largest_seed_is_taken():
+    validate(dataclasses.replace(TrainConfig(), seed=2**63 - 1))
+
+
+def test_a_wait_for_a_retriever_has_an_end():
+    with pytest.raises(UserError, match=r"--env\.retriever-timeout-s is 1e\+18, expected more than 0, at most 1e\+08"):
+        validate(TrainConfig(env=env_config("search", retriever_timeout_s=1e18)))

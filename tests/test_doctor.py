@@ -26,6 +26,7 @@ def no_data(monkeypatch, tmp_path):
 def kernels(reasons=None):
     """A stand-in for paw_fast.kernels: `reasons` by (op, device)."""
     return types.SimpleNamespace(
+        OPS=doctor.OPS,
         kernel_info=lambda: {
             "cpu_isa": "avx2",
             "cpu_isas": ("avx2", "portable"),
@@ -70,7 +71,7 @@ def test_this_machine():
     assert json.loads(json.dumps(info)) == info
     assert info["versions"]["torch"].startswith("2.")
     assert info["cpu"]["cores"] >= 1
-    assert set(info["kernels"]["ops"]) >= {"token_logprobs", "paw_loss"}
+    assert set(info["kernels"]["ops"]) == {"token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions"}
     text = printed(info)
     for words in ("paw-fast", "torch", "CPU", "vLLM", "token_logprobs", "ALFWorld data", "search data"):
         assert words in text

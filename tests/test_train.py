@@ -27,9 +27,13 @@ def cache(tmp_path_factory):
     return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 
-def start(args, env, cwd):
+def start(args, env, cwd, sigint=signal.SIG_DFL):
+    """The command in a process of its own, which has the default handler whatever this one inherited."""
     command = [sys.executable, "-m", "paw_fast.cli", *map(str, args)]
-    return subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +109,10 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(finished, cache, tmp_p
     assert numbers(run) == numbers(finished)
 
 
-def test_ctrl_c_in_the_set_up_says_how_to_begin_again(cache, tmp_path):
+@pytest.mark.parametrize("sigint", [signal.SIG_DFL, signal.SIG_IGN])  # a script's `command &` leaves it ignored
+def test_ctrl_c_in_the_set_up_says_how_to_begin_again(cache, tmp_path, sigint):
     run = tmp_path / "early"
-    process = start(["train", *SHORT, "--warm-start.epochs", "50", "--run-dir", run], cache, tmp_path)
+    process = start(["train", *SHORT, "--warm-start.epochs", "50", "--run-dir", run], cache, tmp_path, sigint)
     seen = []
     for line in process.stderr:  # until the imitation has begun
         seen.append(line)
@@ -201,6 +206,7 @@ def test_a_finished_run_and_a_damaged_checkpoint_say_so(finished, cache, tmp_pat
         (["eval", "/nowhere"], "no checkpoint at /nowhere"),
         (["trane"], "did you mean 'train'"),
         (["report"], "run"),
+        (["play", "--env", "shop"], "--env shop: no such environment; did you mean webshop?"),
         (["play", "--game", "/nowhere/game.tw-pddl"], "no game file at /nowhere/game.tw-pddl"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
 
-from paw_fast.config.files import describe, from_mapping, load_preset, load_toml, recipes, to_toml
+from paw_fast.config.files import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
+from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.rules import validate
 from paw_fast.config.settings import (
     AlgoConfig,
@@ -13,6 +14,7 @@ from paw_fast.config.settings import (
     RolloutConfig,
     TrainConfig,
     WarmStartConfig,
+    with_chat_date,
 )
 
 __all__ = [
@@ -26,11 +28,14 @@ __all__ = [
     "RolloutConfig",
     "TrainConfig",
     "WarmStartConfig",
+    "changes_on_resume",
     "describe",
     "from_mapping",
     "load_preset",
     "load_toml",
+    "read_toml",
     "recipes",
     "to_toml",
     "validate",
+    "with_chat_date",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from paw_fast.config.settings import TrainConfig
+from paw_fast.config.settings import TrainConfig, without_consent
 from paw_fast.env_config import ENV_SETTINGS, env_config
 from paw_fast.types import UserError
 
@@ -78,24 +78,30 @@ def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:
     return value
 
 
-def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
-    """Reads a recipe or a run's config.toml. Raises `UserError` naming the file and the key.
-
-    A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is.
-    """
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's tables and values. Raises `UserError` naming the file."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot read the config {path}: {e.strerror}") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not valid TOML: {e}") from e
+
+
+def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
+    """Reads a recipe or a run's config.toml. Raises `UserError` naming the file and the key.
+
+    A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is. What lets code of
+    others run (`without_consent`) is not taken from it.
+    """
+    values = read_toml(path)
     values.pop("description", None)
     under = values.pop("base", None)
     if under is not None:
         if not isinstance(under, str) or under not in recipes():
             raise UserError(f"{path}: base is {under!r}, expected a recipe; there are {', '.join(recipes())}")
         base = load_toml(recipes()[under])
-    return from_mapping(TrainConfig, values, base, str(path))
+    return without_consent(from_mapping(TrainConfig, values, base, str(path)))
 
 
 def recipes() -> dict[str, Path]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from paw_fast.config.settings import TrainConfig, WarmStartConfig
 from paw_fast.env_config import env_settings
@@ -10,6 +13,19 @@ from paw_fast.types import UserError
 
 LEAST_VOCAB = 256 + 5
 """A token for each byte, and the special ones of the `tiny` tokenizer."""
+LARGEST_SEED = 2**63 - 1
+LARGEST_COUNT = 2**31 - 1
+LARGEST_FLOAT = 2.0**127
+"""The kernels and the optimizer compute in float32."""
+LONGEST_WAIT_S = 1e8
+"""Three years: what operating systems take as a time limit."""
+AT_MOST: dict[str, int] = {
+    "rollout.slots": 1 << 16, "rollout.groups": 1 << 16, "rollout.group-size": 1 << 16, "rollout.replicas": 1 << 10,
+    "rollout.tensor-parallel": 1 << 10, "warm-start.layers": 1 << 10, "warm-start.vocab-size": 1 << 20,
+    "rollout.max-sequence-tokens": 1 << 24, "seed": LARGEST_SEED, "env.game-seed": LARGEST_SEED,
+    "env.goal-seed": LARGEST_SEED,
+}  # fmt: skip
+"""Where a count has a bound of its own; it is for typing mistakes, and far above what any machine can hold."""
 
 
 def validate(config: TrainConfig) -> None:
@@ -20,6 +36,7 @@ def validate(config: TrainConfig) -> None:
             raise UserError(f"--{key} is {value}, expected {expected}")
 
     c = config
+    _validate_sizes(c, need)
     env_settings(c.env)
     need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
     need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
@@ -35,18 +52,19 @@ def validate(config: TrainConfig) -> None:
     need(c.algo.similarity is None or 0 < c.algo.similarity <= 1, "algo.similarity", c.algo.similarity, "in (0, 1]")
     for key, share in (("algo.gamma", c.algo.gamma), ("critic.gamma", c.critic.gamma), ("critic.lam", c.critic.lam)):
         need(0 <= share <= 1, key, share, "a number in [0, 1]")
-    need(c.critic.learning_rate > 0, "critic.learning-rate", c.critic.learning_rate, "more than 0")
+    for key, rate in (("optim", c.optim), ("critic", c.critic), ("warm-start", c.warm_start)):
+        need(0 < rate.learning_rate <= 1, f"{key}.learning-rate", rate.learning_rate, "a rate in (0, 1]")
     need(c.critic.coef > 0, "critic.coef", c.critic.coef, "more than 0")
     clip = c.critic.value_clip
     need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
-    need(c.optim.learning_rate > 0, "optim.learning-rate", c.optim.learning_rate, "more than 0")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
     need(c.optim.weight_decay >= 0, "optim.weight-decay", c.optim.weight_decay, "0 or more")
     for key, share in (("optim.beta1", c.optim.beta1), ("optim.beta2", c.optim.beta2)):
         need(0 <= share < 1, key, share, "a number in [0, 1)")
     need(c.algo.step_weight >= 0, "algo.step-weight", c.algo.step_weight, "0 or more")
     need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
-    need(c.env.retriever_timeout_s > 0, "env.retriever-timeout-s", c.env.retriever_timeout_s, "more than 0")
+    wait = c.env.retriever_timeout_s
+    need(0 < wait <= LONGEST_WAIT_S, "env.retriever-timeout-s", wait, f"more than 0, at most {LONGEST_WAIT_S:g}")
     share = c.rollout.memory_share
     need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
     _validate_rollout(c, need)
@@ -75,6 +93,8 @@ def validate(config: TrainConfig) -> None:
         "warm-start.vocab-size": (c.warm_start.vocab_size, LEAST_VOCAB),
         "rollout.max-sequence-tokens": (c.rollout.max_sequence_tokens, 16),
         "optim.warmup-steps": (c.optim.warmup_steps, 0), "env.brief-results": (c.env.brief_results, 0),
+        "env.game-seed": (c.env.game_seed, 0), "env.goal-seed": (c.env.goal_seed, 0),
+        "episodes-to-write": (c.episodes_to_write, 0),
     }  # fmt: skip
     for key, (value, least) in counts.items():
         need(value >= least, key, value, f"{least} or more")
@@ -90,6 +110,25 @@ def validate(config: TrainConfig) -> None:
     )  # fmt: skip
 
 
+def _validate_sizes(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    """Every number is one that the machine can compute with, those that are added later too."""
+    for key, value in _numbers(c):
+        if isinstance(value, float):
+            need(abs(value) <= LARGEST_FLOAT, key, value, "a finite number")
+        else:
+            need(value <= AT_MOST.get(key, LARGEST_COUNT), key, value, f"at most {AT_MOST.get(key, LARGEST_COUNT)}")
+
+
+def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number among the settings, by its option's name."""
+    for f in dataclasses.fields(config):
+        value, key = getattr(config, f.name), prefix + f.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
+
+
 def _validate_warm_start(w: WarmStartConfig, need: Callable[[bool, str, object, str], None]) -> None:
     for key, share in (
         ("hesitation", w.hesitation),
@@ -98,7 +137,6 @@ def _validate_warm_start(w: WarmStartConfig, need: Callable[[bool, str, object, 
         ("haste", w.haste),
     ):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
-    need(w.learning_rate > 0, "warm-start.learning-rate", w.learning_rate, "more than 0")
     need(w.observation_weight >= 0, "warm-start.observation-weight", w.observation_weight, "0 or more")
     need(0 < w.hasty_share <= 1, "warm-start.hasty-share", w.hasty_share, "a share in (0, 1]")
 
@@ -113,6 +151,9 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
     }  # fmt: skip
     for key, value in limits.items():
         need(value is None or value > 0, key, value, "more than 0")
+        short = value is None or not key.endswith("-s") or value <= LONGEST_WAIT_S
+        need(short, key, value, f"at most {LONGEST_WAIT_S:g}")
+    need(_is_date(r.chat_date), "rollout.chat-date", r.chat_date, "a date as in 2026-11-25, or nothing")
     named = [name for name in r.gpus.split(",") if name]
     need(all(name.strip().isdigit() for name in named), "rollout.gpus", r.gpus, "numbers of devices, as in 1,2")
     wanted = r.replicas * r.tensor_parallel
@@ -141,6 +182,13 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
     )
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return not text or datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 STATE_TEXT_ENVS = ("alfworld", "webshop")
 """Environments whose states have a text that is equal where the state is: what GiGPO groups by."""
 
@@ -152,7 +200,12 @@ def _validate_combinations(c: TrainConfig) -> None:
         if wrong:
             raise UserError(message)
 
-    a = c.algo
+    a, r = c.algo, c.rollout
+    refuse(
+        r.max_action_tokens >= r.max_sequence_tokens,
+        f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "
+        "--rollout.max-sequence-tokens: a prompt must fit before it",
+    )
     refuse(
         c.model.dtype == "float16",
         "--model.dtype is float16, in which most of a loss's gradient underflows to zero: train in bfloat16 or float32 "

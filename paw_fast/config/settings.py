@@ -7,7 +7,8 @@ I inferred by us.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,8 @@ class ModelConfig:
     """Of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is for evaluation only."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Counts on the command line only, never from a run's config."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class RolloutConfig:
     max_action_tokens: int = 512
     """An action is cut after this many tokens (V)."""
     max_sequence_tokens: int = 8192
-    """An episode whose prompt would pass this ends there and is marked as truncated."""
+    """An episode whose prompt would pass this ends there and is marked as truncated; its last observation is cut."""
+    chat_date: str = ""
+    """The date (YYYY-MM-DD) told to chat templates that write today's; empty: the day on which the run begins."""
     slots: int = 128
     """Episodes in flight at once; each keeps its keys and values between turns."""
     max_episode_s: float | None = None
@@ -303,3 +308,18 @@ class TrainConfig:
     """Write trace.json, a timeline for chrome://tracing or Perfetto."""
     run_dir: Path | None = None
     """Folder of the run; by default runs/<environment>-<date and time>."""
+
+
+def with_chat_date(config: TrainConfig) -> TrainConfig:
+    """The config with the date that chat templates are told: today's where it names none."""
+    date = config.rollout.chat_date or datetime.date.today().isoformat()
+    return replace(config, rollout=replace(config.rollout, chat_date=date))
+
+
+def without_consent(config: TrainConfig) -> TrainConfig:
+    """The config without what lets code run that comes with models and games: a file, which may be somebody else's,
+    cannot say so, only the command line can."""
+    return replace(
+        config, model=replace(config.model, trust_remote_code=False),
+        env=replace(config.env, allow_reference_engine=False),
+    )  # fmt: skip

@@ -4,7 +4,7 @@ Importing this package works without the compiled extension; calling an op then 
 """
 
 from paw_fast.kernels.linear_paw_loss import linear_paw_loss
-from paw_fast.kernels.native import kernel_info, unavailable_reason
+from paw_fast.kernels.native import OPS, kernel_info, unavailable_reason
 from paw_fast.kernels.paw_loss import (
     CLIPPED,
     DUAL_CLIPPED,
@@ -24,6 +24,7 @@ __all__ = [
     "CLIPPED",
     "DUAL_CLIPPED",
     "IGNORED",
+    "OPS",
     "POLICY",
     "SATURATED",
     "SELECTION_MODES",

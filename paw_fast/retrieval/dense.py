@@ -50,8 +50,8 @@ class Encoder:
 
         self.settings = settings
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.encoder)
-            model: Any = AutoModel.from_pretrained(settings.encoder)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.encoder, trust_remote_code=False)
+            model: Any = AutoModel.from_pretrained(settings.encoder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--encoder {settings.encoder}: cannot load it as a Hugging Face model: {reason}") from None

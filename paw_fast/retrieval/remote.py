@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +26,7 @@ from paw_fast.types import UserError
 Dialect = Literal["auto", "queries", "query"]
 QUERIES_PER_REQUEST = 128
 REQUESTS_AT_ONCE = 16
+CHECK_S = 0.5
 
 
 class Unavailable(Exception):
@@ -51,7 +52,7 @@ class RemoteRetriever:
     timeout_s    of one request
     retries      tries of a request beyond the first, with growing pauses, before all waits
     pause_s      seconds between tries while waiting
-    check        called about once a second while waiting; may raise to stop it (Ctrl-C in a training run)
+    check        called every `CHECK_S` seconds while waiting; may raise to stop it (Ctrl-C in a training run)
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class RemoteRetriever:
         tries, waiting_since = 0, None
         while True:
             missing = [i for i, answer in enumerate(answers) if answer is None]
-            got = self._threads.map(lambda i: self._try(requests[i][0], requests[i][1], topk), missing)
+            got = self._all([self._threads.submit(self._try, *requests[i], topk) for i in missing])
             problem: Unavailable | None = None
-            for i, answer in zip(missing, list(got), strict=True):
+            for i, answer in zip(missing, got, strict=True):
                 if isinstance(answer, Unavailable):
                     self.traffic.failures += 1
                     problem = answer
@@ -133,11 +134,20 @@ class RemoteRetriever:
             console.say(f"the retriever at {self.url} answers again after {waited:.0f} s; going on")
         return [answer for answer in answers if answer is not None]
 
+    def _all(self, answers: list[Future]) -> list[Any]:
+        """What the requests in flight give, in order. A server may take the whole of `timeout_s`."""
+        left = set(answers)
+        while left:
+            left = wait(left, CHECK_S).not_done
+            if left:
+                self.check()
+        return [answer.result() for answer in answers]
+
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.check()
-            time.sleep(min(left, 1.0))
+            time.sleep(min(left, CHECK_S))
         self.check()
 
     def _try(self, body: dict[str, Any], num_queries: int, topk: int) -> list[list[Hit]] | Unavailable:

@@ -1,7 +1,7 @@
 """A process that plays episodes: agent loop, environments and generator together, away from the trainer.
 
     trainer ── play (episodes), weights (a version), stop ──> actor
-    trainer <── ready, trajectories, synced, signs of life with what it was busy with ── actor
+    trainer <── ready, trajectories, synced, lines for the user, signs of life with what it was busy with ── actor
 
 Orders are read between two steps of the generator, so new weights arrive in the middle of episodes. `main` is the
 program of the process; `pool.ActorPool` is the other side.
@@ -9,22 +9,23 @@ program of the process; `pool.ActorPool` is the other side.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from paw_fast import console, stopping
 from paw_fast.config import TrainConfig
 from paw_fast.rollout.agent import AgentLoop, Planned
-from paw_fast.types import Trajectory, UserError
+from paw_fast.types import Env, Trajectory, UserError
 from paw_fast.weight_sync import WeightSource
 
 SIGN_OF_LIFE_S = 1.0
@@ -33,7 +34,7 @@ SIGN_OF_LIFE_S = 1.0
 @dataclass(frozen=True)
 class ActorSpec:
     """What an actor is made of. `folder` holds the model's config and tokenizer; gpus and cores are its own, empty
-    for no say; `log` takes what it prints.
+    for no say; `log` takes what it prints; `stop_ids` are the end tokens that the model declares.
 
     Produced by the pool, consumed by `main` in the new process.
     """
@@ -47,6 +48,7 @@ class ActorSpec:
     cores: tuple[int, ...] = ()
     memory_share: float | None = None
     log: Path | None = None
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,19 @@ class Synced:
 
 @dataclass(frozen=True)
 class Alive:
-    """A sign of life: `spans` (stage, start, end; seconds of the machine's monotonic clock) since the last one."""
+    """A sign of life: `spans` (stage, start, end; seconds of the machine's monotonic clock) and the environment's
+    `metrics` since the last one; `waits` while the environment waits for a server."""
 
     spans: tuple[tuple[str, float, float], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line for the user."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ class _Stage:
 
 def main(connection: Connection, spec: ActorSpec) -> None:
     """The process. Ends when it is told to, or when the trainer is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    stopping.leave_to_parent()
     if spec.log is not None:
         log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()
@@ -145,6 +157,7 @@ def main(connection: Connection, spec: ActorSpec) -> None:
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     sender = threading.Thread(target=send_all, args=(connection, outbox), daemon=True)
     sender.start()
+    console.send_to(lambda text: outbox.put(Said(text)))
     try:
         _serve(connection, outbox, spec)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -169,10 +182,28 @@ def send_all(connection: Connection, outbox: queue.SimpleQueue) -> None:
 def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: ActorSpec) -> None:
     if spec.cores:
         os.sched_setaffinity(0, spec.cores)
-    loop, close = _build(spec)
-    clock = loop.stage = _Clock()
-    outbox.put(Ready())
+    clock = _Clock()
     last = time.monotonic()
+
+    def show_life(waits: bool = False) -> None:
+        nonlocal last
+        outbox.put(Alive(clock.take(), take() if take else {}, waits))
+        last = time.monotonic()
+
+    def while_waiting() -> None:
+        """An environment waits for something (a server that is down)."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise EOFError
+        if time.monotonic() - last > SIGN_OF_LIFE_S:
+            show_life(waits=True)
+
+    loop, env, close = _build(spec)
+    loop.stage = clock
+    take = getattr(env, "take_metrics", None)
+    if wait := getattr(env, "while_waiting", None):
+        wait(while_waiting)
+    outbox.put(Ready())
     try:
         while True:
             while connection.poll(0 if loop.busy else None):
@@ -186,17 +217,17 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: ActorSpec) -
                         start = time.perf_counter()
                         loop.engine.weights_changed(order.version)
                     outbox.put(Synced(order.version, time.perf_counter() - start))
-            for trajectory in loop.turn():
-                outbox.put(Ended(trajectory))
+            ended = loop.turn()
             if time.monotonic() - last > SIGN_OF_LIFE_S or not loop.busy:
-                outbox.put(Alive(clock.take()))
-                last = time.monotonic()
+                show_life()  # before the last episode's end, so that what it counted is there when its step ends
+            for trajectory in ended:
+                outbox.put(Ended(trajectory))
     finally:
         close()
 
 
-def _build(spec: ActorSpec) -> tuple[AgentLoop, Any]:
-    """The loop, and what closes its engine and environment."""
+def _build(spec: ActorSpec) -> tuple[AgentLoop, Env, Callable[[], None]]:
+    """The loop, the environment, and what closes it and the engine."""
     import torch
     import transformers
 
@@ -206,19 +237,22 @@ def _build(spec: ActorSpec) -> tuple[AgentLoop, Any]:
     if spec.cores:
         torch.set_num_threads(len(spec.cores))
     env = build.make_env(spec.config.env)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder)
-    model_config = transformers.AutoConfig.from_pretrained(spec.folder)
+    trust = spec.config.model.trust_remote_code
+    tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder, trust_remote_code=trust)
+    model_config = transformers.AutoConfig.from_pretrained(spec.folder, trust_remote_code=trust)
+    chat = ChatFormat(tokenizer, spec.stop_ids, spec.config.rollout.chat_date)
     if spec.config.rollout.engine == "vllm":
         engine = build.vllm_engine(
-            spec.folder, ChatFormat(tokenizer), spec.source, spec.config, dtype=spec.dtype,
+            spec.folder, chat, spec.source, spec.config, dtype=spec.dtype,
             memory_share=spec.memory_share, version=spec.version,
         )  # fmt: skip
     else:
-        engine = build.empty_transformers_engine(model_config, tokenizer, spec.source, spec.config, spec.dtype)
+        engine = build.empty_transformers_engine(model_config, chat, spec.source, spec.config, spec.dtype)
         engine.weights_changed(spec.version)
+        engine.check()
 
     def close() -> None:
         engine.close()
         env.close()
 
-    return build.make_loop(tokenizer, model_config, engine, env, spec.config), close
+    return build.make_loop(tokenizer, model_config, engine, env, spec.config), env, close

@@ -5,6 +5,7 @@ task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.st
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,14 @@ from itertools import count
 from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
-from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition
+from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition, UserError
 
 Planned = tuple[Task, int, tuple[int, ...]]
 """An episode to play: its task, the group it belongs to, and its seed, which no other episode in flight has."""
+
+
+CHECKED_TASKS = 8
+"""Tasks whose first prompts are looked at before a run begins."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,40 @@ class AgentSettings:
     max_observation_chars: int = 0
     max_observation_tokens: int = 0
     anchor: str = "state"
+
+    def has_room(self, prompt: Sequence[int]) -> bool:
+        """Whether the longest action fits behind a prompt."""
+        return len(prompt) + self.max_action_tokens <= self.max_sequence_tokens
+
+
+def first_prompt(observation: Observation, chat: ChatFormat, template: PromptTemplate, layout: str) -> list[int]:
+    """The ids of an episode's first prompt; `observation` as the policy reads it, `template` guarded."""
+    if layout == "trajectory":
+        return chat.first(template.first(observation))
+    return chat.first(template.window(observation, str(observation.info.get("task", "")), [], 0))
+
+
+def check_first_prompts(
+    env: Env, tasks: Sequence[Task], chat: ChatFormat, template: PromptTemplate, settings: AgentSettings
+) -> None:
+    """Renders the first prompts of a few tasks. Raises `UserError` where most of them leave no room for an action,
+    and where the template cannot be rendered."""
+    count = min(CHECKED_TASKS, len(tasks))
+    limits, template = (settings.max_observation_chars, settings.max_observation_tokens), template.guarded(chat.guard)
+    too_long: list[tuple[Task, int]] = []
+    for number in range(count):
+        task = tasks[number * len(tasks) // count]
+        observation, _ = chat.shown(env.reset(task), *limits)
+        if not settings.has_room(prompt := first_prompt(observation, chat, template, settings.layout)):
+            too_long.append((task, len(prompt)))
+    if 2 * len(too_long) > count:
+        task, length = too_long[0]
+        raise UserError(
+            f"the first prompts of {len(too_long)} of {count} tasks do not fit: {task.task_id} has {length} tokens, "
+            f"and {settings.max_action_tokens} for an action (--rollout.max-action-tokens) make more than the "
+            f"{settings.max_sequence_tokens} of a sequence: raise --rollout.max-sequence-tokens (at most to what the "
+            "model has positions for)"
+        )
 
 
 @dataclass
@@ -76,7 +115,8 @@ class AgentLoop:
         template: PromptTemplate,
         settings: AgentSettings,
     ):
-        self.engine, self.envs, self.chat, self.template, self.settings = engine, list(envs), chat, template, settings
+        self.engine, self.envs, self.chat, self.settings = engine, list(envs), chat, settings
+        self.template = template.guarded(chat.guard)
         self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.numbers = count()  # shared by loops on one engine, so that no two episodes have the same
         self._queue: deque[tuple[Task, int, tuple[int, ...], float | None]] = deque()
@@ -110,9 +150,17 @@ class AgentLoop:
         self._free = list(self.envs)
 
     def turn(self) -> list[Trajectory]:
-        """Starts what finds a slot, advances the engine once, plays the actions that ended; returns what is over."""
+        """Starts what finds a slot, advances the engine once, plays the actions that ended; returns what is over.
+
+        An episode whose first prompt leaves no room for an action is over at once, without a transition.
+        """
+        over = []
         while self._queue and self._free:
             episode = self._start(*self._queue.popleft(), self._free.pop())
+            if not self.settings.has_room(episode.prompt):
+                self._free.append(episode.env)
+                over.append(self._trajectory(episode, won=False, truncated=True))
+                continue
             self._live[episode.number] = episode
             self._ask(episode)
         with self.stage("generate"):
@@ -120,7 +168,6 @@ class AgentLoop:
         with self.stage("prompt"):
             # All begin before the first ends, so that environments can work together (search: one request).
             actions = [self._begin(self._live[completion.episode], completion) for completion in completions]
-        over = []
         for completion, action in zip(completions, actions, strict=True):
             episode = self._live[completion.episode]
             with self.stage("prompt"):
@@ -160,11 +207,6 @@ class AgentLoop:
         with self.stage("environment"):
             first = env.reset(task)
             observation, cut = self._shown(first)
-        instruction = str(observation.info.get("task", ""))
-        if self.settings.layout == "trajectory":
-            message = self.template.first(observation)
-        else:
-            message = self.template.window(observation, instruction, [], 0)
         return _Episode(
             next(self.numbers),
             task,
@@ -172,9 +214,9 @@ class AgentLoop:
             seed,
             env,
             observation,
-            instruction,
+            str(observation.info.get("task", "")),
             observation.text,
-            self.chat.first(message),
+            first_prompt(observation, self.chat, self.template, self.settings.layout),
             anchor=self._anchor(first),
             num_cut=int(cut),
             temperature=self.settings.temperature if temperature is None else temperature,
@@ -206,12 +248,14 @@ class AgentLoop:
         places = observation.info.get("passages", ())
         if not places:
             return ()
-        first = mask.index(True)
-        return tuple((first + a, first + b, name) for a, b, name in self.chat.locate(observation.text, places))
+        first, end = mask.index(True) if True in mask else len(mask), len(mask)
+        found = ((first + a, min(first + b, end), name) for a, b, name in self.chat.locate(observation.text, places))
+        return tuple((a, b, name) for a, b, name in found if a < b)
 
     def _begin(self, episode: _Episode, completion: Completion) -> ParsedAction:
         """Reads a sampled action, and gives it to an environment that takes it before it must answer."""
-        parsed = parse_action(self.chat.decode(completion.action_ids), self.template.style)
+        text = self.chat.decode(completion.action_ids)
+        parsed = parse_action(text, self.template.style, self.chat.thought_opened)
         if begin := getattr(episode.env, "begin_step", None):
             with self.stage("environment"):
                 begin(parsed.command)
@@ -230,15 +274,24 @@ class AgentLoop:
         won = bool(step.info.get("won"))
         head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
         ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
+        # What follows may be too long to be learned from in one sequence, though nothing is sampled after it.
+        kept = s.max_sequence_tokens - len(episode.prompt) - len(completion.action_ids)
+        shortened = len(ids) > kept
         share = float(step.info.get("reward", won))
+        for value in (share, step.reward):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the environment {episode.task.env} gave the reward {value} in the task {episode.task.task_id}: "
+                    "expected a finite number; mend the environment, or leave the task out"
+                )
         reward = s.success_reward * share - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(
                 prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
                 rollout_logprobs=completion.logprobs,
-                observation_ids=tuple(ids), observation_mask=tuple(mask), command=parsed.command,
+                observation_ids=tuple(ids[:kept]), observation_mask=tuple(mask[:kept]), command=parsed.command,
                 observation_text=after.text, anchor_obs=episode.anchor, reward=reward,
-                valid=valid, policy_versions=completion.policy_versions, passages=self._passages(after, mask),
+                valid=valid, policy_versions=completion.policy_versions, passages=self._passages(after, mask[:kept]),
             )
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})
@@ -256,13 +309,14 @@ class AgentLoop:
                 message, dropped = self.template.window_or_less(after, episode.instruction, recent, turn)
                 cut = cut or dropped
                 episode.prompt = self.chat.first(message)
-            episode.num_cut += cut
+            episode.num_cut += cut or shortened
             overrun = self._overrun(episode)
-            truncated = len(episode.prompt) + s.max_action_tokens > s.max_sequence_tokens
-            if not truncated and not overrun:
+            if s.has_room(episode.prompt) and not overrun:
                 return None
             return self._trajectory(episode, won=False, truncated=True, overrun=overrun)
-        return self._trajectory(episode, won=won, truncated=not (step.done or won))
+        episode.num_cut += shortened
+        ended = step.done and not step.info.get("truncated", False)
+        return self._trajectory(episode, won=won, truncated=not (ended or won))
 
     def _trajectory(self, episode: _Episode, *, won: bool, truncated: bool, overrun: str = "") -> Trajectory:
         s = self.settings

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from paw_fast.rollout.chat import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class ActionRequest:
 class Completion:
     """A sampled action. Produced by an engine, consumed by the agent loop.
 
-    `logprobs` are those of the distribution that was sampled (temperature applied); `stopped` is False when the
-    action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled with.
+    `logprobs` are those of the model's distribution (temperature applied). Ids that the tokenizer does not know are not
+    sampled, but the transformers engine leaves their probability in the softmax, as the trainer does. `stopped` is
+    False when the action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled
+    with.
 
     >>> Completion(3, (5, 2), (-0.1, -0.01), True, (0, 0)).action_ids
     (5, 2)
@@ -43,6 +47,19 @@ class Completion:
     policy_versions: tuple[int, ...]
 
 
+def unknown_ids(tokenizer: Any, size: int) -> list[int]:
+    """Rows of a model's vocabulary of `size` that no token of the tokenizer has: padding, and holes between tokens.
+
+    >>> class Two:
+    ...     def get_vocab(self):
+    ...         return {"a": 0, "b": 2}
+    >>> unknown_ids(Two(), 4)
+    [1, 3]
+    """
+    known = set(tokenizer.get_vocab().values())
+    return [i for i in range(size) if i not in known]
+
+
 class EngineError(RuntimeError):
     """A generator failed: it died, hangs, or was found to use stale state. The message says what was waited for."""
 
@@ -51,6 +68,7 @@ class RolloutEngine(Protocol):
     """A generator. An episode holds resources from its first request until `release`."""
 
     policy_version: int
+    chat: ChatFormat
 
     def submit(self, request: ActionRequest) -> None:
         """Queues an action; an episode has at most one in flight."""

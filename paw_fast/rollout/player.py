@@ -36,6 +36,10 @@ class Player(Protocol):
         """Of each process but this one: (stage, start, end) since the last call, on `time.perf_counter`'s clock."""
         ...
 
+    def take_metrics(self) -> dict[str, float]:
+        """What the episodes' environments have counted since the last call, under its metric names."""
+        ...
+
     def close(self) -> None:
         """Gives back processes and memory. Safe to call twice."""
         ...
@@ -65,6 +69,10 @@ class InlinePlayer:
 
     def take_spans(self) -> dict[str, list[tuple[str, float, float]]]:
         return {}
+
+    def take_metrics(self) -> dict[str, float]:
+        take = getattr(self.loop.envs[0], "take_metrics", None)  # its count is that of all slots
+        return take() if take else {}
 
     def close(self) -> None:
         self.loop.engine.close()

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from paw_fast import console
+from paw_fast import console, stopping
 from paw_fast.config import TrainConfig
 from paw_fast.policy import Policy
 from paw_fast.rollout.actor import (
@@ -32,12 +32,14 @@ from paw_fast.rollout.actor import (
     LoadWeights,
     Play,
     Ready,
+    Said,
     Stop,
     Synced,
     main,
     send_all,
 )
 from paw_fast.rollout.agent import Planned
+from paw_fast.rollout.chat import declared_stop_ids
 from paw_fast.rollout.engine import EngineError
 from paw_fast.types import Trajectory, UserError
 from paw_fast.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher
@@ -58,6 +60,7 @@ class _Actor:
     started_s: float
     ready: bool = False
     seen_s: float = 0.0
+    waited_s: float = float("-inf")  # when it last said that it waits for a server, and so reads no orders
     restarts: int = 0
     version: int = -1
     playing: dict[tuple[int, ...], tuple[Planned, float | None]] = field(default_factory=dict)
@@ -91,10 +94,12 @@ class ActorPool:
             raise UserError(f"--rollout.gpus {config.rollout.gpus}: no CUDA device is visible to torch; leave it out")
         self._ended: list[Trajectory] = []
         self._spans: dict[str, list[tuple[str, float, float]]] = {}
+        self._metrics: list[dict[str, float]] = []
         self._context = multiprocessing.get_context("spawn")
         folder.mkdir(parents=True, exist_ok=True)
         policy.model.config.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
+        self._stop_ids = declared_stop_ids(getattr(policy.model, "generation_config", None))
         self._folder, self._dtype = folder, str(policy.model.dtype).removeprefix("torch.")
         self._publisher, self.transport = _publisher(config, policy)
         self._publisher.publish(version)
@@ -102,7 +107,7 @@ class ActorPool:
         self._actors = [self._start(number) for number in range(config.rollout.replicas)]
         atexit.register(self.close)
         try:
-            self._wait(lambda: all(a.ready for a in self._actors), lambda: None)
+            self._wait(lambda: all(a.ready for a in self._actors), stopping.check)
         except BaseException:
             self.close()
             raise
@@ -117,11 +122,11 @@ class ActorPool:
         source = self._publisher.source()
         spec = ActorSpec(
             self.config, self._folder, source, self.policy_version, self._dtype, mine, self._cores[number], share,
-            self._folder / f"generator_{number}.log",
+            self._folder / f"generator_{number}.log", self._stop_ids,
         )  # fmt: skip
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=main, args=(theirs, spec), daemon=r.tensor_parallel == 1)
-        with _environment(spec):
+        with _environment(spec), stopping.held_back():
             process.start()
         theirs.close()
         self._transmit(source, self.policy_version)
@@ -197,6 +202,12 @@ class ActorPool:
             actor.version = message.version
         elif isinstance(message, Alive):
             self._spans.setdefault(f"generator {actor.number}", []).extend(message.spans)
+            if message.waits:
+                actor.waited_s = actor.seen_s
+            if message.metrics:
+                self._metrics.append(message.metrics)
+        elif isinstance(message, Said):
+            console.say(f"generator {actor.number}: {message.text}")
         elif isinstance(message, Failed):
             if message.mistake:
                 raise UserError(message.message.removeprefix("UserError: "))
@@ -225,10 +236,10 @@ class ActorPool:
     # --------------------------------------------------------------------------------------------- weights
 
     def weights_changed(self, version: int) -> None:
-        """Sends the weights as they are to every actor and waits until all use them."""
+        """Sends the weights as they are to every actor and waits until all use them; one that hangs is started anew."""
         limit = self.config.rollout.sync_timeout_s
         # An actor that is starting still reads the weights of before.
-        self._wait(lambda: all(a.ready for a in self._actors), lambda: None)
+        self._wait(lambda: all(a.ready for a in self._actors), stopping.check)
         self._publisher.publish(version)
         self.policy_version = version
         for actor in self._actors:
@@ -237,11 +248,15 @@ class ActorPool:
         deadline = time.monotonic() + limit
 
         def in_time() -> None:
-            late = [a.name() for a in self._actors if a.ready and a.version != version]
-            if late and time.monotonic() > deadline:
-                raise EngineError(
-                    f"waited {limit:g} s for {', '.join(late)} to load the weights of version {version} "
-                    f"(transport: {self.transport}); see --rollout.sync-timeout-s"
+            stopping.check()
+            now, patience = time.monotonic(), max(limit, self.config.rollout.hang_timeout_s)
+            for actor in [a for a in self._actors if a.ready and a.version != version]:
+                if now <= max(deadline, actor.waited_s + patience):
+                    continue
+                self._restart(
+                    actor,
+                    f"has not loaded the weights of version {version} in {limit:g} s (transport: {self.transport}; see "
+                    "--rollout.sync-timeout-s)",
                 )
 
         self._wait(lambda: all(a.version == version and a.ready for a in self._actors), in_time)
@@ -250,6 +265,11 @@ class ActorPool:
         taken, self._spans = self._spans, {}
         return taken
 
+    def take_metrics(self) -> dict[str, float]:
+        self._receive(0)
+        taken, self._metrics = self._metrics, []
+        return merged(taken)
+
     def close(self) -> None:
         for actor in self.__dict__.get("_actors", []):
             if actor.process.is_alive() and actor.ready:
@@ -257,6 +277,21 @@ class ActorPool:
         for actor in self.__dict__.get("_actors", []):
             actor.process.join(5)
             _end(actor)
+
+
+def merged(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Counts of several environments as one: sums, and shares weighted with the searches they are shares of.
+
+    >>> merged([{"retrieval/queries": 1.0, "retrieval/known_share": 1.0}, {"retrieval/queries": 3.0}])
+    {'retrieval/queries': 4.0, 'retrieval/known_share': 0.25}
+    """
+    out: dict[str, float] = {}
+    for one in counts:
+        for name, value in one.items():
+            weight = one["retrieval/queries"] if name.endswith("_share") else 1.0
+            out[name] = out.get(name, 0.0) + weight * value
+    total = max(1.0, out.get("retrieval/queries", 0.0))
+    return {name: value / total if name.endswith("_share") else value for name, value in out.items()}
 
 
 def _end(actor: _Actor) -> None:

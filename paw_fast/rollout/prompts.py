@@ -9,16 +9,19 @@ or Korean characters. Rules of search, after Search-R1: the text is read up to t
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 
+from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.types import Observation, UserError
 
 if sys.version_info >= (3, 11):
@@ -53,46 +56,56 @@ class ParsedAction:
     well_formed: bool
 
 
-def parse_action(text: str, style: str) -> ParsedAction:
+def parse_action(text: str, style: str, thought_opened: bool = False) -> ParsedAction:
     """The command in a policy's answer. `style` is one of `STYLES`: `action` (all of it), `think_action` (tags),
-    `search` (search and answer tags), `think_search` (the same after a thought)."""
+    `search` (search and answer tags), `think_search` (the same after a thought).
+
+    `thought_opened`: the prompt ends inside a thought already, so that the answer only closes it.
+
+    >>> parse_action("hm</think><action>look</action>", "think_action", thought_opened=True)
+    ParsedAction(command='look', well_formed=True)
+    """
+    opened = "<think>" if thought_opened else ""
     if style.endswith("search"):
-        return _parse_search(text, style == "think_search")
+        return _parse_search(text, style == "think_search", opened)
     if style == "action":
-        command = text.strip().lower()
+        answer = text.partition("</think>")[2] if thought_opened and "</think>" in text else text
+        command = answer.strip().lower()
         return ParsedAction(command, bool(command) and not _CJK.search(text))
     lower = text.lower()
     start = lower.find("<action>")
     end = lower.find("</action>", start + len("<action>")) if start >= 0 else -1
     if end < 0:
         return ParsedAction(lower[-FALLBACK_CHARS:].strip(), False)
-    thought = 0 <= lower.find("<think>") < lower.find("</think>")
+    whole = opened + lower
+    thought = 0 <= whole.find("<think>") < whole.find("</think>")
     return ParsedAction(lower[start + len("<action>") : end].strip(), thought and not _CJK.search(text))
 
 
-def _parse_search(text: str, wants_thought: bool) -> ParsedAction:
+def _parse_search(text: str, wants_thought: bool, opened: str) -> ParsedAction:
     found = _SEARCH_ACTION.search(text)
     if found is None:
         return ParsedAction(f"invalid[{text[-FALLBACK_CHARS:].strip()}]", False)
-    thought = re.search(r"<think>.*</think>", text[: found.start("content")], re.DOTALL) is not None
+    thought = re.search(r"<think>.*</think>", opened + text[: found.start("content")], re.DOTALL) is not None
     content = found["content"].strip()
     return ParsedAction(f"{found['kind']}[{content}]", bool(content) and (thought or not wants_thought))
 
 
-def write_action(command: str, style: str) -> str:
+def write_action(command: str, style: str, thought_opened: bool = False) -> str:
     """A command as a policy would write it: what `parse_action` reads back.
 
     >>> write_action("search[Ada Lovelace]", "search")
     '<search> Ada Lovelace </search>'
     """
     if style == "action":
-        return command
+        return f"</think>{command}" if thought_opened else command
+    opening = "" if thought_opened else "<think>"
     if style == "think_action":
-        return f"<think>I choose: {command}</think><action>{command}</action>"
+        return f"{opening}I choose: {command}</think><action>{command}</action>"
     kind, _, content = command.removesuffix("]").partition("[")
     if kind == "invalid":
         return content
-    thought = f"<think>I choose: {kind}</think>" if style == "think_search" else ""
+    thought = f"{opening}I choose: {kind}</think>" if style == "think_search" or thought_opened else ""
     return f"{thought}<{kind}> {content} </{kind}>"
 
 
@@ -111,10 +124,15 @@ def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bo
 
 
 class PromptTemplate:
-    """One template file: what the policy reads at the start, in between, and in the `window` layout."""
+    """One template file: what the policy reads at the start, in between, and in the `window` layout.
+
+    Templates are rendered in Jinja's sandbox: they run no code. Every error of theirs is a `UserError` that names the
+    template.
+    """
 
     def __init__(self, values: Mapping[str, Any], name: str):
         self.name = name
+        self._guard: Callable[[str], str] | None = None
         known = {*_TEXTS, "style", "invalid", "stop", "max_chars"}
         for key in values:
             if key not in known:
@@ -124,25 +142,38 @@ class PromptTemplate:
                 raise UserError(f"template {name}: '{key}' is missing or not a text")
         self.style = str(values.get("style", "think_action"))
         self.invalid = str(values.get("invalid", "format"))
-        self.stop = tuple(values.get("stop", ()))
-        self.max_chars = int(values.get("max_chars", 13000))
+        stop, max_chars = values.get("stop", []), values.get("max_chars", 13000)
+        if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
+            raise UserError(f"template {name}: stop is {stop!r}, expected a list of texts")
+        if not isinstance(max_chars, int) or isinstance(max_chars, bool) or max_chars < 1:
+            raise UserError(f"template {name}: max_chars is {max_chars!r}, expected a number of 1 or more")
+        self.stop, self.max_chars = tuple(stop), max_chars
         if self.style not in STYLES:
             raise UserError(f"template {name}: style is '{self.style}', expected one of {', '.join(STYLES)}")
         if self.invalid not in ("format", "admissible"):
             raise UserError(f"template {name}: invalid is '{self.invalid}', expected 'format' or 'admissible'")
-        engine = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+        engine = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+        )
         # `{{ turn.command | written }}`: an earlier command as the policy wrote it, without its thought.
         engine.filters["written"] = lambda command: write_action(command, self.style.replace("think_search", "search"))
         try:
             self._texts = {key: engine.from_string(values[key].lstrip("\n")) for key in _TEXTS}
-            probe = {"task": "t", "observation": "o", "admissible": ["look"], "step": 1,
-                     "history": [{"observation": "o", "command": "look"}]}  # fmt: skip
-            for text in self._texts.values():
-                text.render(probe)
-            if self._texts["next"].render({**probe, "observation": _OBSERVATION}).count(_OBSERVATION) != 1:
-                raise UserError(f"template {name}: 'next' must show {{{{ observation }}}} exactly once")
         except jinja2.TemplateError as e:
-            raise UserError(f"template {name}: {e}") from e
+            raise UserError(f"template {name}: {_one_line(e)}") from e
+        probe = Observation("o", ("look",))
+        for key in _TEXTS:
+            self._render(key, probe, "t", [{"observation": "o", "command": "look"}], 1)
+        marked = self._render("next", Observation(_OBSERVATION, ("look",)), "t", [], 1)
+        if marked.count(_OBSERVATION) != 1:
+            raise UserError(f"template {name}: 'next' must show {{{{ observation }}}} exactly once")
+
+    def guarded(self, guard: Callable[[str], str]) -> PromptTemplate:
+        """The same template, which puts every text from outside through `guard` (`ChatFormat.guard`) before it shows
+        it, so that only the template's own text can hold control tokens."""
+        other = copy.copy(self)
+        other._guard = guard
+        return other
 
     @classmethod
     def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
@@ -156,6 +187,8 @@ class PromptTemplate:
             path = root / f"{name}.toml"
         try:
             return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
+        except UnicodeDecodeError as e:
+            raise UserError(f"template {path} is not a text file: byte {e.start} is not UTF-8") from e
         except OSError as e:
             shipped = sorted({p.stem for folder in (root, root / env) for p in folder.glob("*.toml")})
             raise UserError(
@@ -172,8 +205,11 @@ class PromptTemplate:
     def split_next(self, observation: Observation) -> tuple[str, str]:
         """What stands before and after the observation's text in a later message of the `trajectory` layout."""
         shown = Observation(_OBSERVATION, observation.admissible, observation.info)
-        before, after = self._render("next", shown, "", [], 0).split(_OBSERVATION)
-        return before, after
+        text = self._render("next", shown, "", [], 0)
+        if text.count(_OBSERVATION) != 1:
+            raise UserError(f"template {self.name}: 'next' must show {{{{ observation }}}} exactly once")
+        before, after = text.split(_OBSERVATION)
+        return (before, after) if self._guard is None else (TemplateText(before), TemplateText(after))
 
     def window(self, observation: Observation, task: str, history: Sequence[Mapping[str, str]], step: int) -> str:
         """The whole prompt of one turn in the `window` layout; too long a history is left out."""
@@ -190,6 +226,17 @@ class PromptTemplate:
         return self._render("window_first", observation, task, [], step), bool(history)
 
     def _render(self, key: str, observation: Observation, task: str, history: Sequence, step: int) -> str:
-        return self._texts[key].render(
-            task=task, observation=observation.text, admissible=observation.admissible, history=history, step=step
-        )
+        guard = self._guard or (lambda text: text)
+        try:
+            text = self._texts[key].render(
+                task=guard(task), observation=guard(observation.text),
+                admissible=tuple(map(guard, observation.admissible)),
+                history=[{name: guard(value) for name, value in turn.items()} for turn in history], step=step,
+            )  # fmt: skip
+        except Exception as e:  # a template can raise anything: a division by zero, a missing name, the sandbox's no
+            raise UserError(f"template {self.name}: '{key}' cannot be rendered: {_one_line(e)}") from e
+        return text if self._guard is None else TemplateText(text)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from paw_fast.attention import SlotCache, SlotPlan
-from paw_fast.policy import map_logits
+from paw_fast.forward_check import check_generation
+from paw_fast.policy import Policy, map_logits, without_dropout
 from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.engine import ActionRequest, Completion
+from paw_fast.rollout.engine import ActionRequest, Completion, unknown_ids
 from paw_fast.weight_sync import WeightSource, named_weights
 
 PREFILL_TOKENS = 16384
@@ -45,16 +46,16 @@ class TransformersEngine:
         self, model: torch.nn.Module, chat: ChatFormat, *, slots: int, max_length: int,
         source: WeightSource | None = None,
     ):  # fmt: skip
+        without_dropout(model)
         self.model: Any = model
         self.source = source
         self.chat = chat
-        config = self.model.config
         self.device = next(model.parameters()).device
         self.policy_version = 0
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.cache = SlotCache(
-            config.num_hidden_layers, slots, config.num_key_value_heads, head_dim, max_length,
-            dtype=next(model.parameters()).dtype, device=self.device,
+        self.cache = SlotCache(slots, max_length)
+        self._unknown = torch.tensor(
+            unknown_ids(chat.tokenizer, self.model.get_output_embeddings().weight.shape[0]), device=self.device,
+            dtype=torch.long,
         )  # fmt: skip
         self._free = list(range(slots))[::-1]
         self._slot_of: dict[int, int] = {}
@@ -122,6 +123,11 @@ class TransformersEngine:
             same = next(i for i in range(same) if cached[i] != prompt[i])
         del cached[same:]
 
+    def check(self) -> None:
+        """Compares generation from the cache with the packed forward pass. Raises `UserError` where they differ."""
+        name = getattr(self.model.config, "name_or_path", "") or "of this generator"
+        check_generation(Policy(self.model, self.chat.tokenizer), name)
+
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         self._admit()
@@ -163,10 +169,19 @@ class TransformersEngine:
         return done
 
     def _sample(self, logits: torch.Tensor, runs: list[_Running]) -> tuple[list[int], list[float]]:
-        """Inverse-CDF sampling, a draw of the episode's own generator per token: order in the batch plays no part."""
+        """Inverse-CDF sampling, a draw of the episode's own generator per token: order in the batch plays no part.
+
+        Ids that the tokenizer does not know are never drawn. Their probability stays in the log-probs: the trainer's
+        softmax is over the whole vocabulary too, and the two must agree.
+        """
         temperatures = torch.tensor([[r.request.temperature] for r in runs], device=self.device)
         logprobs = torch.log_softmax(logits / temperatures, -1)
         draws = torch.tensor([[r.draws.random()] for r in runs], dtype=torch.float64, device=self.device)
-        cdf = logprobs.double().exp().cumsum(-1)
-        tokens = (cdf <= draws * cdf[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+        probabilities = logprobs.double().exp()
+        probabilities[:, self._unknown] = 0.0
+        cdf = probabilities.cumsum(-1)
+        # A token of probability zero adds nothing to the sum, so the first to pass a point below the total is none.
+        total = cdf[:, -1:]
+        points = torch.minimum(draws * total, total.nextafter(torch.zeros_like(total)))
+        tokens = (cdf <= points).sum(-1)
         return tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.engine import ActionRequest, Completion, EngineError
+from paw_fast.rollout.engine import ActionRequest, Completion, EngineError, unknown_ids
 from paw_fast.rollout.vllm_check import broken_companions
 from paw_fast.rollout.vllm_worker import EXTENSION
 from paw_fast.types import UserError
@@ -37,7 +37,7 @@ class VllmSettings:
     """How vLLM is set up. slots: requests in flight; max_length: tokens of a prompt and its action together;
     dtype: of weights and activations; tensor_parallel: GPUs that share one copy of the model; memory_share: of the
     card that vLLM takes (None: 0.9 of a GPU; on the CPU as much as the slots can need, at most a quarter of what is
-    free); seed: of whatever is sampled without one.
+    free); seed: of whatever is sampled without one; trust_remote_code: run code that comes with the model.
 
     >>> VllmSettings(slots=8, max_length=512).tensor_parallel
     1
@@ -49,6 +49,7 @@ class VllmSettings:
     tensor_parallel: int = 1
     memory_share: float | None = None
     seed: int = 0
+    trust_remote_code: bool = False
 
 
 @dataclass
@@ -89,6 +90,7 @@ class VllmEngine:
                 self._engine = vllm.v1.engine.llm_engine.LLMEngine.from_engine_args(
                     vllm.engine.arg_utils.EngineArgs(**_engine_args(folder, settings))
                 )
+                self._restriction = _restriction(chat, self._engine.vllm_config.model_config.get_vocab_size())
                 self._block = self._engine.vllm_config.cache_config.block_size
                 self._load(version)
                 self._cached_tokens([0])  # a model that vLLM cannot run here (say, a head size) fails now
@@ -117,6 +119,7 @@ class VllmEngine:
             max_tokens=request.max_tokens - len(run.ids),
             seed=_seed((*request.seed, len(run.ids)) if run.ids else request.seed),
             stop_token_ids=sorted(self.chat.stop_ids),
+            **self._restriction,
         )
         self._episode_of[name] = request.episode
         self._engine.add_request(name, {"prompt_token_ids": request.prompt_ids + run.ids}, params)
@@ -215,11 +218,25 @@ def _engine_args(folder: Path, s: VllmSettings) -> dict[str, Any]:
         "model": str(folder), "skip_tokenizer_init": True, "load_format": "dummy", "dtype": s.dtype, "seed": s.seed,
         "max_model_len": s.max_length, "max_num_seqs": s.slots, "enable_prefix_caching": True,
         "tensor_parallel_size": s.tensor_parallel, "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm", "disable_log_stats": True, "worker_extension_cls": EXTENSION,
+        "trust_remote_code": s.trust_remote_code, "generation_config": "vllm",
+        "disable_log_stats": True, "worker_extension_cls": EXTENSION,
     }  # fmt: skip
     if torch.cuda.is_available():
         return arguments | {"gpu_memory_utilization": s.memory_share or 0.9}
     return arguments | {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": _cpu_cache_bytes(folder, s)}
+
+
+def _restriction(chat: ChatFormat, size: int) -> dict[str, Any]:
+    """Sampling settings that leave out the ids that the tokenizer does not know, in whichever form is the shorter.
+
+    A bias of -100 is the lowest that vLLM takes: such an id is sampled once in e^100 times.
+    """
+    unknown = unknown_ids(chat.tokenizer, size)
+    if not unknown:
+        return {}
+    if len(unknown) <= size // 2:
+        return {"logit_bias": dict.fromkeys(unknown, -100.0)}
+    return {"allowed_token_ids": sorted(set(range(size)) - set(unknown))}
 
 
 def _split_cores(workers: int) -> str:
@@ -235,7 +252,7 @@ def _cpu_cache_bytes(folder: Path, s: VllmSettings) -> int:
     import psutil
     import transformers
 
-    c = transformers.AutoConfig.from_pretrained(folder)
+    c = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=s.trust_remote_code).get_text_config()
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     token = 2 * c.num_hidden_layers * heads * head * getattr(torch, s.dtype).itemsize

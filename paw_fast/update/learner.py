@@ -11,6 +11,7 @@ B trajectories, M transitions, S sequences.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -49,12 +50,28 @@ class Learner:
         factors = [lambda step: learning_rate_factor(step, o, steps), *[lambda step: 1.0] * (len(groups) - 1)]
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.passages = PassageMemory()
+        self.optimizer_steps = 0
+        """Those of the last update, left out ones included."""
         self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
             kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0, entropy_coef=a.entropy_coef, wm_loss=config.paw.loss,
             kl_clamp=a.kl_clamp, tau=config.paw.tau, temperature=config.rollout.temperature,
         )  # fmt: skip
+
+    def apply_settings(self) -> None:
+        """Puts the config's optimizer settings over those that a checkpoint has restored."""
+        o = self.config.optim
+        rates = [o.learning_rate] + [self.config.critic.learning_rate] * (len(self.optimizer.param_groups) - 1)
+        self.scheduler.base_lrs = list(rates)
+        for group, rate, factor in zip(self.optimizer.param_groups, rates, self.scheduler.lr_lambdas, strict=True):
+            group |= {"initial_lr": rate, "lr": rate * factor(self.scheduler.last_epoch)}
+            group |= {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay}
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if self.critic is not None and self.critic.optimizer is not None:
+            for group in self.critic.optimizer.param_groups:
+                group |= {"lr": self.config.critic.learning_rate}
+                group |= {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay}
 
     # ------------------------------------------------------------------------------------------------ scoring
 
@@ -123,6 +140,7 @@ class Learner:
         totals.learning_rate = float(self.scheduler.get_last_lr()[0])
         if totals.moved:  # training steps in which the policy stayed do not count
             self.scheduler.step()
+        self.optimizer_steps = totals.attempted
         metrics = totals.metrics(c.paw.enabled, scores.ref_logprobs is not None, self.critic is not None)
         flat = np.concatenate(credit.advantages)
         metrics["policy/advantage_abs_mean"] = float(np.abs(flat).mean())
@@ -188,7 +206,7 @@ class Learner:
             totals.add(batch, backward(self.policy, batch, self.settings, self.chunk, extra), chosen)
         norm, stepped = self._step()
         totals.moved |= stepped
-        totals.skipped += not stepped
+        totals.count_step(stepped)
         totals.norms.append(norm)
 
     def _step(self) -> tuple[float, bool]:
@@ -230,7 +248,9 @@ class Learner:
         for batch in self._packed(picked, self._critic_tables(picked, scores, credit)):
             hidden = self.critic.backbone.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
             self._value_loss(self.critic, hidden, batch, totals, 1.0).backward()
-        totals.critic_norms.append(self.critic.step())
+        norm = self.critic.step()
+        totals.count_step(math.isfinite(norm))
+        totals.critic_norms.append(norm)
 
     def _head_step(self, chosen, sequences, scores: Scores, credit: Credit, totals: Totals) -> None:
         """Critic warm-up on a shared backbone: the head alone moves."""
@@ -242,7 +262,7 @@ class Learner:
             self._value_loss(self.critic, hidden, batch, totals, 1.0).backward()
         # Parameters of the policy have no gradient here, and AdamW leaves such parameters alone.
         norm, stepped = self._step()
-        totals.skipped += not stepped
+        totals.count_step(stepped)
         totals.critic_norms.append(norm)
 
 

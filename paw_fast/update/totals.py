@@ -32,7 +32,7 @@ class Totals:
         self.learning_rate = 0.0
         self.policy_steps = 0
         self.wm_steps = 0
-        self.skipped = 0
+        self.skipped = self.attempted = 0
         self.moved = False
         self.tokens = 0
         names = ("policy", "wm", "clipped", "kl", "rows", "saturated", "error", "wm_rows")
@@ -40,6 +40,11 @@ class Totals:
         self._value_loss, self._value_clipped = 0.0, 0
         self._values: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    def count_step(self, stepped: bool) -> None:
+        """An optimizer step, of the policy or the critic, was taken or left out (its gradient was not finite)."""
+        self.attempted += 1
+        self.skipped += not stepped
 
     def add(self, batch: PackedBatch, result: RowResults, chosen: Sequence[int] = ()) -> None:
         """A micro-batch of the policy's update; its members are indices of `chosen`, the step's sequences in it."""

@@ -328,12 +328,27 @@ def test_what_only_the_reference_may_play_is_told_apart_from_what_is_wrong(game_
         load_world(game_file)
 
 
+def test_an_unknown_grammar_is_refused_unless_the_reference_engine_is_allowed(game_file, small_env, monkeypatch):
+    """The reference runs Python expressions of the file, so it is not even started unasked."""
+
+    def started(*args, **kwargs):
+        raise AssertionError("the reference engine was started")
+
+    monkeypatch.setattr("paw_fast.envs.alfworld.reference.ReferenceEnv", started)
+    rewrite(game_file, other_grammar)
+    with pytest.raises(UserError, match=r"text grammar is not one of .* say --env\.allow-reference-engine") as error:
+        small_env.spawn().reset(Task.from_file(game_file))
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    assert "\n" not in str(error.value)
+
+
 def test_without_the_extra_an_unknown_grammar_is_one_line(game_file, small_env, caplog, monkeypatch):
     monkeypatch.setattr("paw_fast.envs.alfworld.reference.reference_texts", lambda: None)
     rewrite(game_file, other_grammar)
     missing = r"not installed: pip install 'paw-fast\[alfworld\]'"
+    env = envs.make("alfworld", data=small_env.tasks("train")[0].path.parents[3], allow_reference_engine=True)
     with pytest.raises(UserError, match=rf"text grammar is not one of.*{missing}") as error:
-        small_env.spawn().reset(Task.from_file(game_file))
+        env.reset(Task.from_file(game_file))
     assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
     assert not caplog.records
     with pytest.raises(UserError, match=missing):

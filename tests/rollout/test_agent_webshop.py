@@ -6,6 +6,7 @@ import importlib.util
 import pytest
 
 from paw_fast import envs
+from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.rollout.agent import AgentLoop, AgentSettings
 from paw_fast.rollout.engine import Completion
 from paw_fast.rollout.prompts import PromptTemplate
@@ -106,3 +107,13 @@ def test_a_long_history_and_long_pages_are_cut_and_counted(env, chat):
     (fallen,) = loop.play([(env.tasks("train")[0], 0, (0,))])
     assert fallen.num_cut == 12  # the first histories hold the short start page
     assert "The latest of them" not in engine.prompts[5]
+
+
+def test_an_episode_is_truncated_that_runs_out_of_steps_and_not_one_that_bought(env):
+    goal = goal_of(env)
+    way = [f"search[{goal.name}]", f"click[{goal.asin.lower()}]"]
+    for last, truncated in (("click[< prev]", True), ("click[buy now]", False)):
+        short = WebshopEnv(env.shop, max_steps=3)
+        short.reset(env.tasks("train")[0])
+        *_, step = [short.step(command) for command in (*way, last)]
+        assert (step.done, step.info["truncated"]) == (True, truncated)

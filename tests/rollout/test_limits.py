@@ -95,6 +95,9 @@ class Hanging:
 
     policy_version = 0
 
+    def __init__(self, chat):
+        self.chat = chat
+
     def weights_changed(self, version):
         time.sleep(600)
 
@@ -102,9 +105,9 @@ class Hanging:
         pass
 
 
-def test_a_sync_in_this_process_that_hangs_is_reported_within_its_limit(small_config, small_env, start):
+def test_a_sync_in_this_process_that_hangs_is_reported_within_its_limit(small_config, small_env, start, chat):
     config = small_config()
-    loop = make_loop(start.tokenizer, start.model.config, Hanging(), small_env, config)
+    loop = make_loop(start.tokenizer, start.model.config, Hanging(chat), small_env, config)
     begun = time.monotonic()
     with pytest.raises(EngineError, match=r"waited 0\.2 s for the generator .* version 7; see --rollout\.sync-timeout"):
         InlinePlayer(loop, sync_timeout_s=0.2).weights_changed(7)

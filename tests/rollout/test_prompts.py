@@ -90,6 +90,47 @@ def test_a_broken_template_says_what_is_wrong(tmp_path, change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("next=\"{{ ''.__class__.__mro__ }}{{ observation }}\"", "unsafe"),
+        ("next=\"{{ cycler.__init__.__globals__.os.system('false') }}{{ observation }}\"", "unsafe"),
+        ('next="{{ history.append(1) }}{{ observation }}"', "unsafe"),
+        ('next="{{ 1/0 }}{{ observation }}"', "'next' cannot be rendered: division by zero"),
+        ('next="{% for i in range(999999999) %}x{% endfor %}{{ observation }}"', "Range too big"),
+        ('next="{{ observation + 1 }}"', "'next' cannot be rendered"),
+        ('next="{{ observation }}"\nmax_chars="many"', "max_chars is 'many', expected a number"),
+        ('next="{{ observation }}"\nstop="</action>"', "stop is '</action>', expected a list of texts"),
+    ],
+)
+def test_a_template_runs_no_code_and_its_errors_are_one_line(tmp_path, change, message):
+    path = tmp_path / "mine.toml"
+    path.write_text('first="f"\nwindow="w"\nwindow_first="f"\n' + change)
+    with pytest.raises(UserError, match=r"mine\.toml") as error:
+        PromptTemplate.load(str(path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_fails_later_names_itself_too(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('first="{{ 1 / (task | length - 1) }}"\nnext="{{ observation }}"\nwindow="w"\nwindow_first="f"\n')
+    with pytest.raises(UserError, match=r"mine\.toml: 'first' cannot be rendered"):
+        PromptTemplate.load(str(path))
+    path.write_text(
+        'first="{{ 1 / (17 - (task | length)) }}"\nnext="{{ observation }}"\nwindow="w"\nwindow_first="f"\n'
+    )
+    with pytest.raises(UserError, match=r"mine\.toml: 'first' cannot be rendered: division by zero"):
+        PromptTemplate.load(str(path)).first(SEEN)
+
+
+def test_a_template_of_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'first="\xff"')
+    with pytest.raises(UserError, match=r"mine\.toml is not a text file: byte 7 is not UTF-8"):
+        PromptTemplate.load(str(path))
+
+
 def test_a_template_that_is_not_there():
     with pytest.raises(UserError, match="compact, verl"):
         PromptTemplate.load("verbose")

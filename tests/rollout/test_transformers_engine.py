@@ -2,11 +2,14 @@
 
 import copy
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from paw_fast import tiny
 from paw_fast.policy import Policy
+from paw_fast.rollout.chat import ChatFormat
 from paw_fast.rollout.engine import ActionRequest
 from paw_fast.rollout.transformers_engine import TransformersEngine
 
@@ -158,3 +161,51 @@ def test_the_end_token_and_stop_strings_end_an_action(policy, chat):
 def test_a_prompt_past_the_slot_is_refused(policy, chat):
     with pytest.raises(ValueError, match="pass the 256 tokens"):
         make(policy, chat).submit(request(0, [1] * 250))
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, hole):
+    """A vocabulary padded by 100 rows, all of them likelier than the known ones, and one with a hole. The log-probs are
+    those of the whole vocabulary: the trainer's."""
+    known = len(tokenizer)
+    if hole:
+        tokenizer = HoleyTokenizer(tokenizer, 40)
+    model = tiny.build_model(known + 100, hidden=48, layers=1, heads=4, kv_heads=2, ffn=96, seed=3)
+    model.config.tie_word_embeddings = False
+    model.lm_head = torch.nn.Linear(48, known + 100)
+    with torch.no_grad():
+        model.lm_head.bias[known:] = 3.0
+    policy = Policy(model, tokenizer)
+    engine = TransformersEngine(model, ChatFormat(tokenizer), slots=50, max_length=64)
+    got = run(engine, [request(i, [20, 30], max_tokens=20) for i in range(50)])
+    seen = {token for c in got.values() for token in c.action_ids}
+    assert max(seen) < known
+    assert len(seen) > known // 2
+    assert (40 in seen) == (not hole)
+    for completion in list(got.values())[:5]:
+        expected = plain_logprobs(policy, [20, 30], completion.action_ids, 1.0)
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+class HoleyTokenizer:
+    """A tokenizer that has no token of one id."""
+
+    def __init__(self, real, hole):
+        self._real, self._hole = real, hole
+
+    def get_vocab(self):
+        return {token: i for token, i in self._real.get_vocab().items() if i != self._hole}
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
+def test_a_draw_at_the_very_end_is_no_unknown_token(policy, chat):
+    """The largest draw below 1 takes the last known token with a probability, whatever comes after it."""
+    engine = make(policy, chat)
+    size = policy.lm_head.weight.shape[0]
+    engine._unknown = torch.arange(size - 50, size)
+    run = SimpleNamespace(request=request(0, [5]), draws=SimpleNamespace(random=lambda: 1 - 2**-53))
+    logits = torch.zeros(1, size)
+    logits[0, size - 60 : size - 50] = -torch.inf
+    assert engine._sample(logits, [run])[0] == [size - 61]

@@ -286,3 +286,26 @@ def test_vllm_leaves_the_process_as_it_was(engine, process):
 def test_a_second_engine_in_the_process_is_refused(engine, model, chat, tmp_path):
     with pytest.raises(EngineError, match="one vLLM engine"):
         start(model, chat, tmp_path)
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, chat):
+    """Few of them get a bias, many leave a list of those that may be sampled; holes count."""
+    from paw_fast.rollout.vllm_engine import _restriction
+
+    known = len(tokenizer)
+    assert _restriction(chat, known) == {}
+    assert _restriction(chat, known + 2) == {"logit_bias": {known: -100.0, known + 1: -100.0}}
+    assert _restriction(chat, 3 * known) == {"allowed_token_ids": list(range(known))}
+
+
+@pytest.mark.parametrize("padding", [64, 1000])
+def test_a_padded_vocabulary_is_not_sampled_past_its_tokens(engine, tokenizer, chat, padding, tmp_path, monkeypatch):
+    """As if the tokenizer ended that many ids earlier: half of the ids of the model, or none but ten, are unknown."""
+    from paw_fast.rollout import vllm_engine
+
+    size = engine._engine.vllm_config.model_config.get_vocab_size()
+    last = max(size - padding, 10)
+    monkeypatch.setattr(vllm_engine, "unknown_ids", lambda tokenizer, size: list(range(last, size)))
+    monkeypatch.setattr(engine, "_restriction", vllm_engine._restriction(chat, size))
+    got = run(engine, [request(i, [5, 6, 7], max_tokens=20) for i in range(12)])
+    assert max(token for c in got.values() for token in c.action_ids) < last

@@ -115,6 +115,16 @@ def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
     assert library.calls == []
 
 
+@pytest.mark.parametrize(
+    ("last", "truncated"),
+    [("search[again]", True), ("nonsense", True), ("answer[wrong]", False), ("answer[Paris]", False)],
+)
+def test_an_episode_is_truncated_that_runs_out_of_turns_without_an_answer(last, truncated):
+    env, _ = make_env(max_steps=2)
+    *_, step = played(env, "search[a]", last, task=1)
+    assert (step.done, step.info["truncated"]) == (True, truncated)
+
+
 def test_commands():
     assert read_command("Search[a [b] c]") == ("search", "a [b] c")
     assert read_command(" answer[x]\n") == ("answer", "x")

@@ -83,7 +83,8 @@ class AlfworldEnv:
     """One ALFWorld episode at a time, on the native engine.
 
     Step.reward is 1.0 at the step that wins, else 0.0; Step.done is true when the game is won or `max_steps`
-    commands were played. A game in a wording the engine does not know is played by the reference engine.
+    commands were played (then info["truncated"] is true). A game in a wording the engine does not know is refused, or
+    played by the reference engine where `reference` makes one.
     """
 
     name = "alfworld"
@@ -130,7 +131,8 @@ class AlfworldEnv:
         won = observation.info["won"]
         self._num_steps += 1
         self._done = won or self._num_steps >= self._max_steps
-        return Step(observation, 1.0 if won else 0.0, self._done, {"won": won, "admissible": valid})
+        info = {"won": won, "admissible": valid, "truncated": self._done and not won}
+        return Step(observation, 1.0 if won else 0.0, self._done, info)
 
     def _observe(self, text: str, more: Mapping[str, Any] | None = None) -> Observation:
         assert self._state is not None
@@ -140,7 +142,10 @@ class AlfworldEnv:
 
     def _hand_over(self, task: Task, why: str) -> Observation:
         if self._make_reference is None:
-            raise UserError(f"{task.path}: the native engine cannot play it: {why}")
+            raise UserError(
+                f"{task.path}: the native engine cannot play it: {why}. The reference engine runs Python expressions "
+                "of a game file: if you trust this one, say --env.allow-reference-engine (or --env.engine textworld)"
+            )
         if self._reference is None:
             try:
                 self._reference = self._make_reference()

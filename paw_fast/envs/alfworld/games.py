@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from paw_fast import stopping
 from paw_fast.files import cache_folder
 from paw_fast.foreign import may_hold_halves, warn_once, whole
 from paw_fast.types import Task, UserError
@@ -262,6 +263,7 @@ def distinct_games(seed: int, size: str, split: str, num: int, seen: set[tuple] 
     """The first `num` games of a split, no two alike and none in `seen`, which is added to."""
     seen = set() if seen is None else seen
     for number in range(num):
+        stopping.check()
         for attempt in range(1000):
             game = make_game(seed, size, split, number, attempt)
             if game.fingerprint not in seen:

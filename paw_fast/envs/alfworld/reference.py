@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paw_fast import stopping
 from paw_fast.types import Observation, Step, Task, UserError
 
 from .env import GameSet, make_observation
@@ -104,7 +105,10 @@ class Worker:
         # The process ends itself when a request takes longer, in case this one is no longer there to end it.
         command += ["--time-limit", str(self._time_limit_s + KILL_LIMIT_S)]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        self._process = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
+        with stopping.held_back():  # a Ctrl-C is this process's to handle
+            self._process = subprocess.Popen(
+                command, bufsize=0, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
+            )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         self.generation += 1
@@ -263,7 +267,8 @@ class ReferenceEnv:
             raise UserError(f"{self._task.path}: the reference engine failed: {answer['error']}")
         won = answer["won"]
         self._done = won or len(self._commands) >= self._max_steps
-        info = {"won": won, "admissible": answer["text"] != "Nothing happens."}
+        truncated = self._done and not won
+        info = {"won": won, "admissible": answer["text"] != "Nothing happens.", "truncated": truncated}
         return Step(self._observation(answer), 1.0 if won else 0.0, self._done, info)
 
     def _request(self, num_commands: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from paw_fast import stopping
+
 
 def _make_slot() -> Any:
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--slow", action="store_true", help="the packages as they come")
     parser.add_argument("--time-limit", type=float, default=150.0)
     options = parser.parse_args()
+    stopping.leave_to_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     slow_because = "it was asked for"

@@ -146,6 +146,7 @@ class SearchEnv:
         verdict = f"{'No' if answer is not None else 'No answer was given'}: the answer is {known}."
         info = {
             "won": won, "admissible": valid, "reward": reward, "scores": scores, "answer": answer, "verdict": verdict,
+            "truncated": answer is None,
         }  # fmt: skip
         # What the last observation said would be learned by the world model: the right answer must not stand there.
         return Step(self._observe("", won=won), got.exact_match, True, info)

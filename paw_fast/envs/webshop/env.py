@@ -124,7 +124,7 @@ class WebshopEnv:
         won = reward == 1.0
         self._num_steps += 1
         self._done = parts is not None or self._num_steps >= self._max_steps
-        info: dict[str, Any] = {"won": won, "admissible": accepted}
+        info: dict[str, Any] = {"won": won, "admissible": accepted, "truncated": self._done and parts is None}
         if parts is not None:
             info["parts"] = parts
         return Step(self._observe(), reward, self._done, info)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paw_fast import stopping
+
 from .records import words
 
 VERSION = 3
@@ -135,6 +137,7 @@ def write_catalogue(folder: Path, num_products: int, seed: int) -> None:
             make_records(num_products, seed),
             strict=False,
         ):
+            stopping.check()
             products.write(start[0] + json.dumps(record, ensure_ascii=False))
             attributes.write(f"{start[1]}{json.dumps(record['asin'])}: {json.dumps(said)}")
         products.write("\n]\n")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from paw_fast import stopping
 from paw_fast.types import UserError
 
 from .records import Product, words
@@ -89,7 +90,7 @@ def build_index(products: Iterable[Product], folder: Path, name: str = "the cata
     # Arrays of 4-byte ids: lists of Python integers would take ten times the memory on the full catalogue.
     corpus = [
         np.frombuffer(array("i", [vocabulary.setdefault(w, len(vocabulary)) for w in analyze(document(p))]), np.int32)
-        for p in products
+        for p in stopping.checked(products)
     ]
     if not vocabulary:
         raise UserError(f"{name}: its products have no word that can be searched")

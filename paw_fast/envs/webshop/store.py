@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from paw_fast import stopping
 from paw_fast.files import user_errors
 from paw_fast.types import UserError
 
@@ -123,6 +124,7 @@ def write_products(folder: Path, products: Iterable[Product], report: ReadingRep
     offsets, asins, prices = [0], [], []
     with (folder / "products.bin").open("wb") as file:
         for product in products:
+            stopping.check()
             offsets.append(offsets[-1] + file.write(encode(product)))
             asins.append(product.asin.encode("utf-8", "replace"))
             prices.append((*product.prices, np.nan)[:2])
