@@ -17,9 +17,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-from paw_fast.figures import draw_success, load_run, to_png
-from paw_fast.metrics import read_metrics, wilson_interval
-from paw_fast.report import write_report
+from paw_fast.runs.figures import draw_success, load_run, to_png
+from paw_fast.runs.metrics import read_metrics, wilson_interval
+from paw_fast.runs.report import write_report
 
 # A critic of 2 million parameters learns nothing in a dozen steps of 1e-5.
 PPO = ["--algo", "ppo", "--critic.learning-rate", "1e-3"]
@@ -58,7 +58,7 @@ SETS: dict[str, dict[str, list[str]]] = {
 def train(run: Path, options: list[str]) -> float:
     """One run of the command line; returns its wall time in seconds."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "paw_fast.cli", "train", "--preset", "tiny", *options, "--run-dir", str(run)]
+    command = [sys.executable, "-m", "paw_fast.cli.main", "train", "--preset", "tiny", *options, "--run-dir", str(run)]
     subprocess.run(command, check=True)
     return time.monotonic() - start
 

@@ -18,10 +18,10 @@ import time
 
 import torch
 
-from paw_fast import tiny
 from paw_fast.config import TrainConfig, load_preset
-from paw_fast.policy import Policy
-from paw_fast.rollout.build import make_engine, make_env, make_loop
+from paw_fast.models import tiny
+from paw_fast.models.policy import Policy
+from paw_fast.rollout.factory import make_engine, make_env, make_loop
 from paw_fast.rollout.prompts import PromptTemplate
 
 

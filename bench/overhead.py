@@ -49,19 +49,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from overhead_episodes import episodes_of, mean_lengths
 from overhead_floor import work_of
 
-from paw_fast import kernels, optim, packing, tiny
-from paw_fast.attention import ATTENTION_NAME
+from paw_fast import kernels
+from paw_fast.algorithms.world_model import select_transitions
 from paw_fast.config import TrainConfig, load_preset
-from paw_fast.metrics import peak_memory_bytes
-from paw_fast.policy import Policy
-from paw_fast.scores import Scores
-from paw_fast.trajectories import build_sequences
-from paw_fast.types import Trajectory
-from paw_fast.update import Learner
-from paw_fast.update import learner as learner_module
-from paw_fast.update.totals import Totals
-from paw_fast.warm_start import imitate
-from paw_fast.world_model import select_transitions
+from paw_fast.learner import Learner, optim, packing
+from paw_fast.learner import learner as learner_module
+from paw_fast.learner.sequences import build_sequences
+from paw_fast.learner.update_metrics import UpdateMetrics
+from paw_fast.models import tiny
+from paw_fast.models.packed_attention import ATTENTION_NAME
+from paw_fast.models.policy import Policy
+from paw_fast.runs.metrics import peak_memory_bytes
+from paw_fast.sft.warm_start import imitate
+from paw_fast.types import TokenStats, Trajectory
 
 RECIPES = {"alfworld": "qwen2.5-1.5b", "webshop": "qwen2.5-1.5b", "search": "qwen2.5-3b"}
 QWEN_1_5B = {
@@ -107,7 +107,9 @@ def with_paw(config: TrainConfig, enabled: bool) -> TrainConfig:
 
 def fit(policy: Policy, trajectories: Sequence[Trajectory], config: TrainConfig, epochs: int) -> None:
     """Imitates the episodes, so that most of their tokens become likely."""
-    settings = dataclasses.replace(config.warm_start, epochs=epochs, hesitant_share=0.0, haste=0.0, batch_tokens=4096)
+    settings = dataclasses.replace(
+        config.warm_start, epochs=epochs, noop_share=0.0, early_answer_prob=0.0, batch_tokens=4096
+    )
     config = dataclasses.replace(config, warm_start=settings)
     sequences = build_sequences(trajectories, config.layout)
     imitated = [True] * sum(len(t.transitions) for t in trajectories)
@@ -144,12 +146,14 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
-def score(learner: Learner, trajectories: Sequence[Trajectory]) -> Scores:
+def score(learner: Learner, trajectories: Sequence[Trajectory]) -> TokenStats:
     """Group by group, as the pipeline does."""
     size, parts = len(trajectories) // (1 + max(t.group for t in trajectories)), []
     for start in range(0, len(trajectories), size):
-        parts.append(learner.score(build_sequences(trajectories[start : start + size], learner.config.layout)))
-    return Scores.join(parts)
+        parts.append(
+            learner.compute_token_stats(build_sequences(trajectories[start : start + size], learner.config.layout))
+        )
+    return TokenStats.join(parts)
 
 
 def update(learner: Learner, trajectories: Sequence[Trajectory], step: int) -> tuple[float, float, float]:
@@ -216,7 +220,7 @@ def timed_parts(spent: dict[str, float], device: str) -> Iterator[None]:
         ("backward", torch.Tensor, "backward"), ("optimizer", optim.MasterAdamW, "step"),
         ("optimizer", optim.MasterAdamW, "clip_gradients"), ("tables and packing", packing, "pack"),
         ("tables and packing", learner_module, "build_tables"),
-        ("metrics", Totals, "add"), ("metrics", Totals, "metrics"),
+        ("metrics", UpdateMetrics, "add"), ("metrics", UpdateMetrics, "metrics"),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         for part, owner, name in targets:

@@ -25,12 +25,12 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from paw_fast import envs
 from paw_fast.config import TrainConfig, WarmStartConfig
-from paw_fast.rollout.agent import AgentLoop, AgentSettings
-from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.engine import ActionRequest, Completion
+from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings
+from paw_fast.rollout.chat_format import ChatFormat
+from paw_fast.rollout.engines.base import ActionRequest, Completion
 from paw_fast.rollout.prompts import PromptTemplate, write_action
+from paw_fast.sft.warm_start import Demonstration, demonstrate
 from paw_fast.types import Env, Task, Trajectory
-from paw_fast.warm_start import Demonstration, demonstrate
 
 VOCAB = 4096
 CHAT_TEMPLATE = (
@@ -55,10 +55,10 @@ def settings_of(name: str, data: Path) -> dict:
 def play(name: str, data: Path, count: int, config: TrainConfig) -> tuple[Env, list[tuple[Task, Demonstration]]]:
     """The environment and `count` won episodes of its searcher, each with its task."""
     env = envs.make(name, max_steps=config.env.max_steps, **settings_of(name, data))
-    quiet = WarmStartConfig(hesitation=0.0, hesitant_share=0.0, slips=0.0)
+    quiet = WarmStartConfig(noop_prob=0.0, noop_share=0.0, mistake_prob=0.0)
     kept: list[tuple[Task, Demonstration]] = []
     for task in env.tasks("train"):
-        kept += [(task, demo) for demo in demonstrate(env, envs.searcher(name), [task], quiet)]
+        kept += [(task, demo) for demo in demonstrate(env, envs.make_expert(name), [task], quiet)]
         if len(kept) == count:
             return env, kept
     sys.exit(f"{name}: the searcher won {len(kept)} episodes, {count} are needed")
@@ -119,7 +119,7 @@ class ScriptedEngine:
     def close(self) -> None:
         pass
 
-    def weights_changed(self, policy_version: int) -> None:
+    def update_weights(self, policy_version: int) -> None:
         pass
 
 

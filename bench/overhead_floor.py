@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast import packing
-from paw_fast.scores import Scores
-from paw_fast.trajectories import build_sequences
-from paw_fast.types import Trajectory
-from paw_fast.update import Learner
-from paw_fast.update.credit import Credit
-from paw_fast.update.row_tables import WorldModelWeights, build_tables
+from paw_fast.algorithms.base import Credit
+from paw_fast.learner import Learner, packing
+from paw_fast.learner.loss_rows import WorldModelWeights, build_tables
+from paw_fast.learner.sequences import build_sequences
+from paw_fast.types import TokenStats, Trajectory
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def work_of(
         selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
     none = [np.zeros(len(t.action_ids)) for t in turns]
     credit = Credit([np.ones(len(x), np.float32) for x in none], None, np.ones(len(trajectories), dtype=bool))
-    scores = Scores(none, None, None, np.zeros(len(turns)))
+    scores = TokenStats(none, None, None, np.zeros(len(turns)))
     lengths, rows = [], []
     for which in (np.zeros_like(selected), selected):
         tables = build_tables(sequences, scores, credit, WorldModelWeights(np.ones(len(trajectories)), which))

@@ -23,30 +23,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from paw_fast import console, runs, stopping
-from paw_fast.checkpoint import prune, save_checkpoint
 from paw_fast.config import TrainConfig, with_chat_date
-from paw_fast.evaluate import EvalResult, check_held_out, describe_tasks, eval_tasks, evaluate, overlong_warning
-from paw_fast.metrics import MetricsWriter, StageTimer, peak_memory_bytes
-from paw_fast.passages import PassageMemory
-from paw_fast.pipeline import Batch, Pipeline
-from paw_fast.policy import load_policy, resolve_device
-from paw_fast.pretrained import resolve_model
-from paw_fast.resuming import resume_point, write_summary
-from paw_fast.rng import capture_rng_states
-from paw_fast.rollout.agent import check_first_prompts
-from paw_fast.rollout.build import agent_settings, make_chat, make_engine, make_env, make_loop
-from paw_fast.rollout.engine import EngineError
-from paw_fast.rollout.limits import within
-from paw_fast.rollout.player import InlinePlayer, Player, Sitting
-from paw_fast.rollout.pool import ActorPool
+from paw_fast.errors import UserError
+from paw_fast.evaluation.success import (
+    EvalResult,
+    check_held_out,
+    describe_tasks,
+    eval_tasks,
+    evaluate,
+    overlong_warning,
+)
+from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
+from paw_fast.learner import Learner
+from paw_fast.learner.seen_passages import SeenPassages
+from paw_fast.models.policy import load_policy, resolve_device
+from paw_fast.models.smollm2 import resolve_model
+from paw_fast.orchestrator import Batch, Orchestrator
+from paw_fast.rollout.agent_loop import check_first_prompts
+from paw_fast.rollout.engines.base import EngineError
+from paw_fast.rollout.factory import agent_settings, make_chat, make_engine, make_env, make_loop
 from paw_fast.rollout.prompts import PromptTemplate
-from paw_fast.tasks.sampler import TaskSampler
-from paw_fast.timeline import Timeline, idle_shares
-from paw_fast.types import Trajectory, UserError
-from paw_fast.update import Learner
-from paw_fast.warm_start import read_passages, warm_start
-from paw_fast.world_model_quality import WorldModelQuality, measure_world_model
+from paw_fast.rollout.task_sampler import TaskSampler
+from paw_fast.rollout.timeouts import time_limit
+from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker, RolloutWorker
+from paw_fast.rollout.worker_pool import RolloutWorkerPool
+from paw_fast.runs import console, stop_signals
+from paw_fast.runs import run_dir as runs
+from paw_fast.runs.checkpoint import prune, save_checkpoint
+from paw_fast.runs.metrics import MetricsWriter, StageTimer, peak_memory_bytes
+from paw_fast.runs.resume import resume_point, write_summary
+from paw_fast.runs.rng import capture_rng_states
+from paw_fast.runs.trace import TraceFile, idle_shares
+from paw_fast.sft.warm_start import read_passages, warm_start
+from paw_fast.types import Trajectory
 
 DEMONSTRATION_STEPS = 60
 MOST_SKIPPED_STEPS = 3
@@ -58,7 +67,7 @@ def check_parts(config: TrainConfig) -> None:
     PromptTemplate.load(config.env.template, config.env.name)
     resolve_device(config.model.device)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        from paw_fast.rollout.vllm_engine import MEND
+        from paw_fast.rollout.engines.vllm import MEND
 
         raise UserError(f"--rollout.engine vllm needs vLLM: {MEND}")
     if config.wandb and importlib.util.find_spec("wandb") is None:
@@ -85,13 +94,13 @@ class Trainer:
         self.env = make_env(config.env)
         if wait := getattr(self.env, "while_waiting", None):
             wait(self._check_interrupt)
-        stopping.check()
+        stop_signals.check()
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
         self.eval_in_train = check_held_out(self.env, self.eval_tasks, config.eval_split)
         checkpoint = resume_point(run_dir) if resume else None
         first_model = self._first_model()
-        stopping.check()
+        stop_signals.check()
         self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
         check_first_prompts(
             self.env, self.sampler.tasks, make_chat(self.policy, config),
@@ -100,11 +109,11 @@ class Trainer:
         )  # fmt: skip
         # The reference of the KL term is the policy that training began with.
         self.reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
-        stopping.check()
+        stop_signals.check()
         self.learner = Learner(self.policy, self.reference, config)
         self.player = self._make_player(checkpoint.step if checkpoint else 0)
-        self.pipeline = Pipeline(config, self.player, self.sampler, self.learner, self._stage, console.say)
-        self.timeline = Timeline(run_dir / "trace.json") if config.profile else None
+        self.pipeline = Orchestrator(config, self.player, self.sampler, self.learner, self._stage, console.say)
+        self.timeline = TraceFile(run_dir / "trace.json") if config.profile else None
         if checkpoint:
             checkpoint.restore(
                 optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic
@@ -117,27 +126,27 @@ class Trainer:
             self.pending = checkpoint.extra.get("pending")
             self.skipped_in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
         resumed = self.step if checkpoint else -1 if resume else None
-        self.learner.passages = PassageMemory(run_dir / "passages.jsonl", resumed)
+        self.learner.passages = SeenPassages(run_dir / "passages.jsonl", resumed)
         if not checkpoint:
             self.learner.passages.add(0, read_passages(run_dir / "warm_start"))
         settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
         self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
 
-    def _make_player(self, version: int) -> Player:
+    def _make_player(self, version: int) -> RolloutWorker:
         """What plays the episodes: actors in processes of their own, or the loop of this process."""
         if self.config.rollout.placement == "process":
             with self.timer("start"):
-                pool = ActorPool(self.config, self.policy, self.run_dir / "generators", version)
+                pool = RolloutWorkerPool(self.config, self.policy, self.run_dir / "generators", version)
             pool.stage = self._stage
             return pool
         limit = self.config.rollout.start_timeout_s
-        with within(limit, "the generator of this process to start", "--rollout.start-timeout-s"):
+        with time_limit(limit, "the generator of this process to start", "--rollout.start-timeout-s"):
             engine = make_engine(self.policy, self.config)
         loop = make_loop(self.policy.tokenizer, self.policy.model.config, engine, self.env, self.config)
         loop.stage = self._stage
-        player = InlinePlayer(loop, self.config.rollout.sync_timeout_s)
+        player = LocalRolloutWorker(loop, self.config.rollout.sync_timeout_s)
         if version:
-            player.weights_changed(version)
+            player.update_weights(version)
         return player
 
     def _first_model(self) -> str | Path:
@@ -159,7 +168,7 @@ class Trainer:
 
     def _check_interrupt(self) -> None:
         if not self._updating:
-            stopping.check()
+            stop_signals.check()
 
     _updating = False  # from the update until its metrics are kept in `pending`, a stop waits
 
@@ -195,7 +204,7 @@ class Trainer:
                 episodes[t.seed] = t
                 advance()
 
-            sitting = Sitting(self.player, self.config.rollout.eval_temperature, self.pipeline.kept)
+            sitting = EvalSession(self.player, self.config.rollout.eval_temperature, self.pipeline.kept)
             result = evaluate(sitting, self.eval_tasks, self.config.seed, done)
             if warning := overlong_warning(result):
                 console.say(warning)
@@ -221,7 +230,7 @@ class Trainer:
         self.pending = {name: float(value) for name, value in found.items()}
         self._updating = False
         with self.timer("sync"):  # may be left: a resumed run loads the weights as they are now
-            self.player.weights_changed(self.step)
+            self.player.update_weights(self.step)
         return dict(self.pending)
 
     def _watch_skipped(self, skipped: int, batch: Batch, before: dict[str, Any] | None) -> None:
@@ -330,7 +339,7 @@ class Trainer:
 def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
     """Trains in `run_dir`, which it holds; returns the exit status: 0, or that of `stopping.Interrupted` when a signal
     stopped it after saving."""
-    with stopping.handled(console.say):
+    with stop_signals.handled(console.say):
         runs.hold(run_dir)
         try:
             return _train(config, run_dir, resume)
@@ -344,14 +353,14 @@ def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
     again = f"paw-fast train --resume {run_dir}"
     try:
         trainer = Trainer(config, run_dir, resume)
-    except stopping.Interrupted as stop:  # there is nothing to save yet
+    except stop_signals.Interrupted as stop:  # there is nothing to save yet
         console.say(f"stopped while setting up; begin again with: {again}")
         return stop.status
     if resume:  # not before: what could not be set up is not to be gone on with
         runs.write_config(run_dir, config)
     try:
         trainer.run()
-    except stopping.Interrupted as stop:
+    except stop_signals.Interrupted as stop:
         trainer.save()
         trainer.write_summary()
         console.say(f"saved after step {trainer.step} of {config.steps}; go on with: {again}")

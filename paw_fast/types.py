@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 
-class UserError(ValueError):
-    """A mistake that the user can mend: the command line prints it as one line and exits with 2.
-
-    The message says what is wrong, where, and how to mend it.
-    """
+from paw_fast.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -214,3 +211,38 @@ class TokenSequence:
     trajectory: int
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Produced by `update.Learner.score`, consumed by credit, selection and the row tables.
+
+    old_logprobs   M arrays [A_m]: of the policy that is about to be updated, at the sampling temperature
+    ref_logprobs   the same of the reference policy, None where no KL is wanted
+    values         the same of the critic, before each token, None without a critic
+    entropies      [M]: mean full-vocabulary entropy over an action's tokens, nats
+    importance     M arrays [A_m]: truncated importance weights of the rollouts, None where they are on-policy
+
+    >>> TokenStats([np.zeros(2)], None, None, np.array([0.5])).entropies
+    array([0.5])
+    """
+
+    old_logprobs: list[np.ndarray]
+    ref_logprobs: list[np.ndarray] | None
+    values: list[np.ndarray] | None
+    entropies: np.ndarray
+    importance: list[np.ndarray] | None = None
+
+    @staticmethod
+    def join(parts: Sequence[TokenStats]) -> TokenStats:
+        """TokenStats of consecutive batches as those of one."""
+
+        def column(name: str) -> list[np.ndarray] | None:
+            lists = [getattr(p, name) for p in parts]
+            return None if any(x is None for x in lists) else [row for rows in lists for row in rows]
+
+        return TokenStats(
+            column("old_logprobs") or [], column("ref_logprobs"), column("values"),
+            np.concatenate([p.entropies for p in parts]) if parts else np.zeros(0),
+            column("importance") if parts else None,
+        )  # fmt: skip

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from paw_fast import cli, runs
+from paw_fast.cli import main
 from paw_fast.config import load_preset
-from paw_fast.metrics import read_metrics
-from paw_fast.types import UserError
+from paw_fast.errors import UserError
+from paw_fast.runs import run_dir
+from paw_fast.runs.metrics import read_metrics
 
 SHORT = [
     "--preset", "tiny", "--steps", "4", "--eval-every", "2", "--eval-tasks", "4", "--save-every", "1",
@@ -29,7 +30,7 @@ def cache(tmp_path_factory):
 
 def start(args, env, cwd, sigint=signal.SIG_DFL):
     """The command in a process of its own, which has the default handler whatever this one inherited."""
-    command = [sys.executable, "-m", "paw_fast.cli", *map(str, args)]
+    command = [sys.executable, "-m", "paw_fast.cli.main", *map(str, args)]
     return subprocess.Popen(
         command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
@@ -58,7 +59,7 @@ def test_a_run_leaves_everything_it_should(finished):
     assert summary["num_eval_tasks"] == 4
     assert (summary["eval_split"], summary["eval_tasks_in_train"]) == ("unseen", 0)
     assert "<th>evaluated on</th><td>unseen</td>" in (finished / "report.html").read_text()
-    assert runs.config_of(finished).steps == 4
+    assert run_dir.config_of(finished).steps == 4
     assert "torch" in json.loads((finished / "versions.json").read_text())
     assert [row["step"] for row in read_metrics(finished)] == [0, 1, 2, 3, 4]
     last = read_metrics(finished)[-1]
@@ -139,10 +140,10 @@ def test_eval_prints_one_json_object_that_the_run_reported_too(finished, cache, 
 @pytest.mark.parametrize("split", ["train", "valid_seen"])
 def test_eval_says_how_many_of_its_tasks_were_trained_on(finished, cache, monkeypatch, capsys, split):
     monkeypatch.setenv("XDG_CACHE_HOME", cache["XDG_CACHE_HOME"])
-    assert cli.run(["eval", str(finished), "--tasks", "2", "--split", split, "--json"]) == 0
+    assert main.run(["eval", str(finished), "--tasks", "2", "--split", split, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["split"], result["eval_tasks_in_train"]) == (split, 2 if split == "train" else 0)
-    assert cli.run(["eval", str(finished / "warm_start"), "--tasks", "1", "--preset", "tiny", "--json"]) == 0
+    assert main.run(["eval", str(finished / "warm_start"), "--tasks", "1", "--preset", "tiny", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["eval_tasks_in_train"] is None
 
 
@@ -150,17 +151,17 @@ def test_a_run_with_more_steps_remembers_them_and_stays_in_its_folder(finished, 
     run = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
     with pytest.raises(UserError, match="a run goes on in its own folder"):
-        cli.run(["train", "--resume", str(run), "--steps", "5", "--run-dir", str(tmp_path / "other")])
+        main.run(["train", "--resume", str(run), "--steps", "5", "--run-dir", str(tmp_path / "other")])
     with pytest.raises(UserError, match="nope"):
-        cli.run(["train", "--resume", str(run), "--steps", "5", "--env.template", "nope"])
-    assert runs.config_of(run) == runs.config_of(finished)
+        main.run(["train", "--resume", str(run), "--steps", "5", "--env.template", "nope"])
+    assert run_dir.config_of(run) == run_dir.config_of(finished)
     process = start(["train", "--resume", run, "--steps", "6"], cache, tmp_path)
     for line in process.stderr:
         if "step 5/6" in line:
             break
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert runs.config_of(run).steps == 6
+    assert run_dir.config_of(run).steps == 6
     assert main_in(cache, ["train", "--resume", str(run)]) == 0
     assert read_metrics(run)[-1]["step"] == 6
 
@@ -176,7 +177,7 @@ def test_a_run_with_more_steps_remembers_them_and_stays_in_its_folder(finished, 
 )
 def test_an_evaluation_that_cannot_be_meant(finished, options, message):
     with pytest.raises(UserError, match=message):
-        cli.run(["eval", str(finished), *options])
+        main.run(["eval", str(finished), *options])
 
 
 def test_a_finished_run_and_a_damaged_checkpoint_say_so(finished, cache, tmp_path):
@@ -214,22 +215,22 @@ def test_mistakes_are_one_line(args, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError) as error:
-        cli.run(args)
+        main.run(args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    from paw_fast.policy import load_policy
+    from paw_fast.models.policy import load_policy
 
     with pytest.raises(UserError, match="no such folder"):
         load_policy("./no/such/model", load_preset("tiny").model)
 
 
 def test_help_of_every_command(capsys):
-    for command in cli.COMMANDS:
+    for command in main.COMMANDS:
         try:
-            status = cli.run([command, "--help"])
+            status = main.run([command, "--help"])
         except SystemExit as e:
             status = e.code
         assert not status
@@ -269,7 +270,7 @@ def main_in(cache, args):
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = cache["XDG_CACHE_HOME"]
     try:
-        return cli.run(args)
+        return main.run(args)
     finally:
         if before is None:
             del os.environ["XDG_CACHE_HOME"]
@@ -285,7 +286,7 @@ def test_contradictions_are_refused_before_anything_is_loaded(tmp_path):
         (["--env", "search", "--preset", "tiny", "--algo", "gigpo"], "--algo gigpo"),
     ):
         with pytest.raises(UserError, match=message):
-            cli.run(["train", "--run-dir", str(tmp_path / "never"), *args])
+            main.run(["train", "--run-dir", str(tmp_path / "never"), *args])
         assert not (tmp_path / "never").exists()
 
 
@@ -296,4 +297,4 @@ def test_the_world_model_is_measured_by_the_eval_command(finished, cache, capsys
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["final_world_model"]["num_tokens"] > 0
     with pytest.raises(UserError, match="--transitions is 0"):
-        cli.run(["eval", str(finished), "--world-model", "--transitions", "0"])
+        main.run(["eval", str(finished), "--world-model", "--transitions", "0"])

@@ -22,8 +22,8 @@ from pathlib import Path
 from paw_fast import envs
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import load_world
-from paw_fast.envs.alfworld.reference_speed import speed_up
-from paw_fast.envs.alfworld.reference_worker import answer_request
+from paw_fast.envs.alfworld.textworld.caching import speed_up
+from paw_fast.envs.alfworld.textworld.worker import answer_request
 from paw_fast.types import Task
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paw_fast import envs
-from paw_fast.envs.alfworld import OracleExpert, SearcherExpert
+from paw_fast.envs.alfworld import Planner, SearcherExpert
 from paw_fast.envs.alfworld.tables import ROOMS
 from paw_fast.envs.alfworld.text import OFFICIAL, Rules
 from paw_fast.types import Task
@@ -41,7 +41,7 @@ def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
         add("object types", len({world.object_types[o] for group in state.inside for o in group}))
         add("words of the introduction", len(observation.text.split()))
         add("characters of the introduction", len(observation.text))
-        add("shortest plan, steps", len(OracleExpert().plan(state) or ()))
+        add("shortest plan, steps", len(Planner().plan(state) or ()))
         expert, steps = SearcherExpert(), 0
         expert.reset(observation)
         while True:

@@ -45,7 +45,7 @@ def peak_mb() -> float:
 
 
 def build(corpus: Path, folder: Path, out) -> None:
-    from paw_fast.retrieval import bm25
+    from paw_fast.envs.search_qa.retrieval import bm25
 
     before, start = peak_mb(), time.perf_counter()
     bm25.build(corpus, folder)
@@ -53,7 +53,7 @@ def build(corpus: Path, folder: Path, out) -> None:
 
 
 def search(folder: Path, queries: list[str], topk: int, out) -> None:
-    from paw_fast.retrieval import open_index
+    from paw_fast.envs.search_qa.retrieval import open_index
 
     before, start = peak_mb(), time.perf_counter()
     index = open_index(folder)

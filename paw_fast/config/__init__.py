@@ -1,9 +1,7 @@
 """Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
 
-from paw_fast.config.files import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
 from paw_fast.config.resume import changes_on_resume
-from paw_fast.config.rules import validate
-from paw_fast.config.settings import (
+from paw_fast.config.schema import (
     AlgoConfig,
     CriticConfig,
     EnvConfig,
@@ -16,6 +14,8 @@ from paw_fast.config.settings import (
     WarmStartConfig,
     with_chat_date,
 )
+from paw_fast.config.toml import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
+from paw_fast.config.validation import validate
 
 __all__ = [
     "AlgoConfig",

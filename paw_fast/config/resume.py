@@ -6,8 +6,8 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any
 
-from paw_fast.config.settings import TrainConfig
-from paw_fast.types import UserError
+from paw_fast.config.schema import TrainConfig
+from paw_fast.errors import UserError
 
 MAY_CHANGE: dict[str, bool] = {
     # How long, how often, where.

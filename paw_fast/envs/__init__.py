@@ -11,11 +11,11 @@ import inspect
 from types import ModuleType
 from typing import Any
 
-from paw_fast.types import Env, UserError
+from paw_fast.envs.batch import BatchEnv, make_batch
+from paw_fast.errors import UserError
+from paw_fast.types import Env
 
-from .batch import BatchEnv, make_batch
-
-__all__ = ["NAMES", "BatchEnv", "make", "make_batch", "searcher"]
+__all__ = ["NAMES", "BatchEnv", "make", "make_batch", "make_expert"]
 
 NAMES = ("alfworld", "webshop", "search")
 
@@ -23,11 +23,11 @@ NAMES = ("alfworld", "webshop", "search")
 def _factory(name: str) -> ModuleType:
     """The module that makes an environment; imported when it is asked for."""
     if name == "alfworld":
-        from .alfworld import factory
+        from paw_fast.envs.alfworld import factory
     elif name == "webshop":
-        from .webshop import factory
+        from paw_fast.envs.webshop import factory
     elif name == "search":
-        from .search import factory
+        from paw_fast.envs.search_qa import factory
     else:
         close = difflib.get_close_matches(name, NAMES, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(NAMES)}"
@@ -42,7 +42,7 @@ def make(name: str, **settings: Any) -> Env:
 
     >>> make("alfwrld")
     Traceback (most recent call last):
-    paw_fast.types.UserError: no environment 'alfwrld': did you mean 'alfworld'?
+    paw_fast.errors.UserError: no environment 'alfwrld': did you mean 'alfworld'?
     """
     factory = _factory(name)
     known = tuple(inspect.signature(factory.make).parameters)
@@ -52,16 +52,16 @@ def make(name: str, **settings: Any) -> Env:
     return factory.make(**settings)
 
 
-def searcher(name: str, **habits: Any) -> Any:
+def make_expert(name: str, **habits: Any) -> Any:
     """An expert of the environment that uses only what an episode has shown: `reset(observation)`, `act(observation)`.
 
-    `habits` are those that its `factory.searcher` knows. Raises `UserError` for an environment that has none, and for
-    a habit that its expert does not have.
+    `habits` are those that its `factory.make_expert` knows. Raises `UserError` for an environment that has none,
+    and for a habit that its expert does not have.
     """
     factory = _factory(name)
-    if not hasattr(factory, "searcher"):
+    if not hasattr(factory, "make_expert"):
         raise UserError(f"no searcher for the environment {name!r}: nothing can be imitated there")
-    known = inspect.signature(factory.searcher).parameters
+    known = inspect.signature(factory.make_expert).parameters
     if unknown := [habit for habit in habits if habit not in known]:
         raise UserError(f"the expert of {name!r} knows no {unknown[0]}: set --warm-start.{unknown[0]} 0")
-    return factory.searcher(**habits)
+    return factory.make_expert(**habits)

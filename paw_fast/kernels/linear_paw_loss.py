@@ -19,15 +19,7 @@ import torch
 from torch import Tensor
 
 from paw_fast.kernels import native
-from paw_fast.kernels.paw_loss import (
-    IGNORED,
-    SATURATED,
-    WM_LOSSES,
-    LossOutput,
-    LossRows,
-    LossSettings,
-    op_arguments,
-)
+from paw_fast.kernels.paw_loss import IGNORED, SATURATED, WM_LOSSES, LossOutput, LossRows, LossSettings, op_arguments
 
 # On a GPU every chunk but the first reads and writes d_weight once more: few and large ones cost less.
 DEFAULT_CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}

@@ -21,8 +21,9 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from paw_fast.errors import UserError
 from paw_fast.rollout.text_encoding import TemplateText
-from paw_fast.types import Observation, UserError
+from paw_fast.types import Observation
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,6 +124,10 @@ def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bo
     return Observation(text[:max_chars] if cut else text, observation.admissible, observation.info), cut
 
 
+_FOLDERS = {"search": "search_qa"}
+"""Folders of environments whose name is another."""
+
+
 class PromptTemplate:
     """One template file: what the policy reads at the start, in between, and in the `window` layout.
 
@@ -179,10 +184,12 @@ class PromptTemplate:
     def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
         """A template of the package by name, or a TOML file by path. Raises `UserError`.
 
-        The package's templates lie in templates/<env>/, and in templates/ where they suit every environment.
+        The package's templates are in `envs/<env>/templates/`, and in `rollout/templates/` where they suit every
+        environment.
         """
-        root = Path(str(resources.files("paw_fast") / "templates"))
-        path = Path(name) if name.endswith(".toml") else root / env / f"{name}.toml"
+        root = Path(str(resources.files("paw_fast.rollout") / "templates"))
+        own = Path(str(resources.files("paw_fast.envs") / _FOLDERS.get(env, env) / "templates"))
+        path = Path(name) if name.endswith(".toml") else own / f"{name}.toml"
         if not name.endswith(".toml") and not path.is_file():
             path = root / f"{name}.toml"
         try:
@@ -190,7 +197,7 @@ class PromptTemplate:
         except UnicodeDecodeError as e:
             raise UserError(f"template {path} is not a text file: byte {e.start} is not UTF-8") from e
         except OSError as e:
-            shipped = sorted({p.stem for folder in (root, root / env) for p in folder.glob("*.toml")})
+            shipped = sorted({p.stem for folder in (root, own) for p in folder.glob("*.toml")})
             raise UserError(
                 f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, "
                 "or give a .toml file"

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from paw_fast.types import UserError
+from paw_fast.errors import UserError
 
 _MARKUP = re.compile(r"\s*(<\S.*>|\[\S.*\]|◁.+▷|｜.+｜)\s*", re.DOTALL)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what characters outside the vocabulary are written with

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from paw_fast import tiny
 from paw_fast.config import load_preset
-from paw_fast.policy import Policy
-from paw_fast.rollout.build import make_env
-from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.pool import ActorPool
+from paw_fast.models import tiny
+from paw_fast.models.policy import Policy
+from paw_fast.rollout.chat_format import ChatFormat
+from paw_fast.rollout.factory import make_env
+from paw_fast.rollout.worker_pool import RolloutWorkerPool
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -92,6 +92,6 @@ def generator(request):
 @pytest.fixture(scope="module")
 def pool(config, policy, small_env, tmp_path_factory):
     """Actors for a module that has a `config` and a `policy` of its own."""
-    made = ActorPool(config, policy, tmp_path_factory.mktemp("generators"))
+    made = RolloutWorkerPool(config, policy, tmp_path_factory.mktemp("generators"))
     yield made
     made.close()

@@ -7,8 +7,8 @@ import pytest
 
 from paw_fast import envs
 from paw_fast.envs.webshop.env import WebshopEnv
-from paw_fast.rollout.agent import AgentLoop, AgentSettings
-from paw_fast.rollout.engine import Completion
+from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings
+from paw_fast.rollout.engines.base import Completion
 from paw_fast.rollout.prompts import PromptTemplate
 
 pytestmark = pytest.mark.skipif(

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from playing import plan
+from rollout_helpers import plan
 
-from paw_fast.rollout.build import make_engine, make_loop
+from paw_fast.rollout.factory import make_engine, make_loop
 
 
 @pytest.mark.parametrize("max_chars", [0, 20])

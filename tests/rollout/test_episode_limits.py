@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from paw_fast import cli, tiny
-from paw_fast.evaluate import evaluate, overlong_warning
-from paw_fast.pipeline import Pipeline
-from paw_fast.policy import Policy
-from paw_fast.rollout.agent import AgentLoop, AgentSettings, check_first_prompts
-from paw_fast.rollout.build import make_engine, make_loop
-from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.engine import Completion
-from paw_fast.rollout.player import InlinePlayer
+from paw_fast.cli import main
+from paw_fast.errors import UserError
+from paw_fast.evaluation.success import evaluate, overlong_warning
+from paw_fast.learner import Learner
+from paw_fast.learner.sequences import build_sequences
+from paw_fast.models import tiny
+from paw_fast.models.policy import Policy
+from paw_fast.orchestrator import Orchestrator
+from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings, check_first_prompts
+from paw_fast.rollout.chat_format import ChatFormat
+from paw_fast.rollout.engines.base import Completion
+from paw_fast.rollout.factory import make_engine, make_loop
 from paw_fast.rollout.prompts import PromptTemplate
-from paw_fast.tasks.sampler import TaskSampler
-from paw_fast.trajectories import build_sequences
-from paw_fast.types import Observation, Step, Task, Trajectory, UserError
-from paw_fast.update import Learner
+from paw_fast.rollout.task_sampler import TaskSampler
+from paw_fast.rollout.worker import LocalRolloutWorker
+from paw_fast.types import Observation, Step, Task, Trajectory
 
 LAYOUTS = pytest.mark.parametrize("layout", ["trajectory", "window"])
 
@@ -45,7 +47,7 @@ class Saying:
     def release(self, episode):
         pass
 
-    def weights_changed(self, version):
+    def update_weights(self, version):
         self.policy_version = version
 
     def close(self):
@@ -157,14 +159,14 @@ class Run:
         self.tasks = [room(f"r{i}", n) for i, n in enumerate(words)]
         sampler = TaskSampler(self.tasks, 0)
         stage = lambda name: nullcontext()  # noqa: E731
-        self.pipeline = Pipeline(
-            self.config, InlinePlayer(loop), sampler, self.learner, stage, self.warnings.append
+        self.pipeline = Orchestrator(
+            self.config, LocalRolloutWorker(loop), sampler, self.learner, stage, self.warnings.append
         )  # fmt: skip
 
     def step(self, number):
         batch = self.pipeline.batch(number, lambda: None)
         metrics = self.learner.update(batch.trajectories, batch.sequences, batch.scores, number)
-        self.pipeline.player.weights_changed(number + 1)
+        self.pipeline.player.update_weights(number + 1)
         return batch, metrics
 
 
@@ -203,7 +205,7 @@ def test_an_update_takes_a_trajectory_without_transitions(small_config, start, l
     trajectories = [empty, *batch.trajectories[:2], dataclasses.replace(empty, group=0), *batch.trajectories[2:]]
     sequences = build_sequences(trajectories, layout)
     assert {s.trajectory for s in sequences} == {1, 2, 4, 5}
-    metrics = learner.update(trajectories, sequences, learner.score(sequences), 0)
+    metrics = learner.update(trajectories, sequences, learner.compute_token_stats(sequences), 0)
     assert np.isfinite(metrics["policy/loss"])
 
 
@@ -220,7 +222,7 @@ def test_a_run_is_refused_before_it_begins_where_most_tasks_do_not_fit(chat):
 def test_the_command_line_refuses_it_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"max-sequence-tokens") as error:
-        cli.run(
+        main.run(
             [
                 "train", "--env", "alfworld", "--preset", "tiny", "--rollout.max-sequence-tokens", "24",
                 "--rollout.max-action-tokens", "16", "--warm-start.episodes", "6", "--env.num-train", "8",

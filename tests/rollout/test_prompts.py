@@ -2,8 +2,9 @@
 
 import pytest
 
+from paw_fast.errors import UserError
 from paw_fast.rollout.prompts import PromptTemplate, parse_action, shown
-from paw_fast.types import Observation, UserError
+from paw_fast.types import Observation
 
 SEEN = Observation("You are in a room.", ("go to desk 1", "look"), {"task": "put a mug in desk"})
 

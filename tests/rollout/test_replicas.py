@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from playing import check_logprobs, finish, plan, shown
+from rollout_helpers import check_logprobs, finish, plan, shown
 
-from paw_fast.policy import Policy
-from paw_fast.rollout.build import make_engine, make_loop
-from paw_fast.rollout.pool import ActorPool
+from paw_fast.errors import UserError
+from paw_fast.models.policy import Policy
+from paw_fast.rollout.factory import make_engine, make_loop
+from paw_fast.rollout.worker_pool import RolloutWorkerPool
 from paw_fast.train import train
-from paw_fast.types import UserError
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's"
@@ -60,7 +60,7 @@ def test_both_get_new_weights(pool, policy, small_env):
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.mul_(1.1)
-    pool.weights_changed(1)
+    pool.update_weights(1)
     assert [actor.version for actor in pool._actors] == [1, 1]
     pool.submit(plan4(small_env, seed=1))
     check_logprobs(policy, finish(pool, 8), 1)
@@ -112,12 +112,12 @@ def test_a_run_trains_on_both(config, policy, small_env, tmp_path):
 )
 def test_what_needs_a_gpu_says_so_in_one_line(small_config, start, tmp_path, settings, message):
     with pytest.raises(UserError, match=message) as error:
-        ActorPool(small_config(placement="process", **settings), start, tmp_path)
+        RolloutWorkerPool(small_config(placement="process", **settings), start, tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_tensor_parallel_wants_vllm_in_a_process(small_config):
-    from paw_fast.config.rules import validate
+    from paw_fast.config.validation import validate
 
     base = small_config(tensor_parallel=2)
     with pytest.raises(UserError, match=r"rollout\.tensor-parallel is 2, expected 1, or --rollout\.engine vllm"):

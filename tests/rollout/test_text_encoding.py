@@ -9,12 +9,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_of_kinds import KINDS, tokenizer_of
 from transformers import PreTrainedTokenizerFast
 
-from paw_fast import tiny
 from paw_fast.config import TrainConfig
-from paw_fast.rollout.chat import ChatFormat
+from paw_fast.errors import UserError
+from paw_fast.models import tiny
+from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.prompts import PromptTemplate
-from paw_fast.types import Observation, UserError
-from paw_fast.warm_start import as_trajectory
+from paw_fast.sft.warm_start import as_trajectory
+from paw_fast.types import Observation
 
 NAMES = [*KINDS, "tiny"]
 

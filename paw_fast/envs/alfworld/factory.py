@@ -1,14 +1,14 @@
-"""Makes ALFWorld environments and their expert: what `envs.make("alfworld")` and `envs.searcher("alfworld")` call."""
+"""Makes ALFWorld environments and their expert, for `envs.make("alfworld")` and `envs.make_expert("alfworld")`."""
 
 from __future__ import annotations
 
 import os
 
-from paw_fast.env_config import EnvConfig
-from paw_fast.types import Env, UserError
-
-from .env import AlfworldEnv, GameSet
-from .searcher import SearcherExpert
+from paw_fast.config.env import EnvConfig
+from paw_fast.envs.alfworld.env import AlfworldEnv, GameSet
+from paw_fast.envs.alfworld.expert import SearcherExpert
+from paw_fast.errors import UserError
+from paw_fast.types import Env
 
 _ENGINES = ("native", "textworld")
 
@@ -29,7 +29,7 @@ def make(
     if engine not in _ENGINES:
         raise UserError(f"alfworld has no engine {engine!r}: choose {' or '.join(_ENGINES)}")
     games = GameSet(data, size, seed, num_train, num_unseen, cache_dir)
-    from .reference import ReferenceEnv
+    from paw_fast.envs.alfworld.textworld.env import ReferenceEnv
 
     if engine == "textworld":
         return ReferenceEnv(games, max_steps)
@@ -44,6 +44,6 @@ def make(
     return AlfworldEnv(games, max_steps, reference=reference if allow_reference_engine else None)
 
 
-def searcher() -> SearcherExpert:
+def make_expert() -> SearcherExpert:
     """The expert that knows only what the episode has shown."""
     return SearcherExpert()

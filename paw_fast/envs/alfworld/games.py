@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from paw_fast import stopping
-from paw_fast.files import cache_folder
-from paw_fast.foreign import may_hold_halves, warn_once, whole
-from paw_fast.types import Task, UserError
-
-from .generate import GENERATOR_VERSIONS, SPLITS, Game, make_game
-from .pddl import PddlError, TooLarge, Unplayable, parse_problem, show
-from .tables import SIZES, TASK_TYPES
-from .text import WHEEL, Rules, is_plain, read_rules
-from .world import World
+from paw_fast.envs.alfworld.generate import GENERATOR_VERSIONS, SPLITS, Game, make_game
+from paw_fast.envs.alfworld.pddl import PddlError, TooLarge, UnsupportedGame, parse_problem, show
+from paw_fast.envs.alfworld.tables import SIZES, TASK_TYPES
+from paw_fast.envs.alfworld.text import WHEEL, Rules, is_plain, read_rules
+from paw_fast.envs.alfworld.world import World
+from paw_fast.envs.json_files import may_hold_halves, warn_once, whole
+from paw_fast.errors import UserError
+from paw_fast.runs import stop_signals
+from paw_fast.runs.atomic_files import cache_folder
+from paw_fast.types import Task
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
 OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
@@ -185,7 +185,7 @@ def read_game(path: Path) -> dict:
 def load_world(path: Path) -> World:
     """The world of a game file.
 
-    Raises `UserError` for a file that is wrong, `Unplayable` for one that only the reference may play.
+    Raises `UserError` for a file that is wrong, `UnsupportedGame` for one that only the reference may play.
     """
     data = read_game(path)
     own = data.get("paw_fast")
@@ -196,7 +196,7 @@ def load_world(path: Path) -> World:
     else:
         known = read_rules(data["pddl_domain"], data["grammar"])
         if isinstance(known, str):
-            raise Unplayable(known)
+            raise UnsupportedGame(known)
         rules, task = known
     try:
         return World(parse_problem(data["pddl_problem"]), rules, task)
@@ -263,7 +263,7 @@ def distinct_games(seed: int, size: str, split: str, num: int, seen: set[tuple] 
     """The first `num` games of a split, no two alike and none in `seen`, which is added to."""
     seen = set() if seen is None else seen
     for number in range(num):
-        stopping.check()
+        stop_signals.check()
         for attempt in range(1000):
             game = make_game(seed, size, split, number, attempt)
             if game.fingerprint not in seen:

@@ -10,10 +10,10 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from . import engine
-from .oracle import plan_actions
-from .pddl import parse_problem
-from .tables import (
+from paw_fast.envs.alfworld import engine
+from paw_fast.envs.alfworld.pddl import parse_problem
+from paw_fast.envs.alfworld.planner import plan_actions
+from paw_fast.envs.alfworld.tables import (
     APPLIANCES,
     CLEANABLE,
     CONTAINERS,
@@ -31,8 +31,8 @@ from .tables import (
     UNSEEN_ROOMS,
     RoomKind,
 )
-from .text import WHEEL, Rules
-from .world import World
+from paw_fast.envs.alfworld.text import WHEEL, Rules
+from paw_fast.envs.alfworld.world import World
 
 GENERATOR_VERSIONS = {"small": 1, "medium": 2, "full": 2}  # raised whenever the same seed gives other games
 SPLITS = ("train", "valid_seen", "valid_unseen")

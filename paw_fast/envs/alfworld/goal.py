@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .pddl import SIGNATURES, PddlError, Problem, TooLarge, show, typed_names
+from paw_fast.envs.alfworld.pddl import SIGNATURES, PddlError, Problem, TooLarge, show, typed_names
 
 if TYPE_CHECKING:
-    from .world import World
+    from paw_fast.envs.alfworld.world import World
 
 MAX_ALTERNATIVES = 20_000  # of all clauses together; the six official task types: below 400
 MAX_TRIES = 1_000_000  # of all clauses together; official goals need below 10,000

@@ -1,7 +1,7 @@
 """Reads the two PDDL texts of a game file: the problem into a `Problem`, the domain into a fingerprint.
 
 Only what ALFWorld's problems use is understood. What is malformed raises `PddlError` with the line; what the reference
-engine may take all the same (it checks little) raises `Unplayable`, and the caller may hand the file to it.
+engine may take all the same (it checks little) raises `UnsupportedGame`, and the caller may hand the file to it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TooLarge(PddlError):
     """Beyond what this engine takes, to bound the time and memory of hostile files."""
 
 
-class Unplayable(ValueError):
+class UnsupportedGame(ValueError):
     """Not what this engine plays, though the reference may: one clause that begins with "its"."""
 
 
@@ -151,7 +151,7 @@ def parse_problem(text: str) -> Problem:
     facts = []
     for node in sections[":init"]:
         if isinstance(node, str) or node[:1] == ["not"]:
-            raise Unplayable(f"its (:init ...) holds {show(node)}, which is not a plain fact")
+            raise UnsupportedGame(f"its (:init ...) holds {show(node)}, which is not a plain fact")
         if not node:
             raise PddlError(f"expected a fact in (:init ...), got {show(node)}")
         if node[0] == "=":  # distances and costs, of which nothing is observable

@@ -6,8 +6,8 @@ import ast
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .goal import Literal
-    from .world import World
+    from paw_fast.envs.alfworld.goal import Literal
+    from paw_fast.envs.alfworld.world import World
 
 _SETS = ("held", "opened", "lying", "left", "clean", "hot", "cool", "sliced", "toggled")
 

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from .engine import Action
-from .goal import Goal, UnknownGoal, compile_goal
-from .pddl import KINDS, SIGNATURES, PddlError, Problem, TooLarge, Unplayable, show
-from .state import State
-from .text import Rules
+from paw_fast.envs.alfworld.engine import Action
+from paw_fast.envs.alfworld.goal import Goal, UnknownGoal, compile_goal
+from paw_fast.envs.alfworld.pddl import KINDS, SIGNATURES, PddlError, Problem, TooLarge, UnsupportedGame, show
+from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.text import Rules
 
 # The reference writes these two in capitals at times, and reads braces in its texts as expressions.
 _SPECIAL = ("i", "p")
@@ -71,7 +71,7 @@ class World:
         try:
             self.goal: Goal = compile_goal(problem, facts, self)
         except UnknownGoal as error:
-            raise Unplayable(f"its goal {error}") from None
+            raise UnsupportedGame(f"its goal {error}") from None
 
     @cached_property
     def digest(self) -> str:
@@ -89,7 +89,7 @@ class World:
         for receptacle, place in facts["receptacleatlocation"]:
             r, p = self._receptacle_index[receptacle], self._place_index[place]
             if place_of.setdefault(r, p) != p:
-                raise Unplayable(f"its receptacle {show(receptacle)} is at two places")
+                raise UnsupportedGame(f"its receptacle {show(receptacle)} is at two places")
         # A receptacle without a place (-1) is never reached and never listed.
         self.place_of = tuple(place_of.get(r, -1) for r in range(len(self.receptacles)))
         at_place: list[list[int]] = [[] for _ in self.places]
@@ -143,10 +143,10 @@ class World:
     def _initial_state(self, facts: dict[str, list[tuple[str, ...]]]) -> State:
         where = set(facts["atlocation"])
         if len(where) != 1:
-            raise Unplayable(f"it has {len(where)} agents' places, expected one")
+            raise UnsupportedGame(f"it has {len(where)} agents' places, expected one")
         ((agent, place),) = where
         if any(args[0] != agent for args in facts["holds"] + facts["holdsany"]):
-            raise Unplayable("it has more than one agent")
+            raise UnsupportedGame("it has more than one agent")
         state = State(self)
         state.place = self._place_index[place]
         o, r, p = self._object_index, self._receptacle_index, self._place_index
@@ -179,17 +179,17 @@ def _check_facts(problem: Problem, facts: list[tuple[str, ...]]) -> None:
     for fact in facts:
         signature = SIGNATURES.get(fact[0])
         if signature is None:
-            raise Unplayable(f"its fact {show(list(fact))} is unknown")
+            raise UnsupportedGame(f"its fact {show(list(fact))} is unknown")
         kinds = tuple(problem.objects[name] for name in fact[1:])
         if kinds != signature:
             got, expected = show(list(kinds)).strip("()") or "none", " ".join(signature)
             wrong = f"fact {show(list(fact))} has arguments of type {got}, expected {expected}"
             if len(kinds) < len(signature) or not set(kinds) <= KINDS:
                 raise PddlError(f"the {wrong}")
-            raise Unplayable(f"its {wrong}")
+            raise UnsupportedGame(f"its {wrong}")
         for name in fact[1:]:
             if name in _SPECIAL or _ODD.search(name):
-                raise Unplayable(f"its name {show(name)} is not an ordinary one")
+                raise UnsupportedGame(f"its name {show(name)} is not an ordinary one")
 
 
 def display_names(ids: Iterable[str]) -> dict[str, str]:

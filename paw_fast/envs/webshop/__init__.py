@@ -1,8 +1,8 @@
 """WebShop: an online shop as text, after princeton-nlp/WebShop, without Java or a browser."""
 
-from .env import Session, WebshopEnv
-from .records import Goal, Product
-from .reward import RewardParts, score
-from .shop import Shop
+from paw_fast.envs.webshop.catalogue import Catalogue
+from paw_fast.envs.webshop.env import Session, WebshopEnv
+from paw_fast.envs.webshop.records import Goal, Product
+from paw_fast.envs.webshop.reward import RewardParts, score
 
-__all__ = ["Goal", "Product", "RewardParts", "Session", "Shop", "WebshopEnv", "score"]
+__all__ = ["Catalogue", "Goal", "Product", "RewardParts", "Session", "WebshopEnv", "score"]

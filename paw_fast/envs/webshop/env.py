@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from paw_fast.types import Observation, Step, Task, UserError
-
-from . import pages
-from .pages import Page
-from .records import Goal
-from .reward import RewardParts
-from .shop import Shop
+from paw_fast.envs.webshop import pages
+from paw_fast.envs.webshop.catalogue import Catalogue
+from paw_fast.envs.webshop.pages import Page
+from paw_fast.envs.webshop.records import Goal
+from paw_fast.envs.webshop.reward import RewardParts
+from paw_fast.errors import UserError
+from paw_fast.types import Observation, Step, Task
 
 MODES = ("text", "text_rich")
 _ACTION = re.compile(r"(.+)\[(.+)\]")
@@ -54,7 +54,7 @@ class WebshopEnv:
 
     name = "webshop"
 
-    def __init__(self, shop: Shop, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
+    def __init__(self, shop: Catalogue, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
         if mode not in MODES:
             raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
         if max_steps < 1:
@@ -67,7 +67,7 @@ class WebshopEnv:
         self._task_type, self._num_steps, self._done = "", 0, True
 
     @property
-    def shop(self) -> Shop:
+    def shop(self) -> Catalogue:
         """The shared data: catalogue, goals, search."""
         return self._shop
 

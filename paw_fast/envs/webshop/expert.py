@@ -12,10 +12,9 @@ import random
 import re
 from dataclasses import dataclass
 
+from paw_fast.envs.webshop.generate import ASIN_PLACES
+from paw_fast.envs.webshop.pages import BACK, NEXT, SEPARATOR
 from paw_fast.types import Observation
-
-from .generate import ASIN_PLACES
-from .pages import BACK, NEXT, SEPARATOR
 
 _LIMIT = re.compile(r", and price lower than ([\d.]+) dollars$")
 _NAME = r"(?:(?! with )[a-z ])+"
@@ -26,11 +25,11 @@ _MAX_VISITS = 3
 
 
 @dataclass(frozen=True)
-class Wish:
+class ParsedGoal:
     """An instruction, understood: the words of the thing itself, the options, the price limit in dollars.
 
-    >>> read_wish("Find me slim fit mugs with color: red, and size: x-large, and price lower than 20.00 dollars")
-    Wish(words=('slim', 'fit', 'mugs'), options=('red', 'x-large'), limit=20.0)
+    >>> parse_goal("Find me slim fit mugs with color: red, and size: x-large, and price lower than 20.00 dollars")
+    ParsedGoal(words=('slim', 'fit', 'mugs'), options=('red', 'x-large'), limit=20.0)
     """
 
     words: tuple[str, ...]
@@ -38,7 +37,7 @@ class Wish:
     limit: float
 
 
-def read_wish(instruction: str) -> Wish:
+def parse_goal(instruction: str) -> ParsedGoal:
     """Understands a synthetic instruction; of a free one, all words are taken for the thing itself."""
     text = instruction.strip()
     limit = float("inf")
@@ -48,7 +47,7 @@ def read_wish(instruction: str) -> Wish:
     first = _OPTION.search(text)
     thing = text[: first.start()] if first else text
     found_words = (word.lower() for word in _WORD.findall(thing))
-    return Wish(tuple(word for word in found_words if word not in _FILLER), options, limit)
+    return ParsedGoal(tuple(word for word in found_words if word not in _FILLER), options, limit)
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ def read_results(text: str) -> list[_Result]:
 class Shopper:
     """Plays from what the episode has shown. `reset(first observation)`, then `act(observation)` each turn.
 
-    haste: the chance that an episode's shopper is a hasty one; `hasty` says whether this one's is. mistakes: a hasty
-    one's chance of a wrong option.
+    early_answer_prob: the chance that an episode's shopper is a hasty one; `hasty` says whether this one's is.
+    mistakes: a hasty one's chance of a wrong option.
     Understands the `text` form of the pages.
     """
 
-    def __init__(self, haste: float = 0.0, rng: random.Random | None = None, mistakes: float = 0.2) -> None:
-        self._rng, self._haste, self._mistakes, self.hasty = rng or random.Random(0), haste, mistakes, False
+    def __init__(self, early_answer_prob: float = 0.0, rng: random.Random | None = None, mistakes: float = 0.2) -> None:
+        self._rng, self._haste, self._mistakes, self.hasty = rng or random.Random(0), early_answer_prob, mistakes, False
         self._spoken: set[str] = set()
 
     @property
@@ -91,7 +90,7 @@ class Shopper:
 
     def reset(self, observation: Observation) -> None:
         """Reads the instruction."""
-        self._wish = read_wish(str(observation.info["task"]))
+        self._wish = parse_goal(str(observation.info["task"]))
         self.hasty = self._haste > 0 and self._rng.random() < self._haste
         self._visited: list[str] = []
         self._left: list[str] | None = None

@@ -1,4 +1,4 @@
-"""Makes WebShop environments and their expert: what `envs.make("webshop")` and `envs.searcher("webshop")` call."""
+"""Makes WebShop environments and their expert: what `envs.make("webshop")` and `envs.make_expert("webshop")` call."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from paw_fast.files import cache_folder
-from paw_fast.types import UserError
-
-from . import generate
-from . import goals as goal_rules
-from . import store as stores
-from .env import MODES, WebshopEnv
-from .expert import Shopper
-from .goals import Goals
-from .reading import Annotations, read_products
-from .records import ReadingReport
-from .reward import SPACY_MODEL
-from .search import SearchEngine, build_index, require
-from .shop import Shop
-from .store import Store
+from paw_fast.envs.webshop import generate
+from paw_fast.envs.webshop import goals as goal_rules
+from paw_fast.envs.webshop import product_store as stores
+from paw_fast.envs.webshop.catalogue import Catalogue
+from paw_fast.envs.webshop.env import MODES, WebshopEnv
+from paw_fast.envs.webshop.expert import Shopper
+from paw_fast.envs.webshop.goals import Goals
+from paw_fast.envs.webshop.parsing import Annotations, read_products
+from paw_fast.envs.webshop.product_store import ProductStore
+from paw_fast.envs.webshop.records import ReadingReport
+from paw_fast.envs.webshop.reward import SPACY_MODEL
+from paw_fast.envs.webshop.search import SearchEngine, build_index, require
+from paw_fast.errors import UserError
+from paw_fast.runs.atomic_files import cache_folder
 
 _LOG = logging.getLogger("paw_fast.envs")
 _PRODUCTS, _ATTRIBUTES, _HUMAN = "items_shuffle", "items_ins_v2", "items_human_ins"
@@ -81,7 +80,7 @@ def make(
             data = generated_folder(num_products or NUM_GENERATED, catalogue_seed, cache_folder(cache_dir))
         files = find_files(Path(data).expanduser(), num_products, goals == "human")
     store = open_store(*files, num_products, cache_folder(cache_dir), index=search is None)
-    shop = Shop(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes,
+    shop = Catalogue(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes,
                 hold_out_products=generated)  # fmt: skip
     return WebshopEnv(shop, mode, max_steps, brief_results)
 
@@ -125,7 +124,7 @@ def find_files(folder: Path, num_products: int | None, human: bool) -> tuple[Pat
 
 def open_store(
     products: Path, attributes: Path | None, human: Path | None, num_products: int | None, cache: Path, index: bool
-) -> Store:
+) -> ProductStore:
     """The store of a catalogue's files, built at the first use and after a file has changed."""
 
     def build(folder: Path) -> None:
@@ -134,19 +133,19 @@ def open_store(
             folder, read_products(products, Annotations(attributes, human), num_products, report), report
         )
         if index:
-            build_index(Store(folder), folder / "index", str(products))
+            build_index(ProductStore(folder), folder / "index", str(products))
 
     mark = hashlib.sha256(repr((stores.VERSION, num_products, index)).encode())
     for path in (products, attributes, human):
         if path is not None:
             stat = path.stat()
             mark.update(repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
-    store = Store(stores.cached(cache / "webshop" / f"{products.stem}-{mark.hexdigest()[:16]}", build))
+    store = ProductStore(stores.cached(cache / "webshop" / f"{products.stem}-{mark.hexdigest()[:16]}", build))
     for line in store.report.lines():
         _LOG.warning("%s: %s", products, line)
     return store
 
 
-def searcher(haste: float = 0.0, seed: int = 0) -> Shopper:
-    """The expert that is imitated; `haste` is the chance that an episode's shopper is a hasty one."""
-    return Shopper(haste, random.Random(f"paw-fast shopper {seed}"))
+def make_expert(early_answer_prob: float = 0.0, seed: int = 0) -> Shopper:
+    """The expert that is imitated; `early_answer_prob` is the chance that an episode's shopper is a hasty one."""
+    return Shopper(early_answer_prob, random.Random(f"paw-fast shopper {seed}"))

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paw_fast import stopping
-
-from .records import words
+from paw_fast.envs.webshop.records import words
+from paw_fast.runs import stop_signals
 
 VERSION = 3
 """Part of the cache key: raise it when the products change."""
@@ -137,7 +136,7 @@ def write_catalogue(folder: Path, num_products: int, seed: int) -> None:
             make_records(num_products, seed),
             strict=False,
         ):
-            stopping.check()
+            stop_signals.check()
             products.write(start[0] + json.dumps(record, ensure_ascii=False))
             attributes.write(f"{start[1]}{json.dumps(record['asin'])}: {json.dumps(said)}")
         products.write("\n]\n")

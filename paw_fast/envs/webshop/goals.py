@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paw_fast.types import UserError
-
-from .records import Goal, Product
-from .store import Store, cached, undamaged
+from paw_fast.envs.webshop.product_store import ProductStore, cached, undamaged
+from paw_fast.envs.webshop.records import Goal, Product
+from paw_fast.errors import UserError
 
 NO_LIMIT = 1_000_000.0
 _LIMITS = [10.0 * i for i in range(1, 100)]
@@ -78,7 +77,7 @@ class GoalTable:
     attribute_counts: Counter[str]
 
 
-def build_table(store: Store, kind: str, seed: int) -> GoalTable:
+def build_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
     """Draws prices and limits and shuffles. Raises `UserError` for a catalogue without goals of that kind."""
     rng = random.Random(seed)
     prices = sample_prices(np.asarray(store.price_ranges), rng)
@@ -112,7 +111,7 @@ def build_table(store: Store, kind: str, seed: int) -> GoalTable:
     return GoalTable(*whole, prices, counts)
 
 
-def cached_table(store: Store, kind: str, seed: int) -> GoalTable:
+def cached_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
     """`build_table`, kept beside the store: on the full catalogue the drawing takes a minute."""
     if kind not in KINDS:
         raise UserError(f"webshop has no goals {kind!r}: choose {' or '.join(KINDS)}")
@@ -142,7 +141,7 @@ def cached_table(store: Store, kind: str, seed: int) -> GoalTable:
 class Goals(Sequence[Goal]):
     """The goals of a catalogue in their shuffled order, each made when it is asked for."""
 
-    def __init__(self, store: Store, kind: str, seed: int) -> None:
+    def __init__(self, store: ProductStore, kind: str, seed: int) -> None:
         self.kind, self.seed, self._store = kind, seed, store
         self._table = cached_table(store, kind, seed)
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .records import Goal, Product, words
-from .search import require
+from paw_fast.envs.webshop.records import Goal, Product, words
+from paw_fast.envs.webshop.search import require
 
 MATCH = 85
 """A fuzzy score above this counts as a match."""

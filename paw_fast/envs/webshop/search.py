@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast import stopping
-from paw_fast.types import UserError
-
-from .records import Product, words
-from .store import undamaged
+from paw_fast.envs.webshop.product_store import undamaged
+from paw_fast.envs.webshop.records import Product, words
+from paw_fast.errors import UserError
+from paw_fast.runs import stop_signals
 
 K1, B = 0.9, 0.4
 NUM_RESULTS = 50
@@ -90,7 +89,7 @@ def build_index(products: Iterable[Product], folder: Path, name: str = "the cata
     # Arrays of 4-byte ids: lists of Python integers would take ten times the memory on the full catalogue.
     corpus = [
         np.frombuffer(array("i", [vocabulary.setdefault(w, len(vocabulary)) for w in analyze(document(p))]), np.int32)
-        for p in stopping.checked(products)
+        for p in stop_signals.checked(products)
     ]
     if not vocabulary:
         raise UserError(f"{name}: its products have no word that can be searched")

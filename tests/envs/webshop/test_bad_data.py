@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paw_fast import envs
-from paw_fast.envs.webshop.reading import Annotations, read_options, read_prices, read_products
+from paw_fast.envs.webshop.parsing import Annotations, read_options, read_prices, read_products
+from paw_fast.envs.webshop.product_store import decode, encode
 from paw_fast.envs.webshop.records import ReadingReport
-from paw_fast.envs.webshop.store import decode, encode
-from paw_fast.types import UserError
+from paw_fast.errors import UserError
 
 
 def test_records_that_cannot_be_products_are_counted_and_named(raw, write_shop, caplog):
@@ -174,9 +174,9 @@ def test_bytes_that_are_no_text(raw, write_shop, tmp_path):
 
 
 def test_a_record_longer_than_a_chunk_is_read_whole(raw, write_shop, monkeypatch):
-    from paw_fast.envs.webshop import reading
+    from paw_fast.envs.webshop import parsing
 
-    monkeypatch.setattr(reading, "_CHUNK", 16)
+    monkeypatch.setattr(parsing, "_CHUNK", 16)
     env = envs.make("webshop", **write_shop([raw("B1"), raw("B2", full_description="x" * 1000 + " ] } , [")]))
     assert env.shop.store[1].description == "x" * 1000 + " ] } , ["
 

@@ -15,8 +15,9 @@ from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.envs.webshop.goals import NO_LIMIT, sample_limit, sample_prices
 from paw_fast.envs.webshop.pages import Node, Page, template_json
 from paw_fast.envs.webshop.search import make_analyzer
-from paw_fast.tasks.overlap import tasks_in_train
-from paw_fast.types import Env, Task, UserError
+from paw_fast.errors import UserError
+from paw_fast.evaluation.task_overlap import tasks_in_train
+from paw_fast.types import Env, Task
 
 
 def test_an_episode_that_is_won(reference_env):

@@ -5,11 +5,13 @@ import random
 
 import pytest
 
-from paw_fast import envs, tiny, warm_start
+from paw_fast import envs
 from paw_fast.config import WarmStartConfig
-from paw_fast.envs.webshop.expert import Shopper, read_results, read_wish
+from paw_fast.envs.webshop.expert import Shopper, parse_goal, read_results
 from paw_fast.envs.webshop.generate import make_record, make_records
-from paw_fast.envs.webshop.reading import clean_product
+from paw_fast.envs.webshop.parsing import clean_product
+from paw_fast.models import tiny
+from paw_fast.sft import warm_start
 
 
 @pytest.fixture(scope="session")
@@ -76,18 +78,20 @@ def test_no_language_model_is_needed(generated, monkeypatch):
 def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
     tasks = generated.tasks("train")[:120]
     won = {}
-    for haste in (0.0, 0.5, 1.0):
-        env, expert = generated.spawn(), envs.searcher("webshop", haste=haste, seed=1)
-        won[haste] = sum(play(env, expert, task).info["won"] for task in tasks) / len(tasks)
+    for early_answer_prob in (0.0, 0.5, 1.0):
+        env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=early_answer_prob, seed=1)
+        won[early_answer_prob] = sum(play(env, expert, task).info["won"] for task in tasks) / len(tasks)
     assert won[0.0] > 0.9
     assert won[1.0] < 0.2
     assert won[1.0] < won[0.5] < won[0.0]
 
 
 def test_haste_begins_where_it_is_told_to(generated):
-    env, expert = generated.spawn(), envs.searcher("webshop", haste=0.99, seed=1)
-    settings = WarmStartConfig(haste=0.99, hasty_share=0.25, hesitation=0.0, slips=0.0)
-    demos = warm_start.demonstrate(env, expert, generated.tasks("train")[:80], settings, calm=envs.searcher("webshop"))
+    env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=0.99, seed=1)
+    settings = WarmStartConfig(early_answer_prob=0.99, early_answer_share=0.25, noop_prob=0.0, mistake_prob=0.0)
+    demos = warm_start.demonstrate(
+        env, expert, generated.tasks("train")[:80], settings, clean_expert=envs.make_expert("webshop")
+    )
     words = [len(turns[0][0].split()) for _, turns in demos]
     assert min(words[:50]) > 2  # a full query names a kind of two words, two attributes and an option
     assert sum(count == 2 for count in words[-20:]) >= 18
@@ -96,9 +100,9 @@ def test_haste_begins_where_it_is_told_to(generated):
 def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
     env, expert = (
         envs.make("webshop", num_products=600, brief_results=2, cache_dir=shop_cache),
-        envs.searcher("webshop"),
+        envs.make_expert("webshop"),
     )
-    settings = WarmStartConfig(hesitation=0.0, slips=0.0)
+    settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(env, expert, env.tasks("train")[:60], settings)
     texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.info["shown"])]
     tokenizer = tiny.train_tokenizer(texts, 600, expert.names)
@@ -142,7 +146,7 @@ def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
     ],
 )  # fmt: skip
 def test_instructions_are_understood(text, words, options, limit):
-    wish = read_wish(text)
+    wish = parse_goal(text)
     assert (wish.words, wish.options, wish.limit) == (words, options, limit)
 
 

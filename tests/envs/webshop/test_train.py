@@ -2,8 +2,9 @@
 
 import json
 
-from paw_fast import cli, runs
-from paw_fast.metrics import read_metrics
+from paw_fast.cli import main
+from paw_fast.runs import run_dir
+from paw_fast.runs.metrics import read_metrics
 
 SHORT = [
     "--steps", "2", "--eval-every", "1", "--eval-tasks", "4", "--env.num-products", "400", "--rollout.groups", "2",
@@ -15,10 +16,10 @@ def test_a_run_from_warm_start_to_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert cli.run(["train", "--env", "webshop", *SHORT, "--run-dir", "run"]) == 0
+    assert main.run(["train", "--env", "webshop", *SHORT, "--run-dir", "run"]) == 0
     said = capsys.readouterr()
     assert "preset tiny: no CUDA device was found" in said.out + said.err
-    config = runs.config_of(tmp_path / "run")
+    config = run_dir.config_of(tmp_path / "run")
     assert (config.env.name, config.env.max_steps) == ("webshop", 12)
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2]
@@ -28,7 +29,7 @@ def test_a_run_from_warm_start_to_report(tmp_path, monkeypatch, capsys):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["num_eval_tasks"] == 4
     assert "click[" in (tmp_path / "run" / "episodes" / "step_000002.txt").read_text()
-    assert cli.run(["eval", "run", "--tasks", "3", "--json"]) == 0
+    assert main.run(["eval", "run", "--tasks", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["env"], result["num_tasks"]) == ("webshop", 3)
     assert set(result) >= {"mean_score", "success", "by_task_type"}

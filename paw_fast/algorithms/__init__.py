@@ -1,0 +1,1 @@
+"""Reinforcement-learning algorithms and the selection of transitions for the world-model loss."""

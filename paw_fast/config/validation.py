@@ -1,0 +1,240 @@
+"""What settings cannot be meant, alone or together."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from paw_fast.config.env import env_settings
+from paw_fast.config.schema import TrainConfig, WarmStartConfig
+from paw_fast.errors import UserError
+
+LEAST_VOCAB = 256 + 5
+"""A token for each byte, and the special ones of the `tiny` tokenizer."""
+LARGEST_SEED = 2**63 - 1
+LARGEST_COUNT = 2**31 - 1
+LARGEST_FLOAT = 2.0**127
+"""The kernels and the optimizer compute in float32."""
+LONGEST_WAIT_S = 1e8
+"""Three years: what operating systems take as a time limit."""
+AT_MOST: dict[str, int] = {
+    "rollout.slots": 1 << 16, "rollout.groups": 1 << 16, "rollout.group-size": 1 << 16, "rollout.replicas": 1 << 10,
+    "rollout.tensor-parallel": 1 << 10, "warm-start.layers": 1 << 10, "warm-start.vocab-size": 1 << 20,
+    "rollout.max-sequence-tokens": 1 << 24, "seed": LARGEST_SEED, "env.game-seed": LARGEST_SEED,
+    "env.goal-seed": LARGEST_SEED,
+}  # fmt: skip
+"""Where a count has a bound of its own; it is for typing mistakes, and far above what any machine can hold."""
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuses settings that cannot be meant, before anything is loaded. Raises `UserError`, naming the key."""
+
+    def need(ok: bool, key: str, value: object, expected: str) -> None:
+        if not ok:
+            raise UserError(f"--{key} is {value}, expected {expected}")
+
+    c = config
+    _validate_sizes(c, need)
+    env_settings(c.env)
+    need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
+    need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
+    need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")
+    need(c.rollout.temperature > 0, "rollout.temperature", c.rollout.temperature, "more than 0")
+    need(c.rollout.eval_temperature > 0, "rollout.eval-temperature", c.rollout.eval_temperature, "more than 0")
+    need(0 < c.algo.clip_low < 1, "algo.clip-low", c.algo.clip_low, "a number in (0, 1)")
+    need(c.algo.clip_high > 0, "algo.clip-high", c.algo.clip_high, "more than 0")
+    need(c.algo.dual_clip is None or c.algo.dual_clip > 1, "algo.dual-clip", c.algo.dual_clip, "more than 1, or None")
+    need(c.algo.kl_coef >= 0, "algo.kl-coef", c.algo.kl_coef, "0 or more")
+    need(c.algo.kl_clamp is None or c.algo.kl_clamp > 0, "algo.kl-clamp", c.algo.kl_clamp, "more than 0, or None")
+    need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
+    need(c.algo.similarity is None or 0 < c.algo.similarity <= 1, "algo.similarity", c.algo.similarity, "in (0, 1]")
+    for key, share in (("algo.gamma", c.algo.gamma), ("critic.gamma", c.critic.gamma), ("critic.lam", c.critic.lam)):
+        need(0 <= share <= 1, key, share, "a number in [0, 1]")
+    for key, rate in (("optim", c.optim), ("critic", c.critic), ("warm-start", c.warm_start)):
+        need(0 < rate.learning_rate <= 1, f"{key}.learning-rate", rate.learning_rate, "a rate in (0, 1]")
+    need(c.critic.coef > 0, "critic.coef", c.critic.coef, "more than 0")
+    clip = c.critic.value_clip
+    need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
+    need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
+    need(c.optim.weight_decay >= 0, "optim.weight-decay", c.optim.weight_decay, "0 or more")
+    for key, share in (("optim.beta1", c.optim.beta1), ("optim.beta2", c.optim.beta2)):
+        need(0 <= share < 1, key, share, "a number in [0, 1)")
+    need(c.algo.step_weight >= 0, "algo.step-weight", c.algo.step_weight, "0 or more")
+    need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
+    wait = c.env.retriever_timeout_s
+    need(0 < wait <= LONGEST_WAIT_S, "env.retriever-timeout-s", wait, f"more than 0, at most {LONGEST_WAIT_S:g}")
+    share = c.rollout.memory_share
+    need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
+    _validate_rollout(c, need)
+    _validate_warm_start(c.warm_start, need)
+    counts = {
+        "seed": (c.seed, 0), "steps": (c.steps, 0),
+        "rollout.groups": (c.rollout.groups, 1), "rollout.group-size": (c.rollout.group_size, 1),
+        "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
+        "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1), "rollout.replicas": (c.rollout.replicas, 1),
+        "rollout.cores": (c.rollout.cores, 0), "pipeline.max-staleness": (c.pipeline.max_staleness, 0),
+        "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
+        "algo.minibatch-size": (1 if c.algo.minibatch_size is None else c.algo.minibatch_size, 1),
+        "algo.max-rounds": (c.algo.max_rounds, 1), "critic.warmup-steps": (c.critic.warmup_steps, 0),
+        "paw.interval": (c.paw.interval, 1), "paw.horizon": (c.paw.horizon, 1),
+        "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
+        "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
+        "env.max-observation-tokens": (c.env.max_observation_tokens, 0), "env.topk": (c.env.topk, 1),
+        "env.retriever-retries": (c.env.retriever_retries, 0),
+        "env.num-products": (1 if c.env.num_products is None else c.env.num_products, 1),
+        "token-budget": (c.token_budget, 16),
+        "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
+        "eval-tasks": (c.eval_tasks, 1), "eval-transitions": (c.eval_transitions, 1),
+        "keep-checkpoints": (c.keep_checkpoints, 1),
+        "warm-start.episodes": (c.warm_start.episodes, 1), "warm-start.epochs": (c.warm_start.epochs, 1),
+        "warm-start.layers": (c.warm_start.layers, 1), "warm-start.batch-tokens": (c.warm_start.batch_tokens, 1),
+        "warm-start.vocab-size": (c.warm_start.vocab_size, LEAST_VOCAB),
+        "rollout.max-sequence-tokens": (c.rollout.max_sequence_tokens, 16),
+        "optim.warmup-steps": (c.optim.warmup_steps, 0), "env.brief-results": (c.env.brief_results, 0),
+        "env.game-seed": (c.env.game_seed, 0), "env.goal-seed": (c.env.goal_seed, 0),
+        "episodes-to-write": (c.episodes_to_write, 0),
+    }  # fmt: skip
+    for key, (value, least) in counts.items():
+        need(value >= least, key, value, f"{least} or more")
+    need(
+        c.algo.name == "ppo" or c.rollout.group_size > 1, "rollout.group-size", c.rollout.group_size,
+        f"2 or more with --algo {c.algo.name} (it compares episodes of one task)",
+    )  # fmt: skip
+    _validate_combinations(c)
+    need(
+        c.rollout.groups * c.rollout.group_size >= c.algo.minibatches,
+        "algo.minibatches", c.algo.minibatches,
+        f"at most the {c.rollout.groups * c.rollout.group_size} episodes of a step",
+    )  # fmt: skip
+
+
+def _validate_sizes(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    """Every number is one that the machine can compute with, those that are added later too."""
+    for key, value in _numbers(c):
+        if isinstance(value, float):
+            need(abs(value) <= LARGEST_FLOAT, key, value, "a finite number")
+        else:
+            need(value <= AT_MOST.get(key, LARGEST_COUNT), key, value, f"at most {AT_MOST.get(key, LARGEST_COUNT)}")
+
+
+def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number among the settings, by its option's name."""
+    for f in dataclasses.fields(config):
+        value, key = getattr(config, f.name), prefix + f.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
+
+
+def _validate_warm_start(w: WarmStartConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    for key, share in (
+        ("noop_prob", w.noop_prob),
+        ("noop-share", w.noop_share),
+        ("mistake_prob", w.mistake_prob),
+        ("early_answer_prob", w.early_answer_prob),
+    ):
+        need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
+    need(w.observation_weight >= 0, "warm-start.observation-weight", w.observation_weight, "0 or more")
+    need(0 < w.early_answer_share <= 1, "warm-start.early-answer-share", w.early_answer_share, "a share in (0, 1]")
+
+
+def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    r, p = c.rollout, c.pipeline
+    limits = {
+        "rollout.start-timeout-s": r.start_timeout_s, "rollout.sync-timeout-s": r.sync_timeout_s,
+        "rollout.hang-timeout-s": r.hang_timeout_s, "rollout.max-episode-s": r.max_episode_s,
+        "rollout.max-episode-tokens": r.max_episode_tokens, "pipeline.importance-cap": p.importance_cap,
+        "pipeline.gap-warn": p.gap_warn, "pipeline.gap-stop": p.gap_stop,
+    }  # fmt: skip
+    for key, value in limits.items():
+        need(value is None or value > 0, key, value, "more than 0")
+        short = value is None or not key.endswith("-s") or value <= LONGEST_WAIT_S
+        need(short, key, value, f"at most {LONGEST_WAIT_S:g}")
+    need(_is_date(r.chat_date), "rollout.chat-date", r.chat_date, "a date as in 2026-11-25, or nothing")
+    named = [name for name in r.gpus.split(",") if name]
+    need(all(name.strip().isdigit() for name in named), "rollout.gpus", r.gpus, "numbers of devices, as in 1,2")
+    wanted = r.replicas * r.tensor_parallel
+    need(
+        len(named) in (0, wanted), "rollout.gpus", r.gpus, f"{wanted} devices (replicas times tensor-parallel), or none"
+    )
+    need(
+        r.engine == "vllm" or r.tensor_parallel == 1, "rollout.tensor-parallel", r.tensor_parallel,
+        "1, or --rollout.engine vllm with it",
+    )  # fmt: skip
+    if r.placement == "inline":
+        only = {
+            "rollout.replicas": r.replicas > 1, "rollout.gpus": bool(named), "rollout.cores": r.cores > 0,
+            "rollout.tensor-parallel": r.tensor_parallel > 1,
+        }  # fmt: skip
+        for key, given in only.items():
+            need(not given, key, "given", "--rollout.placement process with it")
+        need(
+            p.name != "async", "pipeline", p.name, "--rollout.placement process with it: one process does one at a time"
+        )
+    need(
+        p.name != "async" or not c.algo.dynamic_sampling,
+        "pipeline",
+        p.name,
+        "sync or stream with --algo.dynamic-sampling",
+    )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return not text or datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+STATE_TEXT_ENVS = ("alfworld", "webshop")
+"""Environments whose states have a text that is equal where the state is: what GiGPO groups by."""
+
+
+def _validate_combinations(c: TrainConfig) -> None:
+    """Refuses settings that contradict each other. Raises `UserError`, naming both."""
+
+    def refuse(wrong: bool, message: str) -> None:
+        if wrong:
+            raise UserError(message)
+
+    a, r = c.algo, c.rollout
+    refuse(
+        r.max_action_tokens >= r.max_sequence_tokens,
+        f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "
+        "--rollout.max-sequence-tokens: a prompt must fit before it",
+    )
+    refuse(
+        c.model.dtype == "float16",
+        "--model.dtype is float16, in which most of a loss's gradient underflows to zero: train in bfloat16 or float32 "
+        "(float16 is for paw-fast eval)",
+    )
+    refuse(
+        a.name == "gigpo" and a.similarity is None and c.env.name not in STATE_TEXT_ENVS,
+        f"--algo gigpo groups transitions by the text of the state, and --env {c.env.name} has none that repeats: "
+        "give --algo.similarity (0.9) to group by similar texts, or take --algo grpo",
+    )
+    refuse(
+        a.name == "ppo" and c.critic.backbone == "none",
+        "--algo ppo needs a critic, and --critic.backbone is none: say own or shared",
+    )
+    refuse(
+        a.similarity is not None and a.name != "gigpo",
+        f"--algo.similarity belongs to --algo gigpo, not to {a.name}: leave it out",
+    )
+    refuse(
+        a.penalty_in == "row" and a.statistics == "episode" and a.name != "ppo",
+        "--algo.penalty-in row takes the penalty from single transitions, so the group's statistics must be over them "
+        "too: add --algo.statistics step",
+    )
+    refuse(
+        a.dynamic_sampling and a.name == "ppo",
+        "--algo.dynamic-sampling drops groups whose episodes cannot be compared, and PPO compares none: leave it out",
+    )
+    refuse(
+        c.paw.horizon > 1 and c.layout == "trajectory",
+        f"--paw.horizon is {c.paw.horizon} and --layout trajectory: there every observation already follows all that "
+        "was before it, so more than one step means nothing; say --layout window",
+    )

@@ -1,0 +1,134 @@
+"""The server behind `paw-fast retriever serve`: POST /retrieve in both dialects, GET /health.
+
+What cannot be answered gets a 4xx with {"detail": reason}; see `remote.py` for the protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+from paw_fast.envs.json_files import whole_text
+from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Retriever
+from paw_fast.errors import UserError
+
+DEFAULT_TOPK = 3
+MAX_QUERIES = 1024
+MAX_BODY_BYTES = 2**21
+MAX_DRAINED_BYTES = 2**26
+"""What is read of a body that is too large, so that its sender gets to see the refusal."""
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered: `status` and why."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def read_request(body: bytes, default_topk: int = DEFAULT_TOPK) -> tuple[list[str], int, bool]:
+    """(queries, topk, whether scores are wanted) of a request's body. Raises `BadRequest`.
+
+    >>> read_request(b'{"query": "who", "topk": 2}')
+    (['who'], 2, False)
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(400, f"the body is not JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise BadRequest(422, f"the body is a JSON {type(request).__name__}, expected an object")
+    if ("query" in request) == ("queries" in request):
+        raise BadRequest(422, "expected either `queries` (a list of texts) or `query` (one text)")
+    queries = request["queries"] if "queries" in request else [request["query"]]
+    if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
+        raise BadRequest(422, f"`queries` must be a list of 1 to {MAX_QUERIES} texts")
+    for number, query in enumerate(queries):
+        if not isinstance(query, str) or not query.strip():
+            raise BadRequest(422, f"query {number} is empty or not a text")
+        if len(query) > MAX_QUERY_CHARS:
+            raise BadRequest(413, f"query {number} has {len(query)} characters, at most {MAX_QUERY_CHARS} are allowed")
+    topk = request.get("topk")
+    topk = default_topk if topk is None else topk
+    if not isinstance(topk, int) or isinstance(topk, bool) or not 1 <= topk <= MAX_TOPK:
+        raise BadRequest(422, f"`topk` is {str(topk)[:40]}, expected a whole number from 1 to {MAX_TOPK}")
+    scores = request.get("return_scores")
+    if scores is not None and not isinstance(scores, bool):
+        raise BadRequest(422, "`return_scores` must be true or false")
+    return [whole_text(query) for query in queries], topk, bool(scores)
+
+
+def write_answer(results: list[list[Hit]], with_scores: bool) -> bytes:
+    """The answer's body, in ASCII."""
+
+    def plain(hit: Hit) -> dict[str, Any]:
+        document = {"id": hit.passage.passage_id, "contents": hit.passage.contents}
+        return {"document": document, "score": hit.score} if with_scores else document
+
+    return json.dumps({"result": [[plain(hit) for hit in hits] for hits in results]}).encode("ascii")
+
+
+async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
+    """A request's body. Raises `BadRequest` for one that is too large, after reading it to its end (within bounds)."""
+    kept, total = [], 0
+    async for chunk in chunks:
+        total += len(chunk)
+        if total <= MAX_BODY_BYTES:
+            kept.append(chunk)
+        elif total > MAX_DRAINED_BYTES:
+            break
+    if total > MAX_BODY_BYTES:
+        raise BadRequest(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    return b"".join(kept)
+
+
+def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
+    """The web application over a retriever. Raises `UserError` without the extra `search`."""
+    try:
+        from fastapi import FastAPI, Request, Response
+        from fastapi.concurrency import run_in_threadpool
+        from fastapi.responses import JSONResponse
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'paw-fast[search]'") from None
+    app = FastAPI(title="paw-fast retriever", description=__doc__ or "")
+
+    async def retrieve(request: Request) -> Response:
+        try:
+            queries, topk, with_scores = read_request(await read_body(request.stream()), default_topk)
+        except BadRequest as why:
+            return JSONResponse({"detail": why.reason}, why.status)
+        results = await run_in_threadpool(retriever.search, queries, topk)
+        return Response(write_answer(results, with_scores), media_type="application/json")
+
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "num_passages": retriever.num_passages}
+
+    # Annotations are texts in this module, and FastAPI looks them up among its globals.
+    retrieve.__annotations__ = {"request": Request}
+    health.__annotations__ = {}
+    app.add_api_route("/retrieve", retrieve, methods=["POST"], response_model=None)
+    app.add_api_route("/health", health, methods=["GET"], response_model=None)
+    return app
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises `UserError` when the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --port or --host") from None
+
+
+def serve(retriever: Retriever, listener: socket.socket, default_topk: int = DEFAULT_TOPK) -> None:
+    """Answers requests until Ctrl-C or SIGTERM."""
+    try:
+        import uvicorn
+    except ImportError:
+        raise UserError("uvicorn is not installed: pip install 'paw-fast[search]'") from None
+    config = uvicorn.Config(make_app(retriever, default_topk), log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,130 @@
+"""Plays tasks once each and counts successes, over all and for each task type."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paw_fast.errors import UserError
+from paw_fast.evaluation.task_overlap import tasks_in_train
+from paw_fast.rollout.agent_loop import AgentLoop
+from paw_fast.rollout.worker import EvalSession
+from paw_fast.runs import console
+from paw_fast.runs.metrics import wilson_interval
+from paw_fast.types import Env, Task, Trajectory
+
+EVAL_SEED = 20_000
+"""Evaluations draw from seeds of their own, so that they never change what training samples."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Success over tasks that were played once each. `num_overlong` of them were lost because their first prompt did
+    not fit.
+
+    >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
+    0.5
+    """
+
+    successes: int
+    num_tasks: int
+    by_type: dict[str, tuple[int, int]]
+    mean_length: float
+    mean_score: float = 0.0
+    mean_scores: dict[str, float] = field(default_factory=dict)
+    num_overlong: int = 0
+
+    @property
+    def success(self) -> float:
+        """Share of tasks that were won."""
+        return self.successes / self.num_tasks
+
+    def as_json(self) -> dict:
+        """With 95 % Wilson intervals, overall and for each task type."""
+        low, high = wilson_interval(self.successes, self.num_tasks)
+        types = {}
+        for name, (won, total) in sorted(self.by_type.items()):
+            a, b = wilson_interval(won, total)
+            types[name] = {"success": won / total, "low": a, "high": b, "successes": won, "num_tasks": total}
+        return {
+            "success": self.success, "low": low, "high": high, "successes": self.successes,
+            "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "mean_score": self.mean_score,
+            "mean_scores": self.mean_scores, "overlong_tasks": self.num_overlong, "by_task_type": types,
+        }  # fmt: skip
+
+
+def overlong_warning(result: EvalResult) -> str | None:
+    """One line about tasks that were lost before they began; None where there are none."""
+    if not result.num_overlong:
+        return None
+    return (
+        f"{result.num_overlong} of {result.num_tasks} evaluation tasks count as lost: their first prompt does not fit "
+        "--rollout.max-sequence-tokens"
+    )
+
+
+def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
+    """`count` tasks of a split, drawn once and for all (the same for every run). Raises `UserError` without any."""
+    if not tasks:
+        raise UserError("there are no tasks to evaluate on: check --split and the data")
+    order = np.random.default_rng(EVAL_SEED).permutation(len(tasks))
+    return [tasks[int(i)] for i in order[:count]]
+
+
+def describe_tasks(count: int, split: str, in_train: int | None = None) -> str:
+    """What was evaluated on, in words: the split's name, and how many of the tasks are training tasks too.
+
+    >>> describe_tasks(100, "eval", 99)
+    '100 eval tasks (99 of them training tasks)'
+    """
+    shared = f" ({in_train} of them training tasks)" if in_train and split != "train" else ""
+    return f"{count} {split} tasks{shared}"
+
+
+def check_held_out(env: Env, tasks: Sequence[Task], split: str) -> int:
+    """How many of the evaluation tasks are training tasks too; says so where it is some of them.
+
+    Raises `UserError` where it is all of them, unless the split is `train`.
+    """
+    shared = tasks_in_train(env, tasks, split)
+    if split != "train" and shared == len(tasks):
+        raise UserError(
+            f"all {shared} evaluation tasks of the split {split!r} are training tasks too: choose another --eval-split "
+            "(or, for search, other --env.eval files); --eval-split train evaluates on training tasks on purpose"
+        )
+    if split != "train" and shared:
+        console.say(
+            f"warning: {shared} of the {len(tasks)} evaluation tasks of the split {split!r} are training tasks too: "
+            "success on them says nothing of unseen tasks"
+        )
+    return shared
+
+
+def evaluate(
+    loop: AgentLoop | EvalSession,
+    tasks: Sequence[Task],
+    seed: int = 0,
+    done: Callable[[Trajectory], None] = lambda t: None,
+) -> EvalResult:
+    """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    steps, overlong, score = 0, 0, 0.0
+    scores: dict[str, float] = defaultdict(float)
+    for trajectory in loop.play([(task, i, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]):
+        count = counts[trajectory.task.task_type]
+        count[0] += trajectory.won
+        count[1] += 1
+        steps += len(trajectory.transitions)
+        overlong += not trajectory.transitions
+        score += trajectory.score
+        for name, value in trajectory.scores.items():
+            scores[name] += value / len(tasks)
+        done(trajectory)
+    by_type = {name: (won, total) for name, (won, total) in counts.items()}
+    return EvalResult(
+        sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores),
+        overlong,
+    )  # fmt: skip

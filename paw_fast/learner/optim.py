@@ -1,0 +1,80 @@
+"""AdamW that keeps float32 copies of low-precision weights.
+
+At the learning rates of this field (1e-6) an update of a bfloat16 weight is smaller than half the distance to the
+next bfloat16 number, and rounding would swallow it: the weight would never move. The copies take the updates, and the
+weights are rounded from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` over float32 masters of the parameters that are not float32; the others are its own.
+
+    groups: parameter groups as AdamW takes them; keywords as AdamW. Gradients are read from the parameters given, and
+    `trained` lists these. Costs 16 bytes a bfloat16 parameter in all: weight and gradient 2 each, master 4, moments 8.
+
+    >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    >>> optimizer = MasterAdamW([{"params": [weight]}], lr=1e-3, weight_decay=0.0)
+    >>> for _ in range(5):
+    ...     weight.grad = torch.ones_like(weight)
+    ...     optimizer.step()
+    >>> weight.item()
+    0.99609375
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], **settings: Any):
+        self.trained: list[Tensor] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        own = []
+        for group in groups:
+            parameters = list(group["params"])
+            self.trained += parameters
+            own.append({**group, "params": [self._master(p) for p in parameters]})
+        super().__init__(own, **settings)
+
+    def _master(self, parameter: Tensor) -> Tensor:
+        if parameter.dtype == torch.float32:
+            return parameter
+        master = parameter.detach().float().requires_grad_()
+        self._pairs.append((parameter, master))
+        return master
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for parameter, master in self._pairs:
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        loss = super().step(closure)
+        for parameter, master in self._pairs:
+            parameter.copy_(master)
+            master.grad = None
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for parameter, _ in self._pairs:
+            parameter.grad = None
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Scales the gradients down to a global norm of `max_norm`; returns the norm before, a float32 scalar."""
+        return torch.nn.utils.clip_grad_norm_(self.trained, max_norm).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "masters": [master.detach() for _, master in self._pairs]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also puts the masters back. Raises `ValueError` when they are not as many as here."""
+        state = dict(state_dict)
+        masters = state.pop("masters", [])
+        if len(masters) != len(self._pairs):
+            raise ValueError(f"{len(masters)} float32 copies were saved, this run has {len(self._pairs)}")
+        super().load_state_dict(state)
+        with torch.no_grad():
+            for (_, master), saved in zip(self._pairs, masters, strict=True):
+                master.copy_(saved)

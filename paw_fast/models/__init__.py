@@ -1,0 +1,1 @@
+"""The policy model: loading, packed attention, the small built-in models."""

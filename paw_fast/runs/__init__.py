@@ -1,0 +1,1 @@
+"""Run directories: configuration, metrics, checkpoints, trace and report of a training run."""

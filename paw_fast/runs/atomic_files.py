@@ -1,0 +1,164 @@
+"""Writing files so that a failure costs nothing: atomic replacement, and operating-system errors as one line.
+
+Imports no torch. Used by everything that writes into a run directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paw_fast.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where generated and converted data is kept: `cache_dir`, else `paw-fast` in the XDG cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "paw-fast"
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno behind an exception, also where a library (safetensors) has turned it into text; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen.errno
+        found = re.search(r"\(os error (\d+)\)", str(seen))
+        if found:
+            return int(found.group(1))
+        seen = seen.__cause__
+    return None
+
+
+def describe_os_error(error: BaseException, path: str | Path) -> str | None:
+    """What went wrong and how to mend it, in one line without the action; None when no errno is behind it."""
+    number = error_number(error)
+    if number is None:
+        return None
+    if number in _FULL:
+        try:
+            free = f" ({shutil.disk_usage(existing_parent(Path(path))).free / 2**20:.0f} MiB free)"
+        except OSError:
+            free = ""
+        return f"the disk is full{free}: free some space or choose a folder on another disk"
+    if number in _DENIED:
+        why = "the file system is read-only" if number == errno.EROFS else "no permission to write there"
+        return f"{why}: choose another folder or change its permissions"
+    if number == errno.EFBIG:
+        return "the file would be larger than the limit set for this process (ulimit -f) or its file system allows"
+    return os.strerror(number)
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself or its nearest ancestor that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+@contextmanager
+def user_errors(action: str, path: str | Path, after: str = "") -> Iterator[None]:
+    """Turns an operating-system error inside the block into one `UserError` line; others pass unchanged.
+
+    `action` completes "cannot ..."; `after` is appended (say, what is still intact).
+
+    >>> with user_errors("save the report", "/no/such/folder/report.html"):
+    ...     raise PermissionError(13, "Permission denied")
+    Traceback (most recent call last):
+    ...
+    paw_fast.errors.UserError: cannot save the report at /no/such/folder/report.html: no permission to write there: ...
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = describe_os_error(error, path)
+        if reason is None:
+            raise
+        raise UserError(f"cannot {action} at {path}: {reason}{'; ' + after if after else ''}") from error
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one at the path: it was not moved, replaced or deleted."""
+    try:
+        here, there = os.fstat(handle), os.stat(path)
+    except OSError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def sync_folder(folder: Path) -> None:
+    """Asks the disk to keep the folder's entries (renames, new files). Does nothing where folders cannot be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until the file's contents are on the disk. Raises `OSError`."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file whole or not at all: a temporary sibling, fsync, rename. Raises `UserError` in one line."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    with user_errors("write the file", path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Runs a command and returns the process's exit status; mistakes of the user become one line on stderr.
+
+    0 or the command's own number on success, 2 for a `UserError` and for an operating-system error that
+    names a full disk, a missing file or permission, 130 after Ctrl-C (75 after another signal: the command's own
+    number, see `stopping`), 141 when the reader of stdout has gone.
+    Anything else is a fault of this program and keeps its traceback.
+    """
+    try:
+        return command() or 0
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in _FULL | _DENIED | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}:
+            raise
+        place = error.filename or Path.cwd()
+        message = f"{place}: {describe_os_error(error, place)}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

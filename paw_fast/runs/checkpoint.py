@@ -1,0 +1,379 @@
+"""Checkpoints of a training run: whole or absent, checked on loading, bit-exact on resuming.
+
+    RUN/checkpoints/step_000040/
+        config.json  generation_config.json  model.safetensors  tokenizer.json ...    Hugging Face format
+        optimizer.pt  scheduler.pt  critic.pt  rng.pt                                 tensors and plain values only
+        state.json                                                                    schema, step, the caller's `extra`
+        manifest.json                                                                 size and SHA-256 of every file
+
+A checkpoint is written into a hidden sibling (`.tmp-step_000040`), forced to the disk and then renamed, so a
+folder named `step_*` was complete when it got its name: a full disk or a kill in the middle leaves the older ones
+as they were. What is left over is removed by the next save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from paw_fast.errors import UserError
+from paw_fast.runs.atomic_files import sync_file, sync_folder, user_errors
+from paw_fast.runs.rng import capture_rng_states, restore_rng_states
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_NAME = re.compile(r"step_(\d{6,})$")
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. Produced by `load_checkpoint`, consumed by the training loop when it resumes.
+
+    The model and tokenizer are loaded from `path` by `from_pretrained`; `restore` puts back all the rest.
+
+    >>> Checkpoint(Path("runs/a/checkpoints/step_000040"), 40, {"policy_version": 40}).step
+    40
+    """
+
+    path: Path
+    step: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_state: dict[str, Any] | None = None
+    scheduler_state: dict[str, Any] | None = None
+    critic_state: dict[str, Any] | None = None
+    rng_states: Mapping[str, Any] = field(default_factory=dict)
+
+    def restore(self, *, optimizer: Any = None, scheduler: Any = None, critic: Any = None, rng: bool = True) -> None:
+        """Puts the saved states into the objects given (built as they were for the saved run) and the RNGs.
+
+        Raises `UserError` when one of them does not fit what was saved.
+        """
+        pairs = (
+            ("optimizer", optimizer, self.optimizer_state),
+            ("scheduler", scheduler, self.scheduler_state),
+            ("critic", critic, self.critic_state),
+        )
+        for name, target, state in pairs:
+            if target is None:
+                continue
+            if state is None:
+                raise UserError(f"checkpoint {self.path} holds no {name} state: it cannot be resumed, only evaluated")
+            try:
+                restore_optimizer(target, state) if name == "optimizer" else target.load_state_dict(state)
+            except (ValueError, KeyError, RuntimeError) as error:
+                raise UserError(
+                    f"the {name} state in {self.path} does not fit this run ({error}): resume with the saved settings"
+                ) from error
+        if rng:
+            restore_rng_states(self.rng_states)
+
+
+def restore_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """`optimizer.load_state_dict(state)`, keeping every tensor's saved dtype.
+
+    torch casts the state to its parameter's dtype on loading (float32 moments of bfloat16 weights would be
+    rounded), which a bit-exact resume cannot have. Raises `ValueError` when the groups differ.
+    """
+    optimizer.load_state_dict(state)
+    if not hasattr(optimizer, "param_groups") or "state" not in state:
+        return
+    saved_ids = [index for group in state["param_groups"] for index in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in zip(saved_ids, parameters, strict=True):
+        for key, value in state["state"].get(index, {}).items():
+            current = optimizer.state[parameter].get(key)
+            if isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor) and current.dtype != value.dtype:
+                optimizer.state[parameter][key] = value.to(device=current.device, copy=True)
+
+
+# ---------------------------------------------------------------------------------------------------- saving
+
+
+class _Writer:
+    """A file for `torch.save`, which would otherwise replace an operating-system error by one without its number."""
+
+    def __init__(self, path: Path) -> None:
+        self._raw = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by `close`
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view):
+                done += self._raw.write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+            raise
+        return done
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+def _save_torch(value: Any, path: Path) -> None:
+    """`torch.save` that raises the `OSError` behind a failed write."""
+    writer = _Writer(path)
+    try:
+        torch.save(value, writer)  # pyright: ignore[reportArgumentType] - needs write and flush only
+    except Exception as error:
+        if writer.error is not None and not isinstance(error, OSError):
+            raise writer.error from error
+        raise
+    finally:
+        writer.close()
+
+
+def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """The Hugging Face files, without transformers' own progress bars."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    # safetensors writes files that only their owner may read; give them the mode of the other files.
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as handle:
+        digest = hashlib.sha256()
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    *,
+    model: Any,
+    tokenizer: Any = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    critic: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    rng_states: Mapping[str, Any] | None = None,
+) -> Path:
+    """Saves everything a run needs to go on, and returns the new folder `run_dir/checkpoints/step_<step>`.
+
+    `model` and `tokenizer` have `save_pretrained`; `optimizer`, `scheduler` and `critic` have `state_dict`. `extra` is
+    JSON-able (task-sampler state, counters, policy version, path of the reference model). `rng_states` defaults to
+    `capture_rng_states()`; it may hold tensors of the caller's own generators under other keys. A checkpoint of the
+    same step is replaced. Raises `UserError` in one line on a full disk or a folder that may not be written: older
+    checkpoints are then as they were. Raises `TypeError` when `extra` is not JSON-able.
+    """
+    root = Path(run_dir) / "checkpoints"
+    final = root / f"step_{step:06d}"
+    temporary = root / f"{_TEMPORARY}{final.name}"
+    state = {"schema": SCHEMA, "step": step, "extra": dict(extra or {})}
+    json.dumps(state)  # before anything is written
+    if rng_states is None:
+        rng_states = capture_rng_states()
+    try:
+        with user_errors("save a checkpoint", final, "older checkpoints are intact"):
+            root.mkdir(parents=True, exist_ok=True)
+            _remove_temporaries(root)
+            temporary.mkdir()
+            _save_model(temporary, model, tokenizer)
+            if optimizer is not None:
+                _save_torch(optimizer.state_dict(), temporary / "optimizer.pt")
+            if scheduler is not None:
+                _save_torch(scheduler.state_dict(), temporary / "scheduler.pt")
+            if critic is not None:
+                _save_torch(critic.state_dict(), temporary / "critic.pt")
+            _save_torch(dict(rng_states), temporary / "rng.pt")
+            _write_json(temporary / STATE, state)
+            _seal(temporary, step)
+            _publish(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Writes the manifest of all files in the folder and forces everything to the disk."""
+    entries = {}
+    for path in _files(folder):
+        sync_file(path)
+        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    _write_json(folder / MANIFEST, {"schema": SCHEMA, "step": step, "files": entries})
+    sync_file(folder / MANIFEST)
+    sync_folder(folder)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Gives the finished folder its name, replacing one of the same name."""
+    old = final.with_name(f"{_TEMPORARY}old-{final.name}")
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_temporaries(root: Path) -> None:
+    for path in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+# --------------------------------------------------------------------------------------------------- loading
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first. They may be damaged: `load_checkpoint` tells.
+
+    Raises `UserError` for a folder that is there and cannot be listed: that is not the same as none.
+    """
+    root = Path(run_dir) / "checkpoints"
+    try:  # not `glob`, which takes a folder without permission for an empty one
+        with os.scandir(root) as entries:
+            found = [root / entry.name for entry in entries if _NAME.match(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot list the checkpoints in {root}: {error.strerror}; see to its permissions") from error
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.match(path.name)
+    return int(match.group(1)) if match else -1
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """The newest checkpoint of a run directory, or the path itself where it is a checkpoint; None without any.
+
+    What a save left unfinished never counts. A checkpoint that was damaged later does: loading it says so and
+    names one that is intact, so that no steps are dropped unseen.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file() or _NAME.match(path.name):
+        return path if path.is_dir() else None
+    found = list_checkpoints(path.parent if path.name == "checkpoints" else path)
+    return found[-1] if found else None
+
+
+def prune(run_dir: Path, keep: int) -> list[Path]:
+    """Removes all but the newest `keep` checkpoints (at least one stays) and returns the removed ones.
+
+    Each is renamed out of sight first, so that a kill in the middle leaves no half checkpoint. Raises `UserError`.
+    """
+    removed = list_checkpoints(run_dir)[: -max(keep, 1)]
+    for path in removed:
+        with user_errors("remove an old checkpoint", path):
+            hidden = path.with_name(f"{_TEMPORARY}old-{path.name}")
+            os.rename(path, hidden)
+            shutil.rmtree(hidden)
+    return removed
+
+
+def _faults(folder: Path, contents: bool = True) -> list[str]:
+    """What differs from the manifest, in words; empty when the checkpoint is intact."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST} cannot be read ({error})"]
+    if manifest.get("schema") != SCHEMA:
+        return [f"its schema is {manifest.get('schema')}, this version of paw-fast reads {SCHEMA}"]
+    faults = [] if STATE in files else [f"{MANIFEST} does not list {STATE}"]
+    for name, (size, digest) in files.items():
+        path = folder / name
+        try:
+            found = path.stat().st_size
+            if found != size:
+                faults.append(f"{name} has {found} bytes, expected {size}")
+            elif contents and _digest(path) != digest:
+                faults.append(f"{name} has changed (its checksum differs)")
+        except OSError as error:
+            faults.append(f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}")
+    return faults
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compares every file with the manifest. Raises `UserError` naming the fault and how to go on."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: give a run directory or its checkpoints/step_* folder")
+    faults = _faults(path)
+    if not faults:
+        return
+    older = [one for one in reversed(list_checkpoints(path.parent.parent)) if _step_of(one) < _step_of(path)]
+    intact = _first_intact(older)
+    mend = (
+        f"delete that folder to go on from {intact.name}, which is intact"
+        if intact
+        else "no older checkpoint of this run is intact, so copy it again or start a new run"
+    )
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    raise UserError(f"checkpoint {path} cannot be used: {faults[0]}{more}; {mend}")
+
+
+def _first_intact(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if not _faults(path)), None)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Verifies a checkpoint (every byte) and reads all but the model. `path` as for `find_checkpoint`.
+
+    Tensors come on the CPU. Raises `UserError` when there is none or when it is damaged, naming an intact one.
+    """
+    found = find_checkpoint(path)
+    if found is None:
+        raise UserError(f"no checkpoint in {path}: give a run directory or its checkpoints/step_* folder")
+    verify_checkpoint(found)
+    with user_errors("read the checkpoint", found):
+        state = json.loads((found / STATE).read_text(encoding="utf-8"))
+        tensors = {name: _load_torch(found / f"{name}.pt") for name in ("optimizer", "scheduler", "critic", "rng")}
+    return Checkpoint(
+        path=found,
+        step=int(state["step"]),
+        extra=state["extra"],
+        optimizer_state=tensors["optimizer"],
+        scheduler_state=tensors["scheduler"],
+        critic_state=tensors["critic"],
+        rng_states=tensors["rng"] or {},
+    )
+
+
+def _load_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None

@@ -1,0 +1,63 @@
+"""Decides what resuming a run means: refused, only its last files, or further steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paw_fast.config import TrainConfig
+from paw_fast.errors import UserError
+from paw_fast.runs import run_dir as runs
+from paw_fast.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from paw_fast.runs.metrics import read_metrics
+from paw_fast.runs.report import write_report
+
+
+def resume_point(run_dir: Path) -> Checkpoint | None:
+    """The checkpoint to go on from; None where the run has not come to one, and begins again.
+
+    Raises `UserError` where it must have come to one that is not there now: beginning again would drop its metrics.
+    """
+    if find_checkpoint(run_dir) is not None:
+        return load_checkpoint(run_dir)
+    # The row of step 0 is written before the first checkpoint is, and made again.
+    last = max((int(row["step"]) for row in read_metrics(run_dir)), default=0)
+    if last > 0:
+        raise UserError(
+            f"{run_dir} has metrics of {last} steps and no checkpoint in {run_dir / 'checkpoints'}: put that folder "
+            f"back, or begin a new run with --config {run_dir / 'config.toml'}"
+        )
+    return None
+
+
+def is_finished(checkpoint: Checkpoint | None, config: TrainConfig) -> bool:
+    """Whether no step is left, and no evaluation of the last one."""
+    return checkpoint is not None and checkpoint.step >= config.steps and not checkpoint.extra.get("pending")
+
+
+def write_missing(run_dir: Path, checkpoint: Checkpoint) -> list[str]:
+    """Writes what a kill after the last checkpoint kept a finished run from writing; the names of these files.
+
+    A summary of another step is missing too, and so is a report that is older than the summary.
+    """
+    summary, report = run_dir / "summary.json", run_dir / "report.html"
+    written = []
+    if runs.read_json(summary).get("steps") != checkpoint.step:
+        extra = checkpoint.extra
+        write_summary(run_dir, extra["summary"], checkpoint.step, float(extra["elapsed_s"]), extra["sampler"]["seed"])
+        written = [summary.name, report.name]
+    elif not report.is_file() or report.stat().st_mtime_ns < summary.stat().st_mtime_ns:
+        write_report([run_dir])
+        written = [report.name]
+    return written
+
+
+def write_summary(
+    run_dir: Path, summary: Mapping[str, Any], step: int, elapsed_s: float, seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """summary.json and report.html, of what the run has reached; the summary."""
+    whole = {**summary, "wall_time_s": round(elapsed_s, 1), "steps": step, "seed": seed}
+    runs.write_json(run_dir / "summary.json", whole)
+    write_report([run_dir])
+    return whole

@@ -1,0 +1,93 @@
+"""When each process was busy with what: idle shares of a step, and a trace for chrome://tracing or Perfetto.
+
+Spans are on the machine's monotonic clock (`time.perf_counter`), which all processes share. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from paw_fast.runs.atomic_files import user_errors, write_text
+from paw_fast.runs.metrics import StageTimer
+
+Spans = Mapping[str, Sequence[tuple[str, float, float]]]
+"""Of each process by name: (stage, start, end) in seconds."""
+
+TRAINER_STAGES = ("score", "update", "sync")
+PLAYER_STAGES = ("generate", "prompt", "environment")
+_CLOSE = "\n]\n"
+
+
+def covered_s(spans: Iterable[tuple[str, float, float]]) -> float:
+    """Seconds that lie in at least one of the spans.
+
+    >>> covered_s([("a", 0.0, 2.0), ("b", 1.0, 3.0), ("c", 5.0, 6.0)])
+    4.0
+    """
+    total, reached = 0.0, float("-inf")
+    for _, start, end in sorted(spans, key=lambda span: span[1]):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def idle_shares(
+    times: Mapping[str, float], spans: Spans, evaluated: Sequence[tuple[str, float, float]] = ()
+) -> dict[str, float]:
+    """Idle shares of trainer and generators from a step's `time/...` metrics and the generators' spans in it.
+
+    `evaluated` are the spans of evaluations in the step: they are left out of it, and with them what was played then.
+
+    >>> idle_shares({"time/step_s": 10.0, "time/update_s": 5.0, "time/generate_s": 3.0}, {})
+    {'idle/trainer': 0.5, 'idle/generator': 0.7}
+    """
+    left_out = covered_s(evaluated)
+    step = max(times["time/step_s"] - left_out, 1e-9)
+    stages = lambda names: sum(times.get(f"time/{name}_s", 0.0) for name in names)  # noqa: E731
+    # What this process played in an evaluation is time of the evaluation that is not in its own stage.
+    inside = max(0.0, left_out - times.get("time/evaluate_s", 0.0)) if evaluated else 0.0
+    playing = [covered_s([*one, *evaluated]) - left_out for one in spans.values()] or [stages(PLAYER_STAGES) - inside]
+    share = lambda busy: min(1.0, max(0.0, 1.0 - busy / step))  # noqa: E731
+    return {"idle/trainer": share(stages(TRAINER_STAGES)), "idle/generator": share(sum(playing) / len(playing))}
+
+
+class TraceFile:
+    """Writes a run's spans as a Chrome trace, step after step. A resumed run begins the file anew.
+
+    The file is one JSON array (the trace format's other form), to which each step adds its events in place of the
+    closing bracket: it can be read after every step, costs what the step adds, and is still a trace to the viewers
+    when the process dies in the middle of a write.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lanes: dict[str, int] = {}
+
+    def add(self, timer: StageTimer, spans: Spans) -> None:
+        """Adds what the trainer's timer and the other processes have recorded since the last call.
+
+        Raises `UserError` when the file cannot be written.
+        """
+        trainer = [(s.name, timer.origin + s.start_s, timer.origin + s.end_s) for s in timer.spans]
+        timer.spans.clear()
+        events: list[dict] = []
+        first = not self._lanes
+        for process, rows in {"trainer": trainer, **spans}.items():
+            if process not in self._lanes:
+                self._lanes[process] = len(self._lanes)
+                about = {"pid": self._lanes[process], "tid": 0, "args": {"name": process}}
+                events.append({"name": "process_name", "ph": "M", **about})
+            lane = self._lanes[process]
+            events += [
+                {"name": name, "ph": "X", "ts": start * 1e6, "dur": (end - start) * 1e6, "pid": lane, "tid": 0}
+                for name, start, end in rows
+            ]
+        if first:
+            write_text(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + _CLOSE)
+        elif events:
+            with user_errors("write the timeline", self.path), open(self.path, "r+b") as file:
+                file.seek(-len(_CLOSE), os.SEEK_END)
+                file.write((",\n" + ",\n".join(map(json.dumps, events)) + _CLOSE).encode())

@@ -1,0 +1,99 @@
+"""Atomic writing, and operating-system errors as one line with an exit status."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from paw_fast.errors import UserError
+from paw_fast.runs.atomic_files import error_number, exit_code_of, user_errors, write_text
+
+
+def test_error_number_reads_what_libraries_turned_into_text():
+    assert error_number(OSError(errno.ENOSPC, "No space left on device")) == errno.ENOSPC
+    assert error_number(RuntimeError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
+    assert error_number(ValueError("nothing of the kind")) is None
+    outer = RuntimeError("unexpected pos 576 vs 534")
+    outer.__cause__ = OSError(errno.EROFS, "Read-only file system")
+    assert error_number(outer) == errno.EROFS
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "no permission to write there"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_each_error_is_one_line_that_says_what_and_where(tmp_path, number, words):
+    with pytest.raises(UserError) as caught, user_errors("save the thing", tmp_path / "x", "the rest is intact"):
+        raise OSError(number, "whatever")
+    message = str(caught.value)
+    assert words in message
+    assert message.startswith(f"cannot save the thing at {tmp_path / 'x'}: ")
+    assert message.endswith("; the rest is intact")
+    assert "\n" not in message
+
+
+def test_other_errors_and_user_errors_pass_unchanged():
+    with pytest.raises(ZeroDivisionError), user_errors("divide", "x"):
+        _ = 1 / 0
+    with pytest.raises(UserError, match=r"^mine$"), user_errors("divide", "x"):
+        raise UserError("mine")
+
+
+def test_write_text_replaces_whole_and_leaves_no_temporary(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "one")
+    write_text(path, "zwei ä")
+    assert path.read_text(encoding="utf-8") == "zwei ä"
+    assert [one.name for one in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_write_text_that_fails_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_exit_codes(capsys, tmp_path):
+    def fails(error):
+        def command():
+            raise error
+
+        return command
+
+    assert exit_code_of(lambda: None) == 0
+    assert exit_code_of(lambda: 3) == 3
+    assert exit_code_of(fails(UserError("two\nlines"))) == 2
+    assert capsys.readouterr().err == "error: two lines\n"
+    assert exit_code_of(fails(KeyboardInterrupt())) == 130
+    assert exit_code_of(fails(FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "gone")))) == 2
+    assert str(tmp_path / "gone") in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(fails(ZeroDivisionError()))
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    code = (
+        "import sys\nfrom paw_fast.runs.atomic_files import exit_code_of\n"
+        "def command():\n    for i in range(100000): print('line', i)\n"
+        "sys.exit(exit_code_of(command))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

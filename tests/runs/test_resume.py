@@ -1,0 +1,487 @@
+"""Stopping, resuming and locking a run, in this process and with the smallest settings: what goes on, what is
+refused, what is written down."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from paw_fast.cli import main
+from paw_fast.config import load_preset
+from paw_fast.config.resume import MAY_CHANGE, may_change
+from paw_fast.errors import UserError
+from paw_fast.evaluation import world_model
+from paw_fast.learner import Learner
+from paw_fast.learner.optim import MasterAdamW
+from paw_fast.models import tiny
+from paw_fast.models.policy import load_policy
+from paw_fast.runs import checkpoint as checkpoints
+from paw_fast.runs import run_dir
+from paw_fast.runs.metrics import StageTimer, read_metrics
+from paw_fast.sft.warm_start import imitate
+
+TEXTS = ["You arrive at cabinet 1. On the cabinet 1, you see a mug 2, and a plate 1.", "go to cabinet 12", "look"] * 20
+SETTINGS = [
+    "--preset", "tiny", "--env.num-train", "12", "--env.num-unseen", "4", "--env.max-steps", "3", "--eval-tasks", "2",
+    "--eval-transitions", "4", "--rollout.groups", "2", "--rollout.group-size", "2", "--rollout.slots", "4",
+    "--rollout.max-action-tokens", "6", "--algo.minibatches", "2", "--optim.schedule", "constant", "--eval-every", "1",
+    "--optim.learning-rate", "1e-3", "--save-every", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("ALFWORLD_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model in a folder: no warm start is needed."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny.train_tokenizer(TEXTS, 400)
+    made = tiny.build_model(len(tokenizer), hidden=32, layers=1, heads=2, kv_heads=1, ffn=48, seed=3)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(2.0)
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(model, run, *options):
+    return main.run(["train", *SETTINGS, "--model", str(model), "--run-dir", str(run), *map(str, options)])
+
+
+def resume(run, *options):
+    return main.run(["train", "--resume", str(run), *map(str, options)])
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """Two steps that were left alone. Copy it before changing it."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(model, run, "--steps", 2) == 0
+    return run
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    return run
+
+
+def numbers(run):
+    """The metrics that do not depend on when or where a run was made."""
+    skip = ("time/", "throughput/", "memory/", "idle/")
+    return [{k: v for k, v in row.items() if not k.startswith(skip)} for row in read_metrics(run)]
+
+
+def learning_rates(run):
+    return [row["optim/learning_rate"] for row in read_metrics(run)[1:]]
+
+
+# ------------------------------------------------------------------------------------------------- stopping
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """`signal_at(stage, number, signum)`: the signal comes when a stage begins for the so manieth time."""
+
+    def arrange(stage, number, signum):
+        original, seen = StageTimer.__call__, []
+
+        def call(self, name):
+            if name == stage:
+                seen.append(name)
+                if len(seen) == number:
+                    signal.raise_signal(signum)
+            return original(self, name)
+
+        monkeypatch.setattr(StageTimer, "__call__", call)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "signum", "done"),
+    [
+        ("generate", 1, signal.SIGTERM, 0),  # in the evaluation before training
+        ("rollout", 2, signal.SIGHUP, 1),
+        ("score", 3, signal.SIGUSR1, 1),
+        ("update", 1, signal.SIGTERM, 1),
+        ("sync", 1, signal.SIGINT, 1),
+        ("evaluate", 2, signal.SIGTERM, 1),
+    ],
+)
+def test_a_stop_in_any_phase_is_saved_and_goes_on_to_the_same_metrics(
+    whole, model, tmp_path, signal_at, monkeypatch, stage, number, signum, done
+):
+    run = tmp_path / "run"
+    signal_at(stage, number, signum)
+    assert train(model, run, "--steps", 2) == (130 if signum == signal.SIGINT else 75)
+    assert json.loads((run / "summary.json").read_text())["steps"] == done
+    assert (run / "report.html").is_file()
+    monkeypatch.undo()
+    assert resume(run) == 0
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_stop_while_the_world_model_is_measured(whole, model, tmp_path, monkeypatch):
+    """In the evaluation after the first step: its row is written when the run goes on."""
+    original, calls = world_model.predict, []
+
+    def predict(*args):
+        calls.append(True)
+        if len(calls) == 3:  # two passes a measurement
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(world_model, "predict", predict)
+        assert train(model, run, "--steps", 2) == 75
+    assert [row["step"] for row in read_metrics(run)] == [0]
+    assert checkpoints.find_checkpoint(run).name == "step_000001"
+    assert resume(run) == 0
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_stop_in_the_set_up_says_how_to_begin_again(model, tmp_path, monkeypatch, capfd):
+    run = tmp_path / "run"
+    make = main.load_preset  # anything before the set-up
+    monkeypatch.setattr(main, "load_preset", lambda *args: (signal.raise_signal(signal.SIGTERM), make(*args))[1])
+    assert train(model, run, "--steps", 1) == 75
+    assert f"begin again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
+    monkeypatch.undo()
+    assert resume(run) == 0
+
+
+def children_of(process):
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_generator_processes_go_with_the_trainer(model, tmp_path, signum):
+    """SIGTERM to all of them, as a batch system sends it: the trainer saves, and the generators play on until it ends
+    them. A trainer that is killed ends nobody: they notice."""
+    run = tmp_path / "run"
+    args = [*SETTINGS, "--model", model, "--run-dir", run, "--steps", "500", "--rollout.placement", "process"]
+    command = [sys.executable, "-m", "paw_fast.cli.main", "train", *map(str, args)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as trainer:
+        try:
+            for line in trainer.stderr:
+                if "step 1/500" in line:
+                    break
+            generators = children_of(trainer)
+            assert generators
+            os.killpg(trainer.pid, signum) if signum == signal.SIGTERM else trainer.kill()
+            err = trainer.stderr.read()  # its end: nobody holds the pipe
+            assert trainer.wait(60) == (75 if signum == signal.SIGTERM else -signal.SIGKILL), err
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(trainer.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in generators):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if signum == signal.SIGTERM:
+        assert "starting it anew" not in err
+        assert checkpoints.find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:06d}"
+
+
+def test_a_generator_that_fails_is_one_line(copied, monkeypatch):
+    from paw_fast.rollout.engines.base import EngineError
+    from paw_fast.rollout.worker import LocalRolloutWorker
+
+    def fail(self, version):
+        raise EngineError("waited 1 s for the generator")
+
+    monkeypatch.setattr(LocalRolloutWorker, "update_weights", fail)
+    with pytest.raises(UserError, match=r"^waited 1 s for the generator; go on with --resume .*/run$"):
+        resume(copied, "--steps", 3)
+
+
+def test_an_evaluation_stops_too(whole, monkeypatch, capfd):
+    from paw_fast.cli import eval
+
+    evaluate = eval.evaluate
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr(eval, "evaluate", interrupted)
+    assert main.run(["eval", str(whole), "--tasks", "2"]) == 75
+    assert "begin it again" in capfd.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------- settings on resuming
+
+
+def test_optimizer_settings_given_on_resuming_are_used_and_written_down(copied, capfd):
+    assert resume(copied, "--steps", 3, "--optim.learning-rate", 0.01) == 0
+    assert learning_rates(copied) == [1e-3, 1e-3, 0.01]
+    assert run_dir.config_of(copied).optim.learning_rate == 0.01
+    said = " ".join(capfd.readouterr().err.split())
+    assert "changed: --optim.learning-rate 0.001 -> 0.01, --steps 2 -> 3" in said
+
+
+def test_they_reach_every_group_of_both_optimizers():
+    """Restored as saved, then put over: rates by the schedule (half of them at the second of four steps)."""
+    base = load_preset("tiny")
+    base = dataclasses.replace(
+        base, algo=dataclasses.replace(base.algo, name="ppo"), steps=4,
+        optim=dataclasses.replace(base.optim, schedule="linear"),
+    )  # fmt: skip
+    optim = dataclasses.replace(base.optim, learning_rate=0.5, beta1=0.1, beta2=0.2, weight_decay=0.3)
+    for backbone in ("own", "shared"):
+        critic = dataclasses.replace(base.critic, backbone=backbone, learning_rate=0.25)
+        changed = dataclasses.replace(base, optim=optim, critic=critic)
+        policy = load_tiny()
+        saved = Learner(policy, None, dataclasses.replace(changed, optim=base.optim, critic=dataclasses.replace(
+            critic, learning_rate=0.001)))  # fmt: skip
+        saved.optimizer.step()
+        saved.scheduler.step()
+        saved.scheduler.step()
+        learner = Learner(policy, None, changed)
+        learner.optimizer.load_state_dict(saved.optimizer.state_dict())
+        learner.scheduler.load_state_dict(saved.scheduler.state_dict())
+        learner.critic.load_state_dict(saved.critic.state_dict())
+        learner.optimizer.step()  # without gradients: only so that the scheduler may step
+        learner.apply_settings()
+        factor = learner.scheduler.lr_lambdas[0](2)
+        rates = [0.5 * factor] if backbone == "own" else [0.5 * factor, 0.25 * factor]
+        groups = list(learner.optimizer.param_groups)
+        assert [group["lr"] for group in groups] == rates == learner.scheduler.get_last_lr()
+        if backbone == "own":
+            assert isinstance(learner.critic.optimizer, MasterAdamW)
+            (group,) = learner.critic.optimizer.param_groups
+            assert group["lr"] == 0.25
+            groups.append(group)
+        assert all((*group["betas"], group["weight_decay"]) == (0.1, 0.2, 0.3) for group in groups)
+        learner.scheduler.step()
+        assert learner.scheduler.get_last_lr()[0] == 0.5 * learner.scheduler.lr_lambdas[0](3)
+
+
+def load_tiny():
+    from paw_fast.models.policy import Policy
+
+    return Policy(tiny.build_model(60, hidden=16, layers=1, heads=2, kv_heads=1, ffn=16), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", "other"], r"--model other: .* was begun with /"),
+        (["--seed", "7"], "--seed 7: .* was begun with 0"),
+        (["--layout", "window"], "--layout window: .* begun with trajectory"),
+        (["--env.game-seed", "5"], r"--env\.game-seed 5: .* begun with 0"),
+        (["--env.max-steps", "4"], r"--env\.max-steps 4: .* begun with 3"),
+        (["--env.history", "1"], r"--env\.history 1: "),
+        (["--eval-tasks", "3"], "--eval-tasks 3: .* begun with 2"),
+        (["--rollout.eval-temperature", "1"], r"--rollout\.eval-temperature 1\.0: .* begun with 0\.4"),
+        (["--algo", "rloo"], "--algo rloo: .* begun with grpo"),
+        (["--model.dtype", "bfloat16"], r"--model\.dtype bfloat16: .* begun with auto"),
+        (["--warm-start.layers", "1"], r"--warm-start\.layers 1: .* begun with 2"),
+    ],
+)
+def test_what_would_make_another_run_is_refused_with_both_values(whole, options, words):
+    before = (whole / "config.toml").read_bytes(), (whole / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=words) as error:
+        resume(whole, "--steps", 3, *options)
+    assert "\n" not in str(error.value)
+    assert ((whole / "config.toml").read_bytes(), (whole / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_setting_that_is_not_named_may_not_change():
+    assert not may_change("something_new")
+    assert not may_change("env.something_new")
+    assert list(MAY_CHANGE)[-1] == "*"
+    assert MAY_CHANGE["*"] is False
+
+
+# ------------------------------------------------------------------------------------------ what is missing
+
+
+def test_metrics_are_kept_where_the_checkpoints_are_gone(copied):
+    (copied / "checkpoints").rename(copied / "elsewhere")
+    rows = (copied / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics of 2 steps and no checkpoint in .*checkpoints: put that folder back"):
+        resume(copied, "--steps", 3)
+    assert (copied / "metrics.jsonl").read_bytes() == rows
+
+
+def test_checkpoints_that_may_not_be_listed_are_not_none(copied, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoints.os, "scandir", denied)
+    rows = (copied / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"cannot list the checkpoints in .*: Permission denied"):
+        resume(copied, "--steps", 3)
+    assert (copied / "metrics.jsonl").read_bytes() == rows
+
+
+def test_a_kill_before_the_first_checkpoint_begins_again(whole, model, tmp_path):
+    run = tmp_path / "run"
+    assert train(model, run, "--steps", 0) == 0
+    shutil.rmtree(run / "checkpoints")
+    assert resume(run, "--steps", 2) == 0
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_kill_after_the_last_checkpoint_is_mended(copied):
+    summary = json.loads((copied / "summary.json").read_text())
+    for names in (["summary.json", "report.html"], ["summary.json"], ["report.html"]):
+        for name in names:
+            (copied / name).unlink()
+        assert resume(copied) == 0
+        got = json.loads((copied / "summary.json").read_text())
+        assert got.pop("wall_time_s") == pytest.approx(summary["wall_time_s"], abs=5)
+        assert got == {key: value for key, value in summary.items() if key != "wall_time_s"}
+        assert "<html" in (copied / "report.html").read_text()
+    with pytest.raises(UserError, match="nothing to resume"):
+        resume(copied)
+
+
+def test_a_summary_of_fewer_steps_is_not_the_run_s(copied):
+    """The run was given more steps, and killed after the last of them."""
+    old = json.loads((copied / "summary.json").read_text())
+    assert resume(copied, "--steps", 3) == 0
+    (copied / "summary.json").write_text(json.dumps(old))
+    assert resume(copied) == 0
+    assert json.loads((copied / "summary.json").read_text())["steps"] == 3
+
+
+# ------------------------------------------------------------------------------------------ locks and folders
+
+
+def test_a_run_in_use_is_refused_and_free_when_its_process_is_killed(copied):
+    program = (
+        f"import time; from pathlib import Path; from paw_fast import runs; runs.hold(Path({str(copied)!r}))\n"
+        "print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        before = (copied / "metrics.jsonl").read_bytes()
+        with pytest.raises(UserError, match=rf"in use by process {other.pid} on .* since \d+-") as error:
+            resume(copied, "--steps", 3)
+        assert "\n" not in str(error.value)
+        assert main.run(["report", str(copied)]) == 0
+        assert (copied / "metrics.jsonl").read_bytes() == before
+        other.kill()
+    assert resume(copied, "--steps", 3) == 0
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_dir.time, "strftime", lambda *args: "20260101-000000")
+    made = [run_dir.create_run(load_preset("tiny")) for _ in range(3)]
+    for run in made:
+        run_dir.release(run)
+    assert [run.name for run in made] == [f"alfworld-20260101-000000{more}" for more in ("", "-2", "-3")]
+    assert all((run / "config.toml").is_file() for run in made)
+
+
+@pytest.mark.parametrize("gone", ["moved", "deleted"])
+def test_a_run_whose_folder_goes_stops_with_one_line(model, tmp_path, monkeypatch, gone):
+    run, update = tmp_path / "run", Learner.update
+
+    def lose(*args):
+        run.rename(tmp_path / "elsewhere") if gone == "moved" else shutil.rmtree(run)
+        return update(*args)
+
+    monkeypatch.setattr(Learner, "update", lose)
+    with pytest.raises(UserError, match="was moved, replaced or deleted while the run was writing to it") as error:
+        train(model, run, "--steps", 2)
+    assert "\n" not in str(error.value)
+    left = {path.name for path in run.rglob("*")} if run.exists() else set()
+    assert left <= {"passages.jsonl"}  # nothing that looks like a run
+
+
+# ------------------------------------------------------------------------------------------ garbage in training
+
+
+def test_steps_that_change_nothing_warn_and_three_of_them_stop_the_run(model, whole, tmp_path, monkeypatch, capfd):
+    run, clip, calls = tmp_path / "run", MasterAdamW.clip_gradients, []
+
+    def infinite(self, norm):
+        calls.append(True)
+        found = clip(self, norm)
+        return found if len(calls) <= 2 else found * math.inf  # two optimizer steps a training step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MasterAdamW, "clip_gradients", infinite)
+        words = "no gradient was finite in the training steps 2 to 4: .* go on from step 1 with --resume"
+        with pytest.raises(UserError, match=words) as error:
+            train(model, run, "--steps", 9, "--save-every", 3)
+    assert "\n" not in str(error.value)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "warning: step 2: 2 of 2 optimizer steps were left out" in said
+    assert [row["optim/skipped_steps"] for row in read_metrics(run)[1:]] == [0, 2, 2]
+    assert [path.name for path in checkpoints.list_checkpoints(run)] == ["step_000000", "step_000001"]
+    episodes = [json.loads(line) for line in (run / "skipped_batch.jsonl").read_text().splitlines()]
+    assert len(episodes) == 4
+    turn = episodes[0]["transitions"][0]
+    assert len(turn["action_ids"]) == len(turn["old_logprobs"]) > 0
+    assert resume(run, "--steps", 2) == 0  # from the state before those steps
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_critic_s_skipped_steps_count(model, tmp_path, monkeypatch):
+    clip = MasterAdamW.clip_gradients
+    monkeypatch.setattr(MasterAdamW, "clip_gradients", lambda self, norm: clip(self, norm) * math.nan)
+    assert train(model, tmp_path / "run", "--steps", 1, "--algo", "ppo") == 0
+    assert read_metrics(tmp_path / "run")[1]["optim/skipped_steps"] == 4  # two of the policy, two of the critic
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_model_with_numbers_that_are_none_is_refused_by_the_parameter(model, tmp_path, value):
+    policy = load_policy(model, load_preset("tiny").model)
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.up_proj.weight[3, 2] = value
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"the parameter model\.layers\.0\.mlp\.up_proj\.weight holds NaN or infinite"):
+        load_policy(tmp_path, load_preset("tiny").model)
+
+
+def test_an_imitation_that_diverges_says_so():
+    from paw_fast.learner.sequences import build_sequences
+    from paw_fast.types import Task, Trajectory, Transition
+
+    policy = load_tiny()
+    with torch.no_grad():
+        policy.model.model.norm.weight[:] = math.nan
+    turn = Transition((5, 6), (7, 1), (0.0, 0.0), (8, 9), (True, True), "c", "o", "", 0.0, True)
+    sequences = build_sequences([Trajectory(Task("t"), 0, (turn,), 0.0, 0.0, True)], "trajectory")
+    with pytest.raises(UserError, match=r"diverged .*step 1 is nan\): lower --warm-start\.learning-rate"):
+        imitate(policy, sequences, [True], load_preset("tiny"), lambda done, loss: None)
+
+
+def test_a_reward_that_is_no_number_names_the_task_and_its_environment(model, tmp_path, monkeypatch):
+    from paw_fast.envs.alfworld.env import AlfworldEnv
+
+    step = AlfworldEnv.step
+    monkeypatch.setattr(
+        AlfworldEnv, "step", lambda self, command: dataclasses.replace(step(self, command), reward=math.nan)
+    )
+    with pytest.raises(UserError, match=r"the environment alfworld gave the reward nan in the task .*/trial_"):
+        train(model, tmp_path / "run", "--steps", 1)
