@@ -288,7 +288,7 @@ def test_the_desk_forgets_the_oldest(monkeypatch):
     library = Library()
     desk = QueryBatcher(library, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        desk.order(query)
+        desk.enqueue(query)
         assert desk.result(query)[0].passage.title == f"About {query}"
     assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
@@ -303,7 +303,7 @@ def test_a_failed_search_is_asked_again():
 
     library = Flaky()
     desk = QueryBatcher(library, 3)
-    desk.order("a")
+    desk.enqueue("a")
     with pytest.raises(ConnectionError):
         desk.result("a")
     assert desk.result("a")[0].passage.title == "About a"
