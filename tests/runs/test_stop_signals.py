@@ -92,7 +92,7 @@ def test_games_are_left_half_generated_and_their_folder_is_removed(tmp_path, mon
 
 def test_a_child_ignores_what_its_parent_handles_from_its_first_moment():
     program = (
-        "import sys, time; from paw_fast import stopping\n"
+        "import sys, time; from paw_fast.runs import stop_signals as stopping\n"
         "stopping.leave_to_parent(); print('ready', flush=True); sys.stdin.readline(); print('alive')"
     )
     pipe = subprocess.PIPE
@@ -111,7 +111,7 @@ def test_a_child_ignores_what_its_parent_handles_from_its_first_moment():
 def test_a_screen_that_has_gone_stops_nothing():
     """As after a lost connection: nobody reads stderr any more."""
     program = (
-        "import sys; from paw_fast import console\n"
+        "import sys; from paw_fast.runs import console\n"
         "sys.stdin.readline()\n"
         "for _ in range(3): console.say('x' * 100)\n"
         "print('alive')"
