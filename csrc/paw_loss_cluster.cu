@@ -8,7 +8,6 @@
 //
 // Blocks do one row and end. Three or more share a multiprocessor, so that while one loads, others compute and store;
 // and no barrier or buffer is used twice, so that there are no phases to keep track of and no reuse to guard.
-#include "cuda_ops.h"
 #include "paw_loss_row.cuh"
 
 namespace paw {

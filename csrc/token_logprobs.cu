@@ -2,7 +2,6 @@
 // after another; with few, each part has a block of its own in a cluster. Both merge the same sums in the same order.
 #include "common/cuda_path.h"
 #include "common/row_cuda.cuh"
-#include "cuda_ops.h"
 #include "token_logprobs.h"
 
 namespace paw {

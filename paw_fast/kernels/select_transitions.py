@@ -85,6 +85,7 @@ def select_transitions(
     )
 
 
+_OP = native.register("select_transitions")  # plain tensor operations
 native.LIBRARY.define(
     "select_transitions(Tensor entropies, Tensor action_offsets, Tensor observation_offsets, Tensor lambdas, "
     "Tensor? scores, int count, int num_observation_tokens, bool lowest) -> (Tensor, Tensor, Tensor, Tensor)"

@@ -12,29 +12,21 @@
 #include <thread>
 #include <vector>
 
-#include "cpu_dispatch.h"
-#ifdef PAW_EMULATE
-#include "cuda_ops.h"
-#endif
+#include "common/cpu_dispatch.h"
+#include "ops.h"
 
 namespace {
 
 // The CPU kernels, or the CUDA kernels on the emulator.
 struct Ops {
-  void (*token_logprobs)(const paw::TokenLogprobsArgs&);
-  void (*token_logprobs_backward)(const paw::TokenLogprobsBackwardArgs&);
-  void (*paw_loss)(const paw::PawLossArgs&);
-  void (*scale_inplace)(const paw::ScaleInplaceArgs&);
+#define PAW_SLOT(name, Args) void (*name)(const paw::Args&);
+  PAW_OPS(PAW_SLOT)
 };
-const Ops kCpu{[](const paw::TokenLogprobsArgs& a) { paw::token_logprobs_cpu(a, 3); },
-               [](const paw::TokenLogprobsBackwardArgs& a) { paw::token_logprobs_backward_cpu(a, 3); },
-               [](const paw::PawLossArgs& a) { paw::paw_loss_cpu(a, 3); },
-               [](const paw::ScaleInplaceArgs& a) { paw::scale_inplace_cpu(a, 3); }};
+#define PAW_ON_CPU(name, Args) [](const paw::Args& a) { paw::name##_cpu(a, 3); },
+const Ops kCpu{PAW_OPS(PAW_ON_CPU)};
 #ifdef PAW_EMULATE
-const Ops kEmulated{[](const paw::TokenLogprobsArgs& a) { paw::token_logprobs_cuda(a, nullptr); },
-                    [](const paw::TokenLogprobsBackwardArgs& a) { paw::token_logprobs_backward_cuda(a, nullptr); },
-                    [](const paw::PawLossArgs& a) { paw::paw_loss_cuda(a, nullptr); },
-                    [](const paw::ScaleInplaceArgs& a) { paw::scale_inplace_cuda(a, nullptr); }};
+#define PAW_ON_EMULATOR(name, Args) [](const paw::Args& a) { paw::name##_cuda(a, nullptr); },
+const Ops kEmulated{PAW_OPS(PAW_ON_EMULATOR)};
 #endif
 
 size_t size_of(paw::DType dtype) {

@@ -54,5 +54,5 @@ def test_the_acceptance_bench_runs_on_a_cpu(tmp_path):
 def test_benchmark_option_runs_the_benches():
     log = run(sys.executable, "-m", "pytest", "--benchmark", "--benchmark-disable", "--collect-only", "-q", "-c",
               ROOT / "pyproject.toml", f"--rootdir={ROOT}")  # fmt: skip
-    assert "bench_kernels.py::test_paw_loss" in log
+    assert "bench_paw_loss.py::test_paw_loss" in log
     assert "test_builds.py" not in log
