@@ -11,13 +11,15 @@
 
 #include "paw_loss.h"
 #include "scale_inplace.h"
+#include "select_transitions.h"
 #include "token_logprobs.h"
 
 #define PAW_OPS(PAW_OP)                                      \
   PAW_OP(token_logprobs, TokenLogprobsArgs)                  \
   PAW_OP(token_logprobs_backward, TokenLogprobsBackwardArgs) \
   PAW_OP(paw_loss, PawLossArgs)                              \
-  PAW_OP(scale_inplace, ScaleInplaceArgs)
+  PAW_OP(scale_inplace, ScaleInplaceArgs)                    \
+  PAW_OP(select_transitions, SelectTransitionsArgs)
 
 namespace paw {
 

@@ -28,6 +28,7 @@ def test_kernels_under_sanitizers():
     assert log.count("portable: done") == 2
     if platform.machine() == "x86_64":
         assert log.count("emulated cluster 2: done") == 2
+        assert log.count("emulated selection: done") == 2
 
 
 @pytest.mark.slow
@@ -37,6 +38,7 @@ def test_cuda_sources_compile_without_warnings_or_spills(arch):
         pytest.skip("nvcc is not on PATH")
     log = run(sys.executable, ROOT / "bench" / "kernels" / "ptxas_table.py", "--archs", arch)
     assert "cluster_kernel" in log
+    assert "select_kernel" in log
 
 
 @pytest.mark.slow
