@@ -121,7 +121,7 @@ void bind(py::module_& m, const char* name, void (*on_cpu)(const Args&, int), vo
   });
 }
 
-// How the CUDA kernels would divide a row of n logits (row_plan.h). For tests and for whoever tunes.
+// How the CUDA kernels divide a row of n logits (row_plan.h). For tests and for tuning.
 py::dict row_plan(int64_t n, int element_bytes, int64_t shared_block, int64_t shared_processor, int forced) {
   py::dict out;
   py::list parts, blocks;

@@ -35,7 +35,7 @@ __device__ __forceinline__ int64_t fill_slice(Header& header, T* data, const T* 
                 static_cast<uint32_t>(chunk_bytes(bulk, c)), &header.chunks[c]);
     }
   }
-  constexpr int kAhead = 8;  // loads on their way at once
+  constexpr int kAhead = 8;  // loads in flight
   for (int64_t k = bulk / static_cast<int64_t>(sizeof(T)) + threadIdx.x; k < slice.count;
        k += kAhead * kClusterThreads) {
     T ahead[kAhead];

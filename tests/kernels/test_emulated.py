@@ -277,7 +277,7 @@ def test_selection_has_the_bits_of_the_cpu(emulated, seed, num, dtype, alpha, de
 
 
 def test_selection_clamps_offsets_that_do_not_fit(cuda, monkeypatch):
-    """As on a GPU, where nobody reads them first: nothing outside the tokens is read or written."""
+    """As on a GPU, where they are not checked first: nothing outside the tokens is read or written."""
     monkeypatch.setattr(sys.modules["paw_fast.kernels.select_transitions"], "_check_offsets", lambda *_: None)
     offsets = torch.tensor([2, 5, 1, 900])
     got = K.select_transitions(torch.ones(6), offsets, offsets, torch.ones(3), 1.0, 6)
@@ -288,10 +288,10 @@ def test_selection_clamps_offsets_that_do_not_fit(cuda, monkeypatch):
 def test_switches_are_checked(cuda, monkeypatch):
     rows = random_rows(torch.zeros(1, 9), 9, torch.Generator().manual_seed(1))
     choose(monkeypatch, "fast")
-    with pytest.raises(ValueError, match="say auto, plain or cluster"):
+    with pytest.raises(ValueError, match="expected auto, plain or cluster"):
         K.paw_loss(torch.zeros(1, 9), rows, BUSY)
     choose(monkeypatch, "cluster", 3)
-    with pytest.raises(ValueError, match="say 1, 2, 4 or 8"):
+    with pytest.raises(ValueError, match="expected 1, 2, 4 or 8"):
         K.paw_loss(torch.zeros(1, 9), rows, BUSY)
     choose(monkeypatch, "cluster", 1)
     with pytest.raises(RuntimeError, match="does not fit"):

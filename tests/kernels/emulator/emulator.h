@@ -152,7 +152,7 @@ struct Device {
   bool clusters;
 };
 
-// A Hopper with few multiprocessors, so that both ways of (a) are taken with few rows.
+// A Hopper with few multiprocessors, so that few rows reach both paths of (a).
 inline Device current_device() {
   return Device{2, static_cast<int64_t>(emulator::kMostShared), 228 << 10, true};
 }
