@@ -94,7 +94,7 @@ def use_cpu_isa(isa: str) -> None:
     _native.use_cpu_isa(isa)
 
 
-def call(op: str, kernel: str, device: torch.device, **fields: float | int | torch.Tensor | None) -> None:
+def call(op: str, kernel: str, device: torch.device, fields: dict[str, float | int | torch.Tensor | None]) -> None:
     """Runs a kernel of csrc/ops.h on `device`. `fields`: one value for each field of its argument struct, by name.
 
     Tensors are passed by their pointers, None as null. The caller has checked shapes, dtypes and devices, and keeps the

@@ -185,10 +185,12 @@ def _run(
     losses, logprobs, entropies, kl = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(4))
     flags = torch.empty(rows, dtype=torch.uint8, device=logits.device)
     native.call(
-        _OP, "paw_loss", logits.device, **native.matrix_fields(logits),
-        **native.map_fields(temperature, softcap, valid_vocab), wm_inv_temperature=1.0 / wm_temperature,
-        **dict(zip(_SETTINGS, settings, strict=True)), **vectors,
-        losses=losses, logprobs=logprobs, entropies=entropies, kl=kl, flags=flags,
+        _OP, "paw_loss", logits.device,
+        {
+            **native.matrix_fields(logits), **native.map_fields(temperature, softcap, valid_vocab), **vectors,
+            **dict(zip(_SETTINGS, settings, strict=True)), "wm_inv_temperature": 1.0 / wm_temperature,
+            "losses": losses, "logprobs": logprobs, "entropies": entropies, "kl": kl, "flags": flags,
+        },
     )  # fmt: skip
     native.bump_version(logits)
     loss = losses.sum(dtype=torch.float64).float()
@@ -205,8 +207,11 @@ def _fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
 def _scale(matrix: Tensor, factor: Tensor) -> None:
     factor = factor.to(torch.float32)
     native.call(
-        _OP, "scale_inplace", matrix.device, matrix=matrix, dtype=native.DTYPES[matrix.dtype],
-        rows=matrix.shape[0], columns=matrix.shape[1], stride=matrix.stride(0), factor=factor,
+        _OP, "scale_inplace", matrix.device,
+        {
+            "matrix": matrix, "dtype": native.DTYPES[matrix.dtype], "rows": matrix.shape[0],
+            "columns": matrix.shape[1], "stride": matrix.stride(0), "factor": factor,
+        },
     )  # fmt: skip
     native.bump_version(matrix)
 

@@ -145,12 +145,15 @@ def _run(
     )  # fmt: skip
     workspace = torch.empty(_WORKSPACE_WORDS, dtype=torch.int32, device=device)
     native.call(
-        _OP, "select_transitions", device, entropies=entropies, wide=entropies.dtype == torch.float64, lowest=lowest,
-        alpha=alpha, num_transitions=num, num_action_tokens=len(entropies),
-        num_observation_tokens=num_observation_tokens, action_offsets=action_offsets,
-        observation_offsets=observation_offsets, lambdas=lambdas, scores=scores, candidates=candidates, means=means,
-        selected=selected, weights=weights, num_wm_tokens=num_wm_tokens,
-        workspace=workspace, workspace_words=_WORKSPACE_WORDS,
+        _OP, "select_transitions", device,
+        {
+            "entropies": entropies, "wide": entropies.dtype == torch.float64, "lowest": lowest, "alpha": alpha,
+            "num_transitions": num, "num_action_tokens": len(entropies),
+            "num_observation_tokens": num_observation_tokens, "action_offsets": action_offsets,
+            "observation_offsets": observation_offsets, "lambdas": lambdas, "scores": scores,
+            "candidates": candidates, "means": means, "selected": selected, "weights": weights,
+            "num_wm_tokens": num_wm_tokens, "workspace": workspace, "workspace_words": _WORKSPACE_WORDS,
+        },
     )  # fmt: skip
     return means, selected, weights, num_wm_tokens
 

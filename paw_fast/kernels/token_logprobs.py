@@ -85,9 +85,11 @@ def _forward(
     rows = logits.shape[0]
     logprobs, entropies, lse = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
     native.call(
-        _OP, "token_logprobs", logits.device, **native.matrix_fields(logits),
-        **native.map_fields(temperature, softcap, valid_vocab), targets=targets,
-        logprobs=logprobs, entropies=entropies, lse=lse,
+        _OP, "token_logprobs", logits.device,
+        {
+            **native.matrix_fields(logits), **native.map_fields(temperature, softcap, valid_vocab),
+            "targets": targets, "logprobs": logprobs, "entropies": entropies, "lse": lse,
+        },
     )  # fmt: skip
     return logprobs, entropies, lse
 
@@ -113,8 +115,11 @@ def _run_backward(
     }  # fmt: skip
     checked = {name: native.check_vector(_OP, name, v, logits, torch.float32) for name, v in vectors.items()}
     native.call(
-        _OP, "token_logprobs_backward", logits.device, **native.matrix_fields(logits), grad=grad,
-        grad_stride=grad.stride(0), **native.map_fields(temperature, softcap, valid_vocab), targets=targets, **checked,
+        _OP, "token_logprobs_backward", logits.device,
+        {
+            **native.matrix_fields(logits), **native.map_fields(temperature, softcap, valid_vocab), **checked,
+            "grad": grad, "grad_stride": grad.stride(0), "targets": targets,
+        },
     )  # fmt: skip
 
 

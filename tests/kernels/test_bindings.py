@@ -13,7 +13,7 @@ GOOD = {"matrix": torch.ones(2, 3), "dtype": 0, "rows": 2, "columns": 3, "stride
 
 def scale(**changes):
     fields = {name: value for name, value in (GOOD | changes).items() if value is not ...}
-    native.call("paw_loss", "scale_inplace", torch.device("cpu"), **fields)
+    native.call("paw_loss", "scale_inplace", torch.device("cpu"), fields)
 
 
 def test_every_row_of_the_table_belongs_to_an_op():

@@ -208,7 +208,7 @@ def test_the_trainer_runs_the_kernel(mode, monkeypatch):
     """Not the torch expression: what that is made of is forbidden here, and nothing in the package imports it."""
     called = []
     run = native.call
-    monkeypatch.setattr(native, "call", lambda op, *args, **fields: (called.append(op), run(op, *args, **fields)))
+    monkeypatch.setattr(native, "call", lambda op, *args: (called.append(op), run(op, *args)))
     for name in ("sort", "argsort", "topk", "segment_reduce", "repeat_interleave"):
         monkeypatch.setattr(torch, name, lambda *_, name=name, **__: pytest.fail(f"torch.{name} was called"))
     picked = world_model.select_transitions(np.array([0.5, 0.1, 0.9, 0.9]), 0.5, mode)
