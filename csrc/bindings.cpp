@@ -1,47 +1,127 @@
-// The only file that knows Python. Pointers arrive as integers, from tensors that the caller keeps alive; every call
-// gives the GIL away while it computes.
+// The only file that knows Python. Binds every op of the table in ops.h. Tensors are whatever has a data_ptr(); the
+// caller keeps them alive. Every call releases the GIL while it computes.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common/cpu_dispatch.h"
 #include "common/row_plan.h"
-#include "cpu_dispatch.h"
-#ifdef PAW_WITH_CUDA
-#include "cuda_ops.h"
-#endif
+#include "ops.h"
 
 namespace py = pybind11;
 using Ptr = std::uintptr_t;
 
 namespace {
 
+// A field of an argument struct from the Python value of its name. A pointer is None, or the data_ptr() of a tensor.
 template <typename T>
-T* as(Ptr p) {
-  return reinterpret_cast<T*>(p);
-}
-
-paw::LogitMap logit_map(double temperature, double softcap, int64_t valid_vocab) {
-  return paw::LogitMap{static_cast<float>(1.0 / temperature), static_cast<float>(softcap), valid_vocab};
-}
-
-template <typename Args>
-struct CudaOp {
-  using type = void (*)(const Args&, void* stream);
-};
-
-// `where`: the number of threads on the CPU, or the CUDA stream.
-template <typename Args>
-void dispatch(bool cuda, Ptr where, const Args& args, void (*on_cpu)(const Args&, int),
-              typename CudaOp<Args>::type on_cuda) {
-  py::gil_scoped_release released;
-  if (cuda) {
-    if (on_cuda == nullptr) throw std::runtime_error("the CUDA kernels are not compiled in: " PAW_CUDA_REASON);
-    on_cuda(args, as<void>(where));
+void read(PyObject* value, T& field) {
+  if constexpr (std::is_pointer_v<T>) {
+    static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+    field = nullptr;
+    if (value == Py_None) return;
+    const py::object address = py::reinterpret_steal<py::object>(PyObject_CallMethodObjArgs(value, data_ptr, nullptr));
+    if (!address) throw py::error_already_set();
+    field = static_cast<T>(PyLong_AsVoidPtr(address.ptr()));
+  } else if constexpr (std::is_same_v<T, bool>) {
+    field = PyObject_IsTrue(value) == 1;
+  } else if constexpr (std::is_floating_point_v<T>) {
+    field = static_cast<T>(PyFloat_AsDouble(value));
   } else {
-    on_cpu(args, static_cast<int>(where));
+    field = static_cast<T>(PyLong_AsLongLong(value));
   }
 }
 
-// How the CUDA kernels would divide a row of n logits (row_plan.h). For tests and for whoever tunes.
+// The names of a struct's fields, those of structs inside it in their place, and how to fill one from a dict.
+template <typename Args>
+class Fields {
+ public:
+  explicit Fields(const char* op) : op_(op) {
+    Args args{};
+    add_names(args);
+  }
+
+  Args from(const py::dict& values) const {
+    Args args{};
+    size_t next = 0;
+    fill(args, values.ptr(), next);
+    if (PyDict_GET_SIZE(values.ptr()) != static_cast<Py_ssize_t>(next)) refuse_unknown(values);
+    return args;
+  }
+
+ private:
+  template <typename T>
+  void add_names(T& args) {
+    std::string names = T::field_names();
+    args.visit_fields([&](auto&... fields) { (add_name(names, fields), ...); });
+  }
+
+  template <typename T>
+  void add_name(std::string& names, T& field) {  // takes the first of `names`
+    const size_t end = names.find(", ");
+    const std::string name = names.substr(0, end);
+    names = end == std::string::npos ? "" : names.substr(end + 2);
+    if constexpr (std::is_class_v<T>) {
+      add_names(field);
+    } else {
+      names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name.c_str())));
+    }
+  }
+
+  template <typename T>
+  void fill(T& args, PyObject* values, size_t& next) const {
+    args.visit_fields([&](auto&... fields) { (fill_one(fields, values, next), ...); });
+  }
+
+  template <typename T>
+  void fill_one(T& field, PyObject* values, size_t& next) const {
+    if constexpr (std::is_class_v<T>) {
+      fill(field, values, next);
+    } else {
+      PyObject* value = PyDict_GetItemWithError(values, names_[next].ptr());
+      if (value == nullptr) {
+        throw py::type_error(op_ + ": argument " + py::cast<std::string>(names_[next]) + " is missing");
+      }
+      read(value, field);
+      if (PyErr_Occurred()) throw py::error_already_set();
+      ++next;
+    }
+  }
+
+  void refuse_unknown(const py::dict& values) const {
+    for (const auto& item : values) {
+      const auto same = [&](const py::object& name) { return name.equal(item.first); };
+      if (std::none_of(names_.begin(), names_.end(), same)) {
+        throw py::type_error(op_ + ": there is no argument " + py::cast<std::string>(py::str(item.first)));
+      }
+    }
+  }
+
+  std::string op_;
+  std::vector<py::object> names_;
+};
+
+// m.name(cuda, where, fields): `where` is the number of threads on the CPU, or the CUDA stream; `fields` a dict with a
+// value for each field of Args.
+template <typename Args>
+void bind(py::module_& m, const char* name, void (*on_cpu)(const Args&, int), void (*on_cuda)(const Args&, void*)) {
+  // Never destroyed: the names would outlive the interpreter otherwise.
+  const auto* fields = new Fields<Args>(name);
+  m.def(name, [=](bool cuda, Ptr where, const py::dict& values) {
+    const Args args = fields->from(values);
+    py::gil_scoped_release released;
+    if (!cuda) return on_cpu(args, static_cast<int>(where));
+    if (on_cuda == nullptr) throw std::runtime_error("the CUDA kernels are not compiled in: " PAW_CUDA_REASON);
+    args.check();
+    on_cuda(args, reinterpret_cast<void*>(where));
+  });
+}
+
+// How the CUDA kernels divide a row of n logits (row_plan.h). For tests and for tuning.
 py::dict row_plan(int64_t n, int element_bytes, int64_t shared_block, int64_t shared_processor, int forced) {
   py::dict out;
   py::list parts, blocks;
@@ -71,10 +151,10 @@ int64_t kept_elements(int64_t n, int element_bytes, int64_t round, int64_t scrat
 }
 
 #ifdef PAW_WITH_CUDA
-#define PAW_CUDA_OP(name) paw::name
+#define PAW_CUDA_KERNEL(name) paw::name##_cuda
 constexpr bool kCudaCompiled = true;
 #else
-#define PAW_CUDA_OP(name) nullptr
+#define PAW_CUDA_KERNEL(name) nullptr
 constexpr bool kCudaCompiled = false;
 #endif
 
@@ -91,81 +171,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("row_plan", &row_plan);
   m.def("kept_elements", &kept_elements);
 
-  m.def("token_logprobs",
-        [](bool cuda, Ptr where, int dtype, Ptr logits, int64_t rows, int64_t vocab, int64_t stride, double temperature,
-           double softcap, int64_t valid_vocab, Ptr targets, Ptr logprobs, Ptr entropies, Ptr lse) {
-          const paw::TokenLogprobsArgs args{as<void>(logits),
-                                            static_cast<paw::DType>(dtype),
-                                            rows,
-                                            vocab,
-                                            stride,
-                                            as<int64_t>(targets),
-                                            logit_map(temperature, softcap, valid_vocab),
-                                            as<float>(logprobs),
-                                            as<float>(entropies),
-                                            as<float>(lse)};
-          dispatch(cuda, where, args, paw::token_logprobs_cpu, PAW_CUDA_OP(token_logprobs_cuda));
-        });
-
-  m.def("token_logprobs_backward",
-        [](bool cuda, Ptr where, int dtype, Ptr logits, Ptr grad, int64_t rows, int64_t vocab, int64_t stride,
-           int64_t grad_stride, double temperature, double softcap, int64_t valid_vocab, Ptr targets, Ptr logprobs,
-           Ptr entropies, Ptr lse, Ptr grad_logprobs, Ptr grad_entropies, Ptr grad_lse) {
-          const paw::TokenLogprobsBackwardArgs args{as<void>(logits),
-                                                    as<void>(grad),
-                                                    static_cast<paw::DType>(dtype),
-                                                    rows,
-                                                    vocab,
-                                                    stride,
-                                                    grad_stride,
-                                                    as<int64_t>(targets),
-                                                    logit_map(temperature, softcap, valid_vocab),
-                                                    as<float>(logprobs),
-                                                    as<float>(entropies),
-                                                    as<float>(lse),
-                                                    as<float>(grad_logprobs),
-                                                    as<float>(grad_entropies),
-                                                    as<float>(grad_lse)};
-          dispatch(cuda, where, args, paw::token_logprobs_backward_cpu, PAW_CUDA_OP(token_logprobs_backward_cuda));
-        });
-
-  m.def("paw_loss", [](bool cuda, Ptr where, int dtype, Ptr logits, int64_t rows, int64_t vocab, int64_t stride,
-                       double temperature, double softcap, int64_t valid_vocab, double wm_temperature, double clip_low,
-                       double clip_high, double dual_clip, double kl_coef, double kl_clamp, double entropy_coef,
-                       double tau, double grad_scale, int wm_loss, Ptr targets, Ptr kinds, Ptr weights,
-                       Ptr old_logprobs, Ptr ref_logprobs, Ptr advantages, Ptr importance, Ptr losses, Ptr logprobs,
-                       Ptr entropies, Ptr kl, Ptr flags) {
-    const paw::PawLossSettings settings{static_cast<float>(clip_low),      static_cast<float>(clip_high),
-                                        static_cast<float>(dual_clip),     static_cast<float>(kl_coef),
-                                        static_cast<float>(kl_clamp),      static_cast<float>(entropy_coef),
-                                        static_cast<float>(tau),           static_cast<float>(grad_scale),
-                                        static_cast<paw::WmLoss>(wm_loss), static_cast<float>(1.0 / wm_temperature)};
-    const paw::PawLossArgs args{as<void>(logits),
-                                static_cast<paw::DType>(dtype),
-                                rows,
-                                vocab,
-                                stride,
-                                logit_map(temperature, softcap, valid_vocab),
-                                settings,
-                                as<int64_t>(targets),
-                                as<uint8_t>(kinds),
-                                as<float>(weights),
-                                as<float>(old_logprobs),
-                                as<float>(ref_logprobs),
-                                as<float>(advantages),
-                                as<float>(importance),
-                                as<float>(losses),
-                                as<float>(logprobs),
-                                as<float>(entropies),
-                                as<float>(kl),
-                                as<uint8_t>(flags)};
-    dispatch(cuda, where, args, paw::paw_loss_cpu, PAW_CUDA_OP(paw_loss_cuda));
-  });
-
-  m.def("scale_inplace",
-        [](bool cuda, Ptr where, int dtype, Ptr matrix, int64_t rows, int64_t columns, int64_t stride, Ptr factor) {
-          const paw::ScaleInplaceArgs args{as<void>(matrix), static_cast<paw::DType>(dtype), rows, columns, stride,
-                                           as<float>(factor)};
-          dispatch(cuda, where, args, paw::scale_inplace_cpu, PAW_CUDA_OP(scale_inplace_cuda));
-        });
+  py::list ops;
+#define PAW_BIND(name, Args)                                         \
+  bind<paw::Args>(m, #name, paw::name##_cpu, PAW_CUDA_KERNEL(name)); \
+  ops.append(#name);
+  PAW_OPS(PAW_BIND)
+#undef PAW_BIND
+  m.attr("ops") = py::tuple(ops);
 }

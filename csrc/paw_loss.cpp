@@ -1,5 +1,6 @@
 #include "paw_loss.h"
 
+#include "common/parallel.h"
 #include "common/paw_row.h"
 #include "common/row_cpu.h"
 
@@ -40,9 +41,7 @@ void loss_row(const PawLossArgs& a, int64_t row) {
                      RowGrad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp});
 }
 
-}  // namespace
-
-void paw_loss_row(const PawLossArgs& a, int64_t row) {
+void one_row(const PawLossArgs& a, int64_t row) {
   const bool cap = a.map.softcap > 0.0f;
   switch (a.dtype) {
     case DType::kF32:
@@ -52,6 +51,12 @@ void paw_loss_row(const PawLossArgs& a, int64_t row) {
     case DType::kF16:
       return cap ? loss_row<true, F16>(a, row) : loss_row<false, F16>(a, row);
   }
+}
+
+}  // namespace
+
+void paw_loss(const PawLossArgs& a, int threads) {
+  for_each_row<PawLossArgs, one_row>(a, a.rows, threads);
 }
 
 }  // namespace PAW_ISA

@@ -3,7 +3,9 @@
 
 #include <stdint.h>
 
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/fields.h"
 #include "common/host_device.h"
 #include "common/logit_map.h"
 
@@ -23,6 +25,9 @@ struct PawLossSettings {
   float grad_scale;  // multiplies the written gradient and nothing else (loss scaling for fp16)
   WmLoss wm_loss;
   float wm_inv_temperature;  // of world-model rows, in place of the map's
+
+  PAW_FIELDS(clip_low, clip_high, dual_clip, kl_coef, kl_clamp, entropy_coef, tau, grad_scale, wm_loss,
+             wm_inv_temperature)
 };
 
 struct PawLossArgs {
@@ -43,6 +48,10 @@ struct PawLossArgs {
   float* entropies;
   float* kl;
   uint8_t* flags;
+
+  PAW_FIELDS(logits, dtype, rows, vocab, stride, map, settings, targets, kinds, weights, old_logprobs, ref_logprobs,
+             advantages, importance, losses, logprobs, entropies, kl, flags)
+  void check() const { check_matrix(logits, rows, vocab, stride, map.valid_vocab); }
 };
 
 // The map of a row's logits: the sampling temperature is the policy's alone.

@@ -8,7 +8,6 @@
 //
 // Blocks do one row and end. Three or more share a multiprocessor, so that while one loads, others compute and store;
 // and no barrier or buffer is used twice, so that there are no phases to keep track of and no reuse to guard.
-#include "cuda_ops.h"
 #include "paw_loss_row.cuh"
 
 namespace paw {
@@ -36,7 +35,7 @@ __device__ __forceinline__ int64_t fill_slice(Header& header, T* data, const T* 
                 static_cast<uint32_t>(chunk_bytes(bulk, c)), &header.chunks[c]);
     }
   }
-  constexpr int kAhead = 8;  // loads on their way at once
+  constexpr int kAhead = 8;  // loads in flight
   for (int64_t k = bulk / static_cast<int64_t>(sizeof(T)) + threadIdx.x; k < slice.count;
        k += kAhead * kClusterThreads) {
     T ahead[kAhead];

@@ -1,5 +1,6 @@
 #include "scale_inplace.h"
 
+#include "common/parallel.h"
 #include "common/vec.h"
 
 namespace paw {
@@ -15,9 +16,7 @@ void scale_row(const ScaleInplaceArgs& a, int64_t row) {
   for (; i < a.columns; ++i) store_one(x + i, load_one(x + i) * factor);
 }
 
-}  // namespace
-
-void scale_inplace_row(const ScaleInplaceArgs& a, int64_t row) {
+void one_row(const ScaleInplaceArgs& a, int64_t row) {
   switch (a.dtype) {
     case DType::kF32:
       return scale_row<float>(a, row);
@@ -26,6 +25,13 @@ void scale_inplace_row(const ScaleInplaceArgs& a, int64_t row) {
     case DType::kF16:
       return scale_row<F16>(a, row);
   }
+}
+
+}  // namespace
+
+void scale_inplace(const ScaleInplaceArgs& a, int threads) {
+  if (*a.factor == 1.0f) return;
+  for_each_row<ScaleInplaceArgs, one_row>(a, a.rows, threads);
 }
 
 }  // namespace PAW_ISA

@@ -1,5 +1,4 @@
 #include "common/row_cuda.cuh"
-#include "cuda_ops.h"
 #include "scale_inplace.h"
 
 namespace paw {

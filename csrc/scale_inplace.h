@@ -4,7 +4,9 @@
 
 #include <stdint.h>
 
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/fields.h"
 
 namespace paw {
 
@@ -13,6 +15,9 @@ struct ScaleInplaceArgs {
   DType dtype;
   int64_t rows, columns, stride;
   const float* factor;  // [1]
+
+  PAW_FIELDS(matrix, dtype, rows, columns, stride, factor)
+  void check() const { check_matrix(matrix, rows, columns, stride, columns); }
 };
 
 }  // namespace paw

@@ -1,5 +1,6 @@
 #include "token_logprobs.h"
 
+#include "common/parallel.h"
 #include "common/row_cpu.h"
 
 namespace paw {
@@ -33,9 +34,7 @@ void backward_row(const TokenLogprobsBackwardArgs& a, int64_t row) {
                      RowStats{(double)a.lse[row], 0.0, (double)a.entropies[row]}, RowGrad{l - g, -h, g});
 }
 
-}  // namespace
-
-void token_logprobs_row(const TokenLogprobsArgs& a, int64_t row) {
+void one_row(const TokenLogprobsArgs& a, int64_t row) {
   const bool cap = a.map.softcap > 0.0f;
   switch (a.dtype) {
     case DType::kF32:
@@ -47,7 +46,7 @@ void token_logprobs_row(const TokenLogprobsArgs& a, int64_t row) {
   }
 }
 
-void token_logprobs_backward_row(const TokenLogprobsBackwardArgs& a, int64_t row) {
+void one_row(const TokenLogprobsBackwardArgs& a, int64_t row) {
   const bool cap = a.map.softcap > 0.0f;
   switch (a.dtype) {
     case DType::kF32:
@@ -57,6 +56,16 @@ void token_logprobs_backward_row(const TokenLogprobsBackwardArgs& a, int64_t row
     case DType::kF16:
       return cap ? backward_row<true, F16>(a, row) : backward_row<false, F16>(a, row);
   }
+}
+
+}  // namespace
+
+void token_logprobs(const TokenLogprobsArgs& a, int threads) {
+  for_each_row<TokenLogprobsArgs, one_row>(a, a.rows, threads);
+}
+
+void token_logprobs_backward(const TokenLogprobsBackwardArgs& a, int threads) {
+  for_each_row<TokenLogprobsBackwardArgs, one_row>(a, a.rows, threads);
 }
 
 }  // namespace PAW_ISA

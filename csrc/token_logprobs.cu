@@ -2,7 +2,6 @@
 // after another; with few, each part has a block of its own in a cluster. Both merge the same sums in the same order.
 #include "common/cuda_path.h"
 #include "common/row_cuda.cuh"
-#include "cuda_ops.h"
 #include "token_logprobs.h"
 
 namespace paw {
@@ -96,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
   const RowStats stats{a.lse[row] * kLog2e, 0.0f, a.lse[row], a.entropies[row]};
   const float at_target =
       target_gradient<kSoftcap>(grad, to_float(x[inside ? target : 0]), a.logprobs[row], a.map, stats);
-  __syncthreads();  // everybody has read the target's logit, which may be overwritten now
+  __syncthreads();  // every thread has read the target's logit, which may be overwritten now
   write_gradient<kSoftcap, kThreads, T>(GlobalRow<T>{x, is_aligned(x)}, out, a.map.valid_vocab, a.vocab,
                                         inside ? target : 0, at_target, a.map, stats, grad);
 }

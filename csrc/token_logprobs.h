@@ -4,7 +4,9 @@
 
 #include <stdint.h>
 
+#include "common/check.h"
 #include "common/dtype.h"
+#include "common/fields.h"
 #include "common/logit_map.h"
 
 namespace paw {
@@ -18,6 +20,9 @@ struct TokenLogprobsArgs {
   float* logprobs;   // [rows]
   float* entropies;  // [rows]
   float* lse;        // [rows]
+
+  PAW_FIELDS(logits, dtype, rows, vocab, stride, targets, map, logprobs, entropies, lse)
+  void check() const { check_matrix(logits, rows, vocab, stride, map.valid_vocab); }
 };
 
 struct TokenLogprobsBackwardArgs {
@@ -33,6 +38,13 @@ struct TokenLogprobsBackwardArgs {
   const float* grad_logprobs;  // each [rows] or null, which stands for zeros
   const float* grad_entropies;
   const float* grad_lse;
+
+  PAW_FIELDS(logits, grad, dtype, rows, vocab, stride, grad_stride, targets, map, logprobs, entropies, lse,
+             grad_logprobs, grad_entropies, grad_lse)
+  void check() const {
+    check_matrix(logits, rows, vocab, stride, map.valid_vocab);
+    check_matrix(grad, rows, vocab, grad_stride, map.valid_vocab);
+  }
 };
 
 }  // namespace paw

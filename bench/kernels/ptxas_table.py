@@ -4,7 +4,7 @@
 
 Beside them stack, spilled bytes and static shared memory where ptxas reports any; the dynamic part is chosen at launch
 (csrc/common/row_plan.h). A kernel of 4 registers is empty: it needs clusters, which that architecture lacks.
-Also looks into the machine code for the instructions that the design rests on, where cuobjdump is at hand.
+Where cuobjdump is installed, also checks that the machine code has the instructions that the design relies on.
 A warning, a spill or a missing instruction is an error (exit 1). Needs nvcc and c++filt.
 """
 

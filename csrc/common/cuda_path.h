@@ -1,6 +1,6 @@
-// Which of its ways a CUDA op takes: the one that fits, or the one that the environment asks for.
-//   PAW_FAST_CUDA_PATH     auto (the default) | plain (no clusters) | cluster (an error where that cannot be)
-//   PAW_FAST_CUDA_CLUSTER  1 | 2 | 4 | 8: blocks a row in (b), for tuning
+// Chooses the code path of a CUDA op: the one that fits, or the one that the environment asks for.
+//   PAW_FAST_CUDA_PATH     auto (the default) | plain (no clusters) | cluster (an error where it is not possible)
+//   PAW_FAST_CUDA_CLUSTER  1 | 2 | 4 | 8: blocks per row in (b), for tuning
 #pragma once
 
 #include <stdlib.h>
@@ -18,7 +18,7 @@ inline CudaPath cuda_path() {
   if (name.empty() || name == "auto") return CudaPath::kAuto;
   if (name == "plain") return CudaPath::kPlain;
   if (name == "cluster") return CudaPath::kCluster;
-  throw std::invalid_argument("PAW_FAST_CUDA_PATH is '" + name + "': say auto, plain or cluster");
+  throw std::invalid_argument("PAW_FAST_CUDA_PATH is '" + name + "', expected auto, plain or cluster");
 }
 
 inline int cuda_cluster() {
@@ -26,7 +26,7 @@ inline int cuda_cluster() {
   const std::string name = value == nullptr ? "" : value;
   if (name.empty()) return 0;
   if (name == "1" || name == "2" || name == "4" || name == "8") return name[0] - '0';
-  throw std::invalid_argument("PAW_FAST_CUDA_CLUSTER is '" + name + "': say 1, 2, 4 or 8");
+  throw std::invalid_argument("PAW_FAST_CUDA_CLUSTER is '" + name + "', expected 1, 2, 4 or 8");
 }
 
 }  // namespace paw

@@ -6,6 +6,7 @@
 #include "emulator.h"
 #else
 
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -43,10 +44,9 @@ inline Device current_device() {
                 attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), attribute(cudaDevAttrClusterLaunch) != 0};
 }
 
-// Launches `blocks` blocks of `threads` in clusters of `cluster`, each with `shared_bytes` of dynamic shared memory.
 template <typename... Params>
-void launch(const char* op, void (*kernel)(Params...), int64_t blocks, int threads, int cluster, int64_t shared_bytes,
-            void* stream, const Params&... params) {
+void launch_with(const cudaLaunchAttribute* attribute, const char* op, void (*kernel)(Params...), int64_t blocks,
+                 int threads, int64_t shared_bytes, void* stream, const Params&... params) {
   if (blocks > 2147483647) throw std::invalid_argument(std::string(op) + ": more than 2^31 - 1 blocks");
   if (shared_bytes > (48 << 10)) {
     const int bytes = static_cast<int>(shared_bytes);
@@ -58,13 +58,30 @@ void launch(const char* op, void (*kernel)(Params...), int64_t blocks, int threa
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = const_cast<cudaLaunchAttribute*>(attribute);
+  config.numAttrs = attribute == nullptr ? 0 : 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, params...), op);
+}
+
+// Launches `blocks` blocks of `threads` in clusters of `cluster`, each with `shared_bytes` of dynamic shared memory.
+template <typename... Params>
+void launch(const char* op, void (*kernel)(Params...), int64_t blocks, int threads, int cluster, int64_t shared_bytes,
+            void* stream, const Params&... params) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, params...), op);
+  launch_with(cluster > 1 ? &attribute : nullptr, op, kernel, blocks, threads, shared_bytes, stream, params...);
+}
+
+// Launches blocks that may meet at grid_sync(): an error where they cannot all run at once.
+template <typename... Params>
+void launch_cooperative(const char* op, void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
+                        void* stream, const Params&... params) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  launch_with(&attribute, op, kernel, blocks, threads, shared_bytes, stream, params...);
 }
 
 // --- device: arithmetic and memory ---
@@ -108,6 +125,19 @@ __device__ __forceinline__ void from_float(float v, BF16* out) {
 }
 __device__ __forceinline__ void from_float(float v, F16* out) {
   out->bits = __half_as_ushort(__float2half_rn(v));
+}
+
+// Of integers alone: sums of floats would depend on the order.
+__device__ __forceinline__ void atomic_add(uint32_t* sum, uint32_t value) {
+  atomicAdd(sum, value);
+}
+__device__ __forceinline__ void atomic_add(uint64_t* sum, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value));
+}
+
+// All threads of all blocks, in a cooperative launch; what was written before is visible after.
+__device__ __forceinline__ void grid_sync() {
+  cooperative_groups::this_grid().sync();
 }
 
 __device__ __forceinline__ char* shared_memory() {

@@ -101,7 +101,8 @@ inline RowStats row_stats(const T* x, const LogitMap& map) {
       sums[0] += e;
       products[0] += e * d;
     }
-    // In double lane by lane: beside a sure token's 1 the rest of the row must not be lost, or 1 - p_y would be zero.
+    // In double lane by lane: next to a token of probability near 1 the rest of the row must not be lost, or 1 - p_y
+    // would be zero.
     for (int u = 0; u < 2; ++u) {
       s1 += __builtin_convertvector(sums[u], VD);
       s2 += __builtin_convertvector(products[u], VD);

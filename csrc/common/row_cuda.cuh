@@ -173,7 +173,7 @@ __device__ __forceinline__ void add_units(Sums& sums, const Source& source, int6
     source.load(units[b], start + b * stride, kTail ? left_of(end, start + b * stride) : kUnit);
   }
 #pragma unroll
-  for (int b = 0; b < kUnits; ++b) source.keep(units[b], start + b * stride);  // after all loads are on their way
+  for (int b = 0; b < kUnits; ++b) source.keep(units[b], start + b * stride);  // after all loads have been issued
   float top = sums.top;
 #pragma unroll
   for (int b = 0; b < kUnits; ++b) {
@@ -324,7 +324,7 @@ __device__ __forceinline__ void write_gradient(const Source& source, T* out, int
   if (threadIdx.x == 0 && target >= 0 && target < n) from_float(at_target, &out[target]);
 }
 
-// Calls f(std::integral_constant<bool, softcap>, T{}) for the dtype at hand.
+// Calls f(std::integral_constant<bool, softcap>, T{}) for `dtype`.
 template <typename F>
 void with_types(DType dtype, bool softcap, F f) {
   const auto typed = [&](auto element) {

@@ -33,7 +33,7 @@ PAW_HOST_DEVICE Slice slice_of(int64_t n, int64_t length, int part) {
   return Slice{begin, n - begin < length ? n - begin : length};
 }
 
-// --- (a): parts of a row that are reduced on their own, by one block after another or by a cluster at once ---
+// --- (a): parts of a row that are reduced separately, by one block in turn or by a cluster at once ---
 
 constexpr int kMaxParts = 4;
 
@@ -76,7 +76,7 @@ inline ClusterPlan plan_cluster(int64_t n, int element_bytes, int64_t shared_blo
   return ClusterPlan{0, 0, 0, "the row does not fit into the shared memory of a cluster of 8"};
 }
 
-// What bulk copies bring of a slice, from its beginning; the rest (less than 16 bytes) comes element by element.
+// Bytes at the start of a slice that bulk copies load; the rest (less than 16 bytes) is loaded element by element.
 PAW_HOST_DEVICE int64_t bulk_bytes(int64_t count, int element_bytes) {
   return count * element_bytes / kBulkAlign * kBulkAlign;
 }
@@ -85,7 +85,7 @@ PAW_HOST_DEVICE int64_t chunk_bytes(int64_t bulk, int64_t chunk) {
   return left < kChunkBytes ? left : kChunkBytes;
 }
 
-// --- (b) without clusters: the beginning of the row stays in the block's shared memory, the rest is read twice ---
+// --- (b) without clusters: the start of the row stays in the block's shared memory, the rest is read twice ---
 
 // Elements that stay, a multiple of `round` (what all threads of a block handle at once) unless it is the whole row.
 // Two blocks a multiprocessor where the row fits into half of it, else one with all it can have.

@@ -12,14 +12,16 @@ from paw_fast.types import Transition
 
 
 def select_transitions(
-    entropies: np.ndarray, alpha: float, mode: str = "entropy", seed: int | Sequence[int] = 0
-) -> np.ndarray:
+    entropies: np.ndarray, alpha: float, mode: str = "entropy", seed: int | Sequence[int] = 0,
+    candidates: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Selects a share `alpha` of the transitions by action entropy (PaW, arXiv 2606.02388).
 
     entropies [M]: mean over an action's tokens of the full-vocabulary entropy, in nats -> bool [M], with
     max(1, floor(alpha * M)) True. `mode`: `entropy` takes the highest (ties: the lower index), `lowest` the
-    lowest, `random` by `seed`, `all` everything. Raises `ValueError` for another mode, alpha outside (0, 1] or
-    an entropy that is not a number.
+    lowest, `random` by `seed`, `all` everything. `candidates` bool [M]: the result is that of these transitions
+    alone, False elsewhere. Raises `ValueError` for another mode, alpha outside (0, 1] or a candidate's entropy
+    that is not a number.
 
     >>> select_transitions(np.array([0.1, 2.0, 0.5, 2.0]), 0.5).tolist()
     [False, True, False, True]
@@ -29,8 +31,9 @@ def select_transitions(
     if mode not in kernels.SELECTION_MODES:
         raise ValueError(f"selection is {mode!r}, expected one of {', '.join(kernels.SELECTION_MODES)}")
     entropies = np.array(entropies, dtype=np.float64, order="C")
-    if np.isnan(entropies).any():
-        raise ValueError(f"entropies: number {int(np.isnan(entropies).argmax())} of {len(entropies)} is NaN")
+    bad = np.isnan(entropies) if candidates is None else np.isnan(entropies) & candidates
+    if bad.any():
+        raise ValueError(f"entropies: number {int(bad.argmax())} of {len(entropies)} is NaN")
     if len(entropies) == 0:
         return np.zeros(0, dtype=bool)
     # Each entropy is a mean already: one "token" a transition, and no observation tokens to weigh.
@@ -39,6 +42,7 @@ def select_transitions(
     return kernels.select_transitions(
         torch.from_numpy(entropies), offsets, torch.zeros_like(offsets), torch.zeros(len(entropies)), alpha, 0,
         mode=mode, generator=torch.Generator().manual_seed(int(state)),
+        candidates=None if candidates is None else torch.from_numpy(np.array(candidates, dtype=bool)),
     ).selected.numpy()  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 """Fused C++/CUDA kernels, registered as torch operators. What each computes and how fast: docs/kernels.md.
 
-Importing this package works without the compiled extension; calling an op then raises and says how to mend it.
+Importing this package works without the compiled extension; calling an op then raises and says how to fix it.
 """
 
+import importlib
+import pkgutil
+
 from paw_fast.kernels.linear_paw_loss import linear_paw_loss
-from paw_fast.kernels.native import OPS, kernel_info, unavailable_reason
+from paw_fast.kernels.native import kernel_info, ops, unavailable_reason
 from paw_fast.kernels.paw_loss import (
     CLIPPED,
     DUAL_CLIPPED,
@@ -19,6 +22,12 @@ from paw_fast.kernels.paw_loss import (
 )
 from paw_fast.kernels.select_transitions import SELECTION_MODES, Selection, select_transitions
 from paw_fast.kernels.token_logprobs import TokenLogprobs, token_logprobs
+
+# Every module of this folder declares its ops when it is imported, so a new one needs no line here.
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")
+OPS = ops()
 
 __all__ = [
     "CLIPPED",

@@ -91,7 +91,7 @@ def chunk_rows(num_rows: int, weight: Tensor, chunk_bytes: int) -> int:
     return -(-num_rows // (chunks * 128)) * 128
 
 
-_OP = "linear_paw_loss"
+_OP = native.register("linear_paw_loss", "paw_loss", "scale_inplace")
 native.LIBRARY.define(
     "linear_paw_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor kinds, Tensor weights, "
     "Tensor old_logprobs, Tensor? ref_logprobs, Tensor advantages, Tensor? importance, float temperature, "

@@ -1,4 +1,4 @@
-"""Loads the compiled extension, says what it can run, and turns tensors into pointers. The only importer of `_native`.
+"""Loads the compiled extension, reports what it can run, and calls its kernels. The only importer of `_native`.
 
 The extension knows nothing of torch: it takes pointers, sizes, a dtype and either a number of threads (CPU) or a
 stream (CUDA). Nothing falls back silently: an op that cannot run raises with `unavailable_reason`.
@@ -20,27 +20,42 @@ except ImportError as error:
 
 LIBRARY = torch.library.Library("paw_fast", "FRAGMENT")
 
-OPS = ("token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Without a limit a row index times a row stride could leave 64 bits; 2^20 is the largest vocabulary tested.
 MAX_VOCAB = 1 << 20
 
+_kernels_of: dict[str, tuple[str, ...]] = {}  # op -> the rows of csrc/ops.h that it calls
+
+
+def register(op: str, *kernels: str) -> str:
+    """Declares an op and the kernels that it calls, by their names in csrc/ops.h. Returns the op's name.
+
+    `kernel_info` and `paw-fast doctor` list every op declared.
+    """
+    _kernels_of[op] = kernels
+    return op
+
+
+def ops() -> tuple[str, ...]:
+    """The names of all ops."""
+    return tuple(_kernels_of)
+
 
 def unavailable_reason(op: str, device: torch.device | str = "cpu") -> str | None:
-    """Why `op` cannot run on `device`, in one line that says how to mend it; None where it can.
+    """Why `op` cannot run on `device`, in one line that says how to fix it; None where it can.
 
     >>> unavailable_reason("paw_loss", "meta")
     'there are no kernels for meta devices: move the tensors to a CPU or a CUDA device'
     """
-    if op not in OPS:
-        raise ValueError(f"unknown op {op!r}: the ops are {', '.join(OPS)}")
+    if op not in _kernels_of:
+        raise ValueError(f"unknown op {op!r}: the ops are {', '.join(ops())}")
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda"):
         return f"there are no kernels for {kind} devices: move the tensors to a CPU or a CUDA device"
-    if op == "select_transitions":
-        return None  # plain tensor operations
     if _native is None:
         return f"the compiled extension is missing ({_import_error}): install the package with `pip install .`"
+    if not set(_kernels_of[op]) <= set(getattr(_native, "ops", ())):
+        return f"the compiled extension is older than this package and lacks {op}: run `pip install .` again"
     if kind == "cuda":
         if not _native.cuda_compiled:
             return (
@@ -70,7 +85,7 @@ def kernel_info() -> dict[str, Any]:
         "cuda_compiled": bool(_native and _native.cuda_compiled),
         "cuda_archs": _native.cuda_archs if _native else "",
         "cuda_reason": _native.cuda_reason if _native else "",
-        "unavailable": {op: {device: unavailable_reason(op, device) for device in ("cpu", "cuda")} for op in OPS},
+        "unavailable": {op: {device: unavailable_reason(op, device) for device in ("cpu", "cuda")} for op in ops()},
     }
 
 
@@ -79,21 +94,32 @@ def use_cpu_isa(isa: str) -> None:
     _native.use_cpu_isa(isa)
 
 
-def call(op: str, name: str, matrix: torch.Tensor, *args: float | int | torch.Tensor | None) -> None:
-    """Calls `_native.<name>` on the device of `matrix`, tensors replaced by their pointers and None by null.
+def call(op: str, kernel: str, device: torch.device, fields: dict[str, float | int | torch.Tensor | None]) -> None:
+    """Runs a kernel of csrc/ops.h on `device`. `fields`: one value for each field of its argument struct, by name.
 
-    The caller has checked shapes, dtypes and devices, and keeps the tensors alive.
+    Tensors are passed by their pointers, None as null. The caller has checked shapes, dtypes and devices, and keeps the
+    tensors alive. Raises TypeError for a field that is missing or that the struct does not have, RuntimeError where
+    the op cannot run.
     """
-    reason = unavailable_reason(op, matrix.device)
+    reason = unavailable_reason(op, device)
     if reason is not None:
         raise RuntimeError(f"paw_fast.kernels.{op} cannot run: {reason}")
-    raw = [0 if a is None else a if isinstance(a, int | float) else a.data_ptr() for a in args]
-    dtype = DTYPES[matrix.dtype]
-    if matrix.is_cuda:
-        with torch.cuda.device(matrix.device):
-            getattr(_native, name)(True, torch.cuda.current_stream().cuda_stream, dtype, *raw)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            getattr(_native, kernel)(True, torch.cuda.current_stream().cuda_stream, fields)
     else:
-        getattr(_native, name)(False, torch.get_num_threads(), dtype, *raw)
+        getattr(_native, kernel)(False, torch.get_num_threads(), fields)
+
+
+def matrix_fields(logits: torch.Tensor) -> dict[str, Any]:
+    """The fields that describe a matrix of logits: pointer, dtype, shape and row stride."""
+    rows, vocab = logits.shape
+    return {"logits": logits, "dtype": DTYPES[logits.dtype], "rows": rows, "vocab": vocab, "stride": logits.stride(0)}
+
+
+def map_fields(temperature: float, softcap: float, valid_vocab: int) -> dict[str, Any]:
+    """The fields of csrc/common/logit_map.h."""
+    return {"inv_temperature": 1.0 / temperature, "softcap": softcap, "valid_vocab": valid_vocab}
 
 
 def check_logits(op: str, logits: torch.Tensor, valid_vocab: int) -> None:

@@ -1,4 +1,4 @@
-"""Op (b): policy and world-model losses of every row of logits, the gradient written over the logits..
+"""Op (b): policy and world-model losses of every row of logits, the gradient written over the logits.
 
 Legend: N rows, V vocabulary.
 """
@@ -143,7 +143,7 @@ def op_arguments(logits: Tensor, rows: LossRows, settings: LossSettings) -> tupl
     )  # fmt: skip
 
 
-_OP = "paw_loss"
+_OP = native.register("paw_loss", "paw_loss", "scale_inplace")
 native.LIBRARY.define(
     "paw_loss_(Tensor(a!) logits, Tensor targets, Tensor kinds, Tensor weights, Tensor old_logprobs, "
     "Tensor? ref_logprobs, Tensor advantages, Tensor? importance, float temperature, float softcap, int valid_vocab, "
@@ -151,18 +151,22 @@ native.LIBRARY.define(
     "float entropy_coef, float tau, float grad_scale, int wm_loss) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 native.LIBRARY.define("scale_(Tensor(a!) matrix, Tensor factor) -> ()")
+# The schema's last arguments, under their names in csrc/paw_loss.h.
+_SETTINGS = (
+    "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_clamp", "entropy_coef", "tau", "grad_scale", "wm_loss",
+)  # fmt: skip
 
 
 def _run(
     logits: Tensor, targets: Tensor, kinds: Tensor, weights: Tensor, old_logprobs: Tensor,
     ref_logprobs: Tensor | None, advantages: Tensor, importance: Tensor | None,
-    temperature: float, softcap: float, valid_vocab: int, *settings: Any,
+    temperature: float, softcap: float, valid_vocab: int, wm_temperature: float, *settings: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     native.check_map(_OP, temperature, softcap or None)
-    native.check_map(_OP, settings[0], None)  # of the world-model rows
+    native.check_map(_OP, wm_temperature, None)
     native.check_logits(_OP, logits, valid_vocab)
-    vectors = [
-        native.check_vector(_OP, name, vector, logits, dtype)
+    vectors = {
+        name: native.check_vector(_OP, name, vector, logits, dtype)
         for name, vector, dtype in (
             ("targets", targets, torch.int64),
             ("kinds", kinds, torch.uint8),
@@ -172,17 +176,21 @@ def _run(
             ("advantages", advantages, torch.float32),
             ("importance", importance, torch.float32),
         )
-    ]
+    }
     if not logits.is_cuda and len(kinds):
         if int(kinds.max()) > WORLD_MODEL:
             raise ValueError(f"{_OP}: kinds must be 0, 1 or 2, got {int(kinds.max())}")
         native.check_targets(_OP, targets[kinds != IGNORED], valid_vocab)
-    rows, vocab = logits.shape
+    rows = logits.shape[0]
     losses, logprobs, entropies, kl = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(4))
     flags = torch.empty(rows, dtype=torch.uint8, device=logits.device)
     native.call(
-        _OP, "paw_loss", logits, logits, rows, vocab, logits.stride(0), temperature, softcap, valid_vocab,
-        *settings, *vectors, losses, logprobs, entropies, kl, flags,
+        _OP, "paw_loss", logits.device,
+        {
+            **native.matrix_fields(logits), **native.map_fields(temperature, softcap, valid_vocab), **vectors,
+            **dict(zip(_SETTINGS, settings, strict=True)), "wm_inv_temperature": 1.0 / wm_temperature,
+            "losses": losses, "logprobs": logprobs, "entropies": entropies, "kl": kl, "flags": flags,
+        },
     )  # fmt: skip
     native.bump_version(logits)
     loss = losses.sum(dtype=torch.float64).float()
@@ -198,7 +206,13 @@ def _fake(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _scale(matrix: Tensor, factor: Tensor) -> None:
     factor = factor.to(torch.float32)
-    native.call(_OP, "scale_inplace", matrix, matrix, matrix.shape[0], matrix.shape[1], matrix.stride(0), factor)
+    native.call(
+        _OP, "scale_inplace", matrix.device,
+        {
+            "matrix": matrix, "dtype": native.DTYPES[matrix.dtype], "rows": matrix.shape[0],
+            "columns": matrix.shape[1], "stride": matrix.stride(0), "factor": factor,
+        },
+    )  # fmt: skip
     native.bump_version(matrix)
 
 

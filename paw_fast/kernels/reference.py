@@ -5,6 +5,8 @@ Nothing here is fast or fused. Give float64 logits for the truth. Legend: N rows
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from paw_fast.kernels.paw_loss import (
     LossRows,
     LossSettings,
 )
+from paw_fast.kernels.select_transitions import Selection
 from paw_fast.kernels.token_logprobs import TokenLogprobs
 
 
@@ -103,3 +106,29 @@ def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -
         kl.detach(),
         flags,
     )
+
+
+def select_transitions_reference(
+    entropies: Tensor,
+    action_offsets: Tensor,
+    observation_offsets: Tensor,
+    lambdas: Tensor,
+    alpha: float,
+    *,
+    scores: Tensor | None = None,
+    candidates: Tensor | None = None,
+    lowest: bool = False,
+) -> Selection:
+    """As `select_transitions`, by a stable sort. `scores` [M]: ranked in place of the means, as in mode "random"."""
+    # `unsafe` leaves out the check of the offsets, which would wait for the device.
+    sums = torch.segment_reduce(entropies.double(), "sum", offsets=action_offsets, initial=0, unsafe=True)
+    means = (sums / action_offsets.diff().clamp(min=1)).to(entropies.dtype)
+    every = torch.ones_like(means, dtype=torch.bool) if candidates is None else candidates
+    numbers = every.nonzero()[:, 0]
+    order = torch.sort((means if scores is None else scores)[numbers], descending=not lowest, stable=True).indices
+    count = min(len(numbers), max(1, math.floor(alpha * len(numbers) + 1e-9)))
+    selected = torch.zeros_like(every).index_fill_(0, numbers[order[:count]], True)
+    lengths = observation_offsets.diff()
+    num_wm_tokens = torch.where(selected, lengths, 0).sum()
+    per_transition = torch.where(selected, lambdas, 0.0) / num_wm_tokens.clamp(min=1)
+    return Selection(means, selected, torch.repeat_interleave(per_transition, lengths), num_wm_tokens)

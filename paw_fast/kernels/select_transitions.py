@@ -1,13 +1,11 @@
 """Op (d): which transitions take part in the world-model loss, and the weight of each observation token.
 
-A few launches of torch's own operators, all sizes known on the host: nothing waits for the device, nothing adds
-atomically.
-Legend: M transitions, A action tokens, W observation tokens of the whole optimizer batch.
+One kernel, on the CPU and on CUDA; see csrc/select_transitions.h. All sizes are known on the host, so nothing waits for
+the device. Legend: M transitions, A action tokens, W observation tokens of the whole optimizer batch.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from paw_fast.kernels import native
 
 SELECTION_MODES = ("entropy", "lowest", "random", "all")
+_WORKSPACE_WORDS = 256 * 12  # kWorkspaceWords in csrc/select_transitions.h
 
 
 class Selection(NamedTuple):
@@ -35,6 +34,7 @@ def select_transitions(
     *,
     mode: str = "entropy",
     generator: torch.Generator | None = None,
+    candidates: Tensor | None = None,
 ) -> Selection:
     """Selects the share `alpha` of the transitions with the highest mean action entropy, and weighs their tokens.
 
@@ -42,12 +42,18 @@ def select_transitions(
     action_offsets          [M + 1] int64: transition i owns entropies[offsets[i] : offsets[i + 1]]
     observation_offsets     [M + 1] int64, the same for the observation tokens
     lambdas                 [M] fp32, the reward-adaptive weight of each transition's group
-    alpha                   in (0, 1]: max(1, floor(alpha * M)) transitions are selected; of equal ones the first
+    alpha                   in (0, 1]: max(1, floor(alpha * candidates)) transitions are selected; of equal ones the
+                            first
     num_observation_tokens  W, which the host knows; asking the device for it would mean waiting
     mode                    "entropy" (the method: the highest), or the ablations "lowest", "random" (with `generator`)
                             and "all" (whatever alpha)
+    candidates              [M] bool: the transitions that may be selected, for example those with an observation to
+                            predict; with none nothing is selected. None: all of them
 
-    A NaN entropy counts as the highest. Raises ValueError for shapes and values. No host synchronisation.
+    A NaN entropy counts as the highest. The result is the same to the bit on every device and for every number of
+    threads (given the same `scores` in mode "random"). Raises ValueError for shapes, dtypes, devices and values; on
+    CUDA offsets that do not fit the tokens are clamped instead, without a host synchronisation. Raises RuntimeError
+    where the kernel cannot run.
 
     >>> select_transitions(torch.tensor([1.0, 3.0, 0.5]), torch.tensor([0, 2, 3]), torch.tensor([0, 1, 5]),
     ...                    torch.ones(2), 0.5, 5).wm_weights
@@ -59,51 +65,96 @@ def select_transitions(
             "select_transitions: needs at least 1 transition, alpha in (0, 1] and mode one of "
             f"{', '.join(SELECTION_MODES)}; got {num}, {alpha} and {mode!r}"
         )
-    for name, offsets in (("action_offsets", action_offsets), ("observation_offsets", observation_offsets)):
-        if offsets.shape != (num + 1,) or offsets.dtype != torch.int64:
-            raise ValueError(
-                f"select_transitions: {name} must be int64 [{num + 1}], got {offsets.dtype} {tuple(offsets.shape)}"
-            )
-    wide = entropies.dtype in (torch.float32, torch.float64)
-    if entropies.dim() != 1 or not wide or lambdas.dtype != torch.float32:
-        raise ValueError(
-            f"select_transitions: entropies must be an fp32 or fp64 vector and lambdas fp32, got {entropies.dtype} "
-            f"{tuple(entropies.shape)} and {lambdas.dtype}"
-        )
-    noise = torch.rand(num, generator=generator, device=lambdas.device) if mode == "random" else None
     return Selection(
         *torch.ops.paw_fast.select_transitions(
             entropies,
             action_offsets,
             observation_offsets,
             lambdas,
-            noise,
-            num if mode == "all" else max(1, math.floor(alpha * num + 1e-9)),
+            _noise(num, entropies.dtype, lambdas.device, candidates, generator) if mode == "random" else None,
+            candidates,
+            1.0 if mode == "all" else alpha,
             num_observation_tokens,
             mode == "lowest",
         )
     )
 
 
+def _noise(
+    num: int, dtype: torch.dtype, device: torch.device, candidates: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """[M] random scores; those of the candidates are the same whatever transitions lie between them."""
+    noise = torch.rand(num, generator=generator, device=device).to(dtype)
+    return noise if candidates is None else noise[(candidates.cumsum(0) - 1).clamp(min=0)]
+
+
+_OP = native.register("select_transitions", "select_transitions")
 native.LIBRARY.define(
     "select_transitions(Tensor entropies, Tensor action_offsets, Tensor observation_offsets, Tensor lambdas, "
-    "Tensor? scores, int count, int num_observation_tokens, bool lowest) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? scores, Tensor? candidates, float alpha, int num_observation_tokens, bool lowest) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
+
+
+def _vector(
+    name: str, vector: Tensor, size: int | None, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> Tensor:
+    """`vector`, contiguous. Raises ValueError for another shape, dtype or device."""
+    fits = vector.dim() == 1 if size is None else vector.shape == (size,)
+    if not fits or vector.dtype not in dtypes:
+        wanted = " or ".join({torch.float32: "fp32", torch.float64: "fp64"}.get(d, str(d)[6:]) for d in dtypes)
+        raise ValueError(
+            f"{_OP}: {name} must be {wanted} [{'any' if size is None else size}], "
+            f"got {vector.dtype} {tuple(vector.shape)}"
+        )
+    if vector.device != device:
+        raise ValueError(f"{_OP}: {name} is on {vector.device}, lambdas are on {device}")
+    return vector.contiguous()
+
+
+def _check_offsets(name: str, offsets: Tensor, num_tokens: int) -> None:
+    """On CUDA the kernel clamps them instead: no waiting."""
+    if offsets.is_cuda:
+        return
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != num_tokens or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(
+            f"{_OP}: {name} must rise from 0 to the number of tokens, {num_tokens}; they go from {first} to {last}"
+            + ("" if first != 0 or last != num_tokens else " but fall between")
+        )
 
 
 def _run(
     entropies: Tensor, action_offsets: Tensor, observation_offsets: Tensor, lambdas: Tensor, scores: Tensor | None,
-    count: int, num_observation_tokens: int, lowest: bool,
+    candidates: Tensor | None, alpha: float, num_observation_tokens: int, lowest: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    # `unsafe` leaves out the check of the offsets, which would wait for the device.
-    sums = torch.segment_reduce(entropies, "sum", offsets=action_offsets, initial=0, unsafe=True)
-    means = sums / action_offsets.diff().clamp(min=1)
-    order = torch.sort(means if scores is None else scores, descending=not lowest, stable=True).indices
-    selected = torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[:count], True)
-    lengths = observation_offsets.diff()
-    num_wm_tokens = torch.where(selected, lengths, 0).sum()
-    per_transition = torch.where(selected, lambdas, 0.0) / num_wm_tokens.clamp(min=1)
-    weights = torch.repeat_interleave(per_transition, lengths, output_size=num_observation_tokens)
+    num, device = lambdas.shape[0], lambdas.device
+    lambdas = _vector("lambdas", lambdas, num, (torch.float32,), device)
+    action_offsets = _vector("action_offsets", action_offsets, num + 1, (torch.int64,), device)
+    observation_offsets = _vector("observation_offsets", observation_offsets, num + 1, (torch.int64,), device)
+    entropies = _vector("entropies", entropies, None, (torch.float32, torch.float64), device)
+    if scores is not None:
+        scores = _vector("scores", scores, num, (entropies.dtype,), device)
+    if candidates is not None:
+        candidates = _vector("candidates", candidates, num, (torch.bool,), device)
+    _check_offsets("action_offsets", action_offsets, len(entropies))
+    _check_offsets("observation_offsets", observation_offsets, num_observation_tokens)
+    means, selected, weights, num_wm_tokens = _fake(
+        entropies, action_offsets, observation_offsets, lambdas, scores, candidates, alpha, num_observation_tokens,
+        lowest,
+    )  # fmt: skip
+    workspace = torch.empty(_WORKSPACE_WORDS, dtype=torch.int32, device=device)
+    native.call(
+        _OP, "select_transitions", device,
+        {
+            "entropies": entropies, "wide": entropies.dtype == torch.float64, "lowest": lowest, "alpha": alpha,
+            "num_transitions": num, "num_action_tokens": len(entropies),
+            "num_observation_tokens": num_observation_tokens, "action_offsets": action_offsets,
+            "observation_offsets": observation_offsets, "lambdas": lambdas, "scores": scores,
+            "candidates": candidates, "means": means, "selected": selected, "weights": weights,
+            "num_wm_tokens": num_wm_tokens, "workspace": workspace, "workspace_words": _WORKSPACE_WORDS,
+        },
+    )  # fmt: skip
     return means, selected, weights, num_wm_tokens
 
 
@@ -114,7 +165,7 @@ for _key in ("CPU", "CUDA"):
 @torch.library.register_fake("paw_fast::select_transitions", lib=native.LIBRARY)
 def _fake(
     entropies: Tensor, action_offsets: Tensor, observation_offsets: Tensor, lambdas: Tensor, scores: Tensor | None,
-    count: int, num_observation_tokens: int, lowest: bool,
+    candidates: Tensor | None, alpha: float, num_observation_tokens: int, lowest: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     num = lambdas.shape[0]
     return (

@@ -56,7 +56,7 @@ def token_logprobs(
     )
 
 
-_OP = "token_logprobs"
+_OP = native.register("token_logprobs", "token_logprobs", "token_logprobs_backward")
 _MAP = "float temperature, float softcap, int valid_vocab"
 native.LIBRARY.define(
     f"token_logprobs(Tensor logits, Tensor targets, {_MAP}, bool inplace_backward) -> (Tensor, Tensor, Tensor)"
@@ -82,13 +82,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     targets = _check(logits, targets, temperature, softcap, valid_vocab)
     native.check_targets(_OP, targets, valid_vocab)
-    rows, vocab = logits.shape
-    outputs = tuple(torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
+    rows = logits.shape[0]
+    logprobs, entropies, lse = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3))
     native.call(
-        _OP, "token_logprobs", logits, logits, rows, vocab, logits.stride(0), temperature, softcap, valid_vocab,
-        targets, *outputs,
+        _OP, "token_logprobs", logits.device,
+        {
+            **native.matrix_fields(logits), **native.map_fields(temperature, softcap, valid_vocab),
+            "targets": targets, "logprobs": logprobs, "entropies": entropies, "lse": lse,
+        },
     )  # fmt: skip
-    return outputs  # type: ignore[return-value]
+    return logprobs, entropies, lse
 
 
 def _forward_fake(
@@ -110,11 +113,13 @@ def _run_backward(
         "logprobs": logprobs, "entropies": entropies, "lse": lse,
         "grad_logprobs": grad_logprobs, "grad_entropies": grad_entropies, "grad_lse": grad_lse,
     }  # fmt: skip
-    checked = [native.check_vector(_OP, name, v, logits, torch.float32) for name, v in vectors.items()]
-    rows, vocab = logits.shape
+    checked = {name: native.check_vector(_OP, name, v, logits, torch.float32) for name, v in vectors.items()}
     native.call(
-        _OP, "token_logprobs_backward", logits, logits, grad, rows, vocab, logits.stride(0), grad.stride(0),
-        temperature, softcap, valid_vocab, targets, *checked,
+        _OP, "token_logprobs_backward", logits.device,
+        {
+            **native.matrix_fields(logits), **native.map_fields(temperature, softcap, valid_vocab), **checked,
+            "grad": grad, "grad_stride": grad.stride(0), "targets": targets,
+        },
     )  # fmt: skip
 
 

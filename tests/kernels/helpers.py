@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,29 @@ def random_rows(logits: Tensor, vocab: int, generator: torch.Generator, **settin
         advantages=normal(1.0),
         importance=torch.rand(num, generator=generator) * 2,
     )
+
+
+def random_transitions(num: int, seed: int, dtype: torch.dtype, decimals: int, share: float | None) -> dict[str, Any]:
+    """Arguments of `select_transitions`: segments of 0 to 4 tokens, ties by rounding to `decimals`, now and then NaN.
+
+    share: of the transitions that are candidates; None: no mask.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def offsets() -> Tensor:
+        return torch.nn.functional.pad(torch.randint(0, 5, (num,), generator=g).cumsum(0), (1, 0))
+
+    action_offsets, observation_offsets = offsets(), offsets()
+    entropies = (torch.rand(int(action_offsets[-1]), generator=g, dtype=torch.float64) * 3).round(decimals=decimals)
+    entropies[torch.rand(len(entropies), generator=g) < 0.01] = torch.nan
+    return {
+        "entropies": entropies.to(dtype),
+        "action_offsets": action_offsets,
+        "observation_offsets": observation_offsets,
+        "lambdas": torch.rand(num, generator=g),
+        "num_observation_tokens": int(observation_offsets[-1]),
+        "candidates": None if share is None else torch.rand(num, generator=g) < share,
+    }
 
 
 def assert_close(got: Tensor, want: Tensor, tolerance: float, what: str) -> None:

@@ -12,29 +12,21 @@
 #include <thread>
 #include <vector>
 
-#include "cpu_dispatch.h"
-#ifdef PAW_EMULATE
-#include "cuda_ops.h"
-#endif
+#include "common/cpu_dispatch.h"
+#include "ops.h"
 
 namespace {
 
 // The CPU kernels, or the CUDA kernels on the emulator.
 struct Ops {
-  void (*token_logprobs)(const paw::TokenLogprobsArgs&);
-  void (*token_logprobs_backward)(const paw::TokenLogprobsBackwardArgs&);
-  void (*paw_loss)(const paw::PawLossArgs&);
-  void (*scale_inplace)(const paw::ScaleInplaceArgs&);
+#define PAW_SLOT(name, Args) void (*name)(const paw::Args&);
+  PAW_OPS(PAW_SLOT)
 };
-const Ops kCpu{[](const paw::TokenLogprobsArgs& a) { paw::token_logprobs_cpu(a, 3); },
-               [](const paw::TokenLogprobsBackwardArgs& a) { paw::token_logprobs_backward_cpu(a, 3); },
-               [](const paw::PawLossArgs& a) { paw::paw_loss_cpu(a, 3); },
-               [](const paw::ScaleInplaceArgs& a) { paw::scale_inplace_cpu(a, 3); }};
+#define PAW_ON_CPU(name, Args) [](const paw::Args& a) { paw::name##_cpu(a, 3); },
+const Ops kCpu{PAW_OPS(PAW_ON_CPU)};
 #ifdef PAW_EMULATE
-const Ops kEmulated{[](const paw::TokenLogprobsArgs& a) { paw::token_logprobs_cuda(a, nullptr); },
-                    [](const paw::TokenLogprobsBackwardArgs& a) { paw::token_logprobs_backward_cuda(a, nullptr); },
-                    [](const paw::PawLossArgs& a) { paw::paw_loss_cuda(a, nullptr); },
-                    [](const paw::ScaleInplaceArgs& a) { paw::scale_inplace_cuda(a, nullptr); }};
+#define PAW_ON_EMULATOR(name, Args) [](const paw::Args& a) { paw::name##_cuda(a, nullptr); },
+const Ops kEmulated{PAW_OPS(PAW_ON_EMULATOR)};
 #endif
 
 size_t size_of(paw::DType dtype) {
@@ -117,6 +109,36 @@ void one_case(const Ops& ops, paw::DType dtype, int64_t rows, int64_t vocab, int
   ops.scale_inplace(paw::ScaleInplaceArgs{logits.get(), dtype, rows, width, stride, &half});
 }
 
+// `num` transitions of 0 to 3 tokens, with many ties, some of them no candidates.
+void selection_case(const Ops& ops, bool wide, int64_t num, double alpha, bool lowest, bool masked) {
+  std::vector<int64_t> offsets(num + 1, 0);
+  for (int64_t i = 0; i < num; ++i) offsets[i + 1] = offsets[i] + (i * 7 + 3) % 4;
+  const int64_t tokens = offsets[num];
+  const size_t size = wide ? 8 : 4;
+  std::unique_ptr<char[]> entropies(new char[tokens * size]), means(new char[num * size]);
+  for (int64_t k = 0; k < tokens; ++k) {
+    const double value = static_cast<double>(k * 31 % 5) / 2;
+    const float narrow = static_cast<float>(value);
+    memcpy(entropies.get() + k * size, wide ? static_cast<const void*>(&value) : &narrow, size);
+  }
+  std::vector<float> lambdas(num, 0.5f), weights(tokens);
+  std::unique_ptr<uint8_t[]> candidates(new uint8_t[num]), selected(new uint8_t[num]);
+  int64_t among = 0, taken = 0, num_wm_tokens = -1, expected = 0;
+  for (int64_t i = 0; i < num; ++i) among += candidates[i] = !masked || i % 3 != 0;
+  std::vector<uint32_t> workspace(paw::kWorkspaceWords, 0xffffffffu);
+  ops.select_transitions(paw::SelectTransitionsArgs{
+      entropies.get(), wide, lowest, alpha, num, tokens, tokens, offsets.data(), offsets.data(), lambdas.data(), nullptr,
+      masked ? candidates.get() : nullptr, means.get(), selected.get(), weights.data(), &num_wm_tokens,
+      workspace.data(), paw::kWorkspaceWords});
+  for (int64_t i = 0; i < num; ++i) {
+    taken += selected[i];
+    if (selected[i]) expected += offsets[i + 1] - offsets[i];
+    expect(!selected[i] || candidates[i] != 0, "only candidates are selected");
+  }
+  expect(taken == paw::share_of(alpha, among), "as many transitions as asked for");
+  expect(num_wm_tokens == expected, "the selected transitions' tokens are counted");
+}
+
 }  // namespace
 
 int main() {
@@ -128,6 +150,11 @@ int main() {
         for (int64_t padding : {0, 5}) {
           for (float softcap : {0.0f, 4.0f}) one_case(kCpu, dtype, 5, vocab, padding, padding / 2, softcap);
         }
+      }
+    }
+    for (int64_t num : {1, 2, 10, 8191, 8192, 8193, 40000}) {
+      for (bool wide : {false, true}) {
+        for (double alpha : {0.01, 0.75, 1.0}) selection_case(kCpu, wide, num, alpha, wide, num % 2 == 0);
       }
     }
     std::printf("%s: done\n", isa.c_str());
@@ -149,6 +176,10 @@ int main() {
     std::printf("emulated %s %s: done\n", route[0], route[1]);
   }
   one_case(kEmulated, paw::DType::kBF16, 2, 33000, 0, 0, 0.0f);
+  for (int64_t num : {1, 300, 513, 1300}) {
+    selection_case(kEmulated, num % 2 == 0, num, 0.6, num > 400, num > 1);
+  }
+  std::printf("emulated selection: done\n");
 #endif
   return failures == 0 ? 0 : 1;
 }

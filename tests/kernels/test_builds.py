@@ -28,6 +28,7 @@ def test_kernels_under_sanitizers():
     assert log.count("portable: done") == 2
     if platform.machine() == "x86_64":
         assert log.count("emulated cluster 2: done") == 2
+        assert log.count("emulated selection: done") == 2
 
 
 @pytest.mark.slow
@@ -37,6 +38,7 @@ def test_cuda_sources_compile_without_warnings_or_spills(arch):
         pytest.skip("nvcc is not on PATH")
     log = run(sys.executable, ROOT / "bench" / "kernels" / "ptxas_table.py", "--archs", arch)
     assert "cluster_kernel" in log
+    assert "select_kernel" in log
 
 
 @pytest.mark.slow
@@ -54,5 +56,5 @@ def test_the_acceptance_bench_runs_on_a_cpu(tmp_path):
 def test_benchmark_option_runs_the_benches():
     log = run(sys.executable, "-m", "pytest", "--benchmark", "--benchmark-disable", "--collect-only", "-q", "-c",
               ROOT / "pyproject.toml", f"--rootdir={ROOT}")  # fmt: skip
-    assert "bench_kernels.py::test_paw_loss" in log
+    assert "bench_paw_loss.py::test_paw_loss" in log
     assert "test_builds.py" not in log

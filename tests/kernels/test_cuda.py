@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paw_fast import kernels as K
 from paw_fast.kernels.reference import paw_loss_reference, token_logprobs_reference
 
-from .helpers import DTYPES, assert_close, assert_gradient, random_rows
+from .helpers import DTYPES, assert_close, assert_gradient, random_rows, random_transitions
 
 REASON = K.unavailable_reason("paw_loss", "cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no CUDA kernels: {REASON}")]
@@ -84,7 +84,7 @@ def test_twice_and_in_another_batch_to_the_same_bits():
     alone = logits[7:9].clone()
     K.paw_loss(alone, part, SETTINGS)
     assert torch.equal(alone, together[7:9])
-    # 600 rows and 2 rows take different ways through (a).
+    # 600 rows and 2 rows take different paths through (a).
     for many, few in zip(
         K.token_logprobs(logits, rows.targets), K.token_logprobs(logits[7:9], rows.targets[7:9]), strict=True
     ):
@@ -109,6 +109,19 @@ def test_target_outside_the_vocabulary_is_nan_in_its_row_alone():
     assert out.losses.isnan().tolist() == [False, True, False]
     assert logits[1].isnan().all()
     assert logits[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("num", [1, 10, 1000, 200_000, 3_000_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_selection_has_the_bits_of_the_cpu(num, dtype):
+    for mode, decimals, share in (("entropy", 7, None), ("entropy", 1, 0.8), ("lowest", 0, 0.5), ("all", 7, 0.3)):
+        case = random_transitions(num, num, dtype, decimals, share)
+        there = {name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in case.items()}
+        want = K.select_transitions(**case, alpha=0.7, mode=mode)
+        for _ in range(2):
+            got = K.select_transitions(**there, alpha=0.7, mode=mode)
+            for mine, exact in zip(got, want, strict=True):
+                assert torch.equal(mine.cpu().nan_to_num(-1.0), exact.nan_to_num(-1.0))
 
 
 def test_in_a_cuda_graph():

@@ -23,7 +23,7 @@ from paw_fast import kernels as K
 from paw_fast.kernels import native
 from paw_fast.kernels.reference import paw_loss_reference, token_logprobs_reference
 
-from .helpers import DTYPES, assert_close, assert_gradient, random_rows
+from .helpers import DTYPES, assert_close, assert_gradient, random_rows, random_transitions
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +37,8 @@ class OnCuda:
 
     def __getattr__(self, name):
         found = getattr(self._module, name)
-        if name in ("token_logprobs", "token_logprobs_backward", "paw_loss", "scale_inplace"):
-            return lambda cuda, where, *args: found(True, 0, *args)
+        if name in self._module.ops:
+            return lambda cuda, where, fields: found(True, 0, fields)
         return found
 
 
@@ -252,13 +252,46 @@ def test_upstream_gradient_scales_in_place(cuda):
     torch.testing.assert_close(got, x.grad, rtol=1e-4, atol=1e-5)
 
 
+@hypothesis_settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**31),
+    num=st.one_of(st.integers(1, 30), st.sampled_from([511, 512, 513, 1025, 1700])),  # one to four blocks
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    alpha=st.floats(0.001, 1.0),
+    decimals=st.sampled_from([0, 1, 7]),
+    mode=st.sampled_from(K.SELECTION_MODES),
+    share=st.sampled_from([None, 0.0, 0.3, 0.9]),
+)
+def test_selection_has_the_bits_of_the_cpu(emulated, seed, num, dtype, alpha, decimals, mode, share):
+    case = random_transitions(num, seed, dtype, decimals, share)
+
+    def select():
+        return K.select_transitions(**case, alpha=alpha, mode=mode, generator=torch.Generator().manual_seed(seed))
+
+    want = select()  # checked against a stable sort in test_select_transitions.py
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_native", emulated)
+        got = select()
+    for name, mine, exact in zip(got._fields, got, want, strict=True):
+        assert torch.equal(mine.nan_to_num(-1.0), exact.nan_to_num(-1.0)), name
+
+
+def test_selection_clamps_offsets_that_do_not_fit(cuda, monkeypatch):
+    """As on a GPU, where they are not checked first: nothing outside the tokens is read or written."""
+    monkeypatch.setattr(sys.modules["paw_fast.kernels.select_transitions"], "_check_offsets", lambda *_: None)
+    offsets = torch.tensor([2, 5, 1, 900])
+    got = K.select_transitions(torch.ones(6), offsets, offsets, torch.ones(3), 1.0, 6)
+    assert got.mean_entropies.tolist() == [1.0, 0.0, 1.0]
+    assert got.selected.all()
+
+
 def test_switches_are_checked(cuda, monkeypatch):
     rows = random_rows(torch.zeros(1, 9), 9, torch.Generator().manual_seed(1))
     choose(monkeypatch, "fast")
-    with pytest.raises(ValueError, match="say auto, plain or cluster"):
+    with pytest.raises(ValueError, match="expected auto, plain or cluster"):
         K.paw_loss(torch.zeros(1, 9), rows, BUSY)
     choose(monkeypatch, "cluster", 3)
-    with pytest.raises(ValueError, match="say 1, 2, 4 or 8"):
+    with pytest.raises(ValueError, match="expected 1, 2, 4 or 8"):
         K.paw_loss(torch.zeros(1, 9), rows, BUSY)
     choose(monkeypatch, "cluster", 1)
     with pytest.raises(RuntimeError, match="does not fit"):

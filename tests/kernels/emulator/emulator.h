@@ -152,7 +152,7 @@ struct Device {
   bool clusters;
 };
 
-// A Hopper with few multiprocessors, so that both ways of (a) are taken with few rows.
+// A Hopper with few multiprocessors, so that few rows reach both paths of (a).
 inline Device current_device() {
   return Device{2, static_cast<int64_t>(emulator::kMostShared), 228 << 10, true};
 }
@@ -161,6 +161,23 @@ template <typename... Params>
 void launch(const char*, void (*kernel)(Params...), int64_t blocks, int threads, int cluster, int64_t shared_bytes,
             void*, const Params&... params) {
   emulator::run(blocks, threads, cluster, static_cast<size_t>(shared_bytes), [&] { kernel(params...); });
+}
+
+template <typename... Params>
+void launch_cooperative(const char*, void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
+                        void*, const Params&... params) {
+  // The whole grid as one cluster: its blocks run at once, as the barrier needs.
+  emulator::run(blocks, threads, static_cast<int>(blocks), static_cast<size_t>(shared_bytes), [&] { kernel(params...); });
+}
+
+inline void atomic_add(uint32_t* sum, uint32_t value) {
+  std::atomic_ref<uint32_t>(*sum).fetch_add(value, std::memory_order_relaxed);
+}
+inline void atomic_add(uint64_t* sum, uint64_t value) {
+  std::atomic_ref<uint64_t>(*sum).fetch_add(value, std::memory_order_relaxed);
+}
+inline void grid_sync() {
+  emulator::cluster->barrier.arrive_and_wait();
 }
 
 inline float exp2_fast(float x) {
