@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paw_fast import kernels as K
-from paw_fast import world_model
+from paw_fast.algorithms import world_model
 from paw_fast.kernels import native, reference
 
 from .helpers import random_transitions

@@ -374,7 +374,8 @@ def test_a_summary_of_fewer_steps_is_not_the_run_s(copied):
 
 def test_a_run_in_use_is_refused_and_free_when_its_process_is_killed(copied):
     program = (
-        f"import time; from pathlib import Path; from paw_fast.runs import run_dir; run_dir.hold(Path({str(copied)!r}))\n"
+        "import time; from pathlib import Path; from paw_fast.runs import run_dir\n"
+        f"run_dir.hold(Path({str(copied)!r}))\n"
         "print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
