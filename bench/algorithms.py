@@ -18,8 +18,9 @@ from datetime import date
 from pathlib import Path
 
 from paw_fast.runs.figures import draw_success, load_run, to_png
-from paw_fast.runs.metrics import read_metrics, wilson_interval
+from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.report import write_report
+from paw_fast.runs.statistics import wilson_interval
 
 # A critic of 2 million parameters learns nothing in a dozen steps of 1e-5.
 PPO = ["--algo", "ppo", "--critic.learning-rate", "1e-3"]

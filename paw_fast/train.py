@@ -50,9 +50,10 @@ from paw_fast.rollout.worker_pool import RolloutWorkerPool
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.checkpoint import prune, save_checkpoint
-from paw_fast.runs.metrics import MetricsWriter, StageTimer, peak_memory_bytes
+from paw_fast.runs.metrics import MetricsWriter, peak_memory_bytes
 from paw_fast.runs.resume import resume_point, write_summary
 from paw_fast.runs.rng import capture_rng_states
+from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, idle_shares
 from paw_fast.sft.warm_start import read_passages, warm_start
 from paw_fast.types import Trajectory
@@ -340,13 +341,13 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
     """Trains in `run_dir`, which it holds; returns the exit status: 0, or that of `stopping.Interrupted` when a signal
     stopped it after saving."""
     with stop_signals.handled(console.say):
-        runs.hold(run_dir)
+        runs.lock(run_dir)
         try:
             return _train(config, run_dir, resume)
         except EngineError as error:
             raise UserError(f"{error}; go on with --resume {run_dir}") from error
         finally:
-            runs.release(run_dir)
+            runs.unlock(run_dir)
 
 
 def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:

@@ -85,7 +85,7 @@ def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
     """A run means the same data in another folder and after the variable has changed."""
     generated = dataclasses.replace(load_preset("webshop-tiny"), run_dir=tmp_path / "run")
     run_dir = runs.create_run(generated)
-    assert runs.config_of(run_dir) == generated
+    assert runs.load_config(run_dir) == generated
     monkeypatch.setenv("WEBSHOP_DATA", "here")
     monkeypatch.chdir(tmp_path)
     assert with_full_paths(EnvConfig(name="webshop")).data == tmp_path / "here"
@@ -95,7 +95,7 @@ def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
     assert (asked.train, asked.corpus) == ((f"{tmp_path}/a.json:2",), tmp_path / "c.jsonl")
     assert (asked.template, asked.data) == (f"{tmp_path}/t.toml", None)
     with pytest.raises(UserError, match="WEBSHOP_DATA is set now: unset it"):
-        runs.config_of(run_dir)
+        runs.load_config(run_dir)
 
 
 def test_a_switch_can_be_turned_off_in_every_table(tmp_path):

@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_it_should(finished):
     assert summary["num_eval_tasks"] == 4
     assert (summary["eval_split"], summary["eval_tasks_in_train"]) == ("unseen", 0)
     assert "<th>evaluated on</th><td>unseen</td>" in (finished / "report.html").read_text()
-    assert run_dir.config_of(finished).steps == 4
+    assert run_dir.load_config(finished).steps == 4
     assert "torch" in json.loads((finished / "versions.json").read_text())
     assert [row["step"] for row in read_metrics(finished)] == [0, 1, 2, 3, 4]
     last = read_metrics(finished)[-1]
@@ -154,14 +154,14 @@ def test_a_run_with_more_steps_remembers_them_and_stays_in_its_folder(finished, 
         main.run(["train", "--resume", str(run), "--steps", "5", "--run-dir", str(tmp_path / "other")])
     with pytest.raises(UserError, match="nope"):
         main.run(["train", "--resume", str(run), "--steps", "5", "--env.template", "nope"])
-    assert run_dir.config_of(run) == run_dir.config_of(finished)
+    assert run_dir.load_config(run) == run_dir.load_config(finished)
     process = start(["train", "--resume", run, "--steps", "6"], cache, tmp_path)
     for line in process.stderr:
         if "step 5/6" in line:
             break
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert run_dir.config_of(run).steps == 6
+    assert run_dir.load_config(run).steps == 6
     assert main_in(cache, ["train", "--resume", str(run)]) == 0
     assert read_metrics(run)[-1]["step"] == 6
 

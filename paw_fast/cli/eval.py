@@ -41,12 +41,12 @@ def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[
     elif (path / "config.toml").is_file():
         raise UserError(f"no checkpoint in {path} yet: let the run save one, or evaluate {path}/warm_start")
     try:
-        run = run_dir.run_of(path)
+        run = run_dir.find_run_dir(path)
     except UserError:
         if checkpoint is not None and preset is None:
             raise
         return path, load_preset(preset or "tiny", env)
-    config = run_dir.config_of(run)
+    config = run_dir.load_config(run)
     return path, load_preset(preset, env or config.env.name) if preset else config
 
 
@@ -56,7 +56,7 @@ def _tasks_in_train(env: Env, tasks: Sequence[Task], split: str, path: Path | st
     if preset is not None or isinstance(path, str):
         return None
     try:
-        run_dir.run_of(path)
+        run_dir.find_run_dir(path)
     except UserError:
         return None
     try:

@@ -199,7 +199,7 @@ def _train_command(args: list[str]) -> int:
         runs.discard_unused(run_dir, before)
         raise
     finally:
-        runs.release(run_dir)
+        runs.unlock(run_dir)
 
 
 def _resume(path: Path, args: list[str]) -> int:
@@ -210,8 +210,8 @@ def _resume(path: Path, args: list[str]) -> int:
     from paw_fast.runs.resume import is_finished, resume_point, write_missing
     from paw_fast.train import train
 
-    run_dir = runs.run_of(path)
-    begun = runs.config_of(run_dir)
+    run_dir = runs.find_run_dir(path)
+    begun = runs.load_config(run_dir)
     said = any(arg.replace("_", "-").startswith(("--env.engine", "--env.allow-reference-engine")) for arg in args)
     runs.check_reference_engine(begun.env, said, "--env.engine textworld")
     config = parse(TrainConfig, args, "train --resume RUN", begun)
@@ -220,7 +220,7 @@ def _resume(path: Path, args: list[str]) -> int:
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
-    runs.hold(run_dir)
+    runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)
         if checkpoint is not None and is_finished(checkpoint, config):
@@ -231,7 +231,7 @@ def _resume(path: Path, args: list[str]) -> int:
         console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
         return train(config, run_dir, resume=True)
     finally:
-        runs.release(run_dir)
+        runs.unlock(run_dir)
 
 
 def _eval(args: list[str]) -> int:

@@ -127,7 +127,7 @@ class RolloutWorkerPool:
         )  # fmt: skip
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=main, args=(theirs, spec), daemon=r.tensor_parallel == 1)
-        with _environment(spec), stop_signals.held_back():
+        with _environment(spec), stop_signals.blocked():
             process.start()
         theirs.close()
         self._transmit(source, self.policy_version)

@@ -148,7 +148,7 @@ class _Stage:
 
 def main(connection: Connection, spec: WorkerSpec) -> None:
     """The process. Ends when it is told to, or when the trainer is gone."""
-    stop_signals.leave_to_parent()
+    stop_signals.ignore_in_child()
     if spec.log is not None:
         log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()
@@ -158,7 +158,7 @@ def main(connection: Connection, spec: WorkerSpec) -> None:
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     sender = threading.Thread(target=send_all, args=(connection, outbox), daemon=True)
     sender.start()
-    console.send_to(lambda text: outbox.put(Said(text)))
+    console.redirect(lambda text: outbox.put(Said(text)))
     try:
         _serve(connection, outbox, spec)
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,1 +1,1 @@
-"""Run directories: configuration, metrics, checkpoints, trace and report of a training run."""
+"""Writes and reads run directories: configuration, metrics, checkpoints, trace and report of a training run."""

@@ -1,6 +1,6 @@
-"""Writing files so that a failure costs nothing: atomic replacement, and operating-system errors as one line.
+"""Writes files atomically and turns operating-system errors into one-line messages.
 
-Imports no torch. Used by everything that writes into a run directory.
+Everything that writes into a run directory uses it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from paw_fast.errors import UserError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ACCESS_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where generated and converted data is kept: `cache_dir`, else `paw-fast` in the XDG cache folder."""
+    """Returns the folder for generated and converted data: `cache_dir`, or `paw-fast` in the XDG cache folder."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -29,7 +29,10 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def error_number(error: BaseException) -> int | None:
-    """The errno behind an exception, also where a library (safetensors) has turned it into text; else None."""
+    """Returns the errno behind an exception, or None.
+
+    Follows `__cause__`, and reads the number from the message of libraries (safetensors) that keep it only as text.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno is not None:
@@ -42,17 +45,20 @@ def error_number(error: BaseException) -> int | None:
 
 
 def describe_os_error(error: BaseException, path: str | Path) -> str | None:
-    """What went wrong and how to mend it, in one line without the action; None when no errno is behind it."""
+    """Describes in one line what went wrong and how to fix it. Returns None when the exception has no errno.
+
+    The description does not name the action that failed; `user_errors` adds it.
+    """
     number = error_number(error)
     if number is None:
         return None
-    if number in _FULL:
+    if number in _DISK_FULL:
         try:
             free = f" ({shutil.disk_usage(existing_parent(Path(path))).free / 2**20:.0f} MiB free)"
         except OSError:
             free = ""
         return f"the disk is full{free}: free some space or choose a folder on another disk"
-    if number in _DENIED:
+    if number in _ACCESS_DENIED:
         why = "the file system is read-only" if number == errno.EROFS else "no permission to write there"
         return f"{why}: choose another folder or change its permissions"
     if number == errno.EFBIG:
@@ -61,7 +67,7 @@ def describe_os_error(error: BaseException, path: str | Path) -> str | None:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself or its nearest ancestor that exists."""
+    """Returns the path itself, or its nearest existing ancestor."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
@@ -69,9 +75,12 @@ def existing_parent(path: Path) -> Path:
 
 @contextmanager
 def user_errors(action: str, path: str | Path, after: str = "") -> Iterator[None]:
-    """Turns an operating-system error inside the block into one `UserError` line; others pass unchanged.
+    """Context manager that turns operating-system errors into one-line `UserError`s. Other exceptions pass unchanged.
 
-    `action` completes "cannot ..."; `after` is appended (say, what is still intact).
+    Args:
+        action: completes the sentence "cannot ...".
+        path: the file or folder that the message names.
+        after: optional text appended to the message, such as what is still intact.
 
     >>> with user_errors("save the report", "/no/such/folder/report.html"):
     ...     raise PermissionError(13, "Permission denied")
@@ -91,7 +100,10 @@ def user_errors(action: str, path: str | Path, after: str = "") -> Iterator[None
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is the one at the path: it was not moved, replaced or deleted."""
+    """Returns True if the open file descriptor still refers to the file at `path`.
+
+    False means that the file was moved, replaced or deleted.
+    """
     try:
         here, there = os.fstat(handle), os.stat(path)
     except OSError:
@@ -100,7 +112,7 @@ def is_at(handle: int, path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Asks the disk to keep the folder's entries (renames, new files). Does nothing where folders cannot be opened."""
+    """Flushes a folder's entries (renames, new files) to disk. Does nothing on platforms that cannot open folders."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -115,13 +127,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Waits until the file's contents are on the disk. Raises `OSError`."""
+    """Flushes a file's contents to disk. Raises `OSError`."""
     with open(path, "rb+") as handle:
         os.fsync(handle.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all: a temporary sibling, fsync, rename. Raises `UserError` in one line."""
+    """Writes a text file atomically: temporary sibling, fsync, rename. Raises `UserError` when it cannot be written."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with user_errors("write the file", path):
         try:
@@ -138,12 +150,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Runs a command and returns the process's exit status; mistakes of the user become one line on stderr.
+    """Runs a command and returns the exit status of the process. User errors are printed to stderr as one line.
 
-    0 or the command's own number on success, 2 for a `UserError` and for an operating-system error that
-    names a full disk, a missing file or permission, 130 after Ctrl-C (75 after another signal: the command's own
-    number, see `stopping`), 141 when the reader of stdout has gone.
-    Anything else is a fault of this program and keeps its traceback.
+    The status is
+
+    - 0, or the number that the command returned (75 after a stop signal other than Ctrl-C, see `stop_signals`);
+    - 2 for a `UserError` and for an operating-system error about a full disk, a missing file or a permission;
+    - 130 after Ctrl-C;
+    - 141 when the reader of stdout has closed the pipe.
+
+    Any other exception is a bug in paw-fast and propagates with its traceback.
     """
     try:
         return command() or 0
@@ -152,11 +168,11 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit: give it somewhere to go.
+        # The interpreter flushes stdout once more at exit, which would raise again: redirect it to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in _FULL | _DENIED | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}:
+        if error.errno not in _DISK_FULL | _ACCESS_DENIED | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}:
             raise
         place = error.filename or Path.cwd()
         message = f"{place}: {describe_os_error(error, place)}"

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: whole or absent, checked on loading, bit-exact on resuming.
+"""Saves and loads checkpoints of a training run: written atomically, verified on loading, bit-exact on resuming.
 
     RUN/checkpoints/step_000040/
         config.json  generation_config.json  model.safetensors  tokenizer.json ...    Hugging Face format
@@ -6,9 +6,9 @@
         state.json                                                                    schema, step, the caller's `extra`
         manifest.json                                                                 size and SHA-256 of every file
 
-A checkpoint is written into a hidden sibling (`.tmp-step_000040`), forced to the disk and then renamed, so a
-folder named `step_*` was complete when it got its name: a full disk or a kill in the middle leaves the older ones
-as they were. What is left over is removed by the next save.
+A checkpoint is written into a hidden folder (`.tmp-step_000040`), flushed to disk and then renamed, so a folder named
+`step_*` is always complete. If the disk fills up or the process is killed during a save, older checkpoints are
+unaffected; the next save removes the incomplete folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TEMPORARY = ".tmp-"
 class Checkpoint:
     """A verified checkpoint. Produced by `load_checkpoint`, consumed by the training loop when it resumes.
 
-    The model and tokenizer are loaded from `path` by `from_pretrained`; `restore` puts back all the rest.
+    The model and tokenizer are loaded from `path` with `from_pretrained`; `restore` restores everything else.
 
     >>> Checkpoint(Path("runs/a/checkpoints/step_000040"), 40, {"policy_version": 40}).step
     40
@@ -57,9 +57,10 @@ class Checkpoint:
     rng_states: Mapping[str, Any] = field(default_factory=dict)
 
     def restore(self, *, optimizer: Any = None, scheduler: Any = None, critic: Any = None, rng: bool = True) -> None:
-        """Puts the saved states into the objects given (built as they were for the saved run) and the RNGs.
+        """Loads the saved states into the given objects and, with `rng`, into the global random generators.
 
-        Raises `UserError` when one of them does not fit what was saved.
+        The objects must have been built with the settings of the saved run. Raises `UserError` when a state is missing
+        from the checkpoint or does not fit its object.
         """
         pairs = (
             ("optimizer", optimizer, self.optimizer_state),
@@ -82,10 +83,10 @@ class Checkpoint:
 
 
 def restore_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)`, keeping every tensor's saved dtype.
+    """Like `optimizer.load_state_dict(state)`, but keeps the saved dtype of every tensor.
 
-    torch casts the state to its parameter's dtype on loading (float32 moments of bfloat16 weights would be
-    rounded), which a bit-exact resume cannot have. Raises `ValueError` when the groups differ.
+    torch casts the state to the dtype of its parameter when it loads it. That would round float32 moments of bfloat16
+    weights, so a resumed run would no longer be bit-exact. Raises `ValueError` when the parameter groups differ.
     """
     optimizer.load_state_dict(state)
     if not hasattr(optimizer, "param_groups") or "state" not in state:
@@ -103,7 +104,10 @@ def restore_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
 
 
 class _Writer:
-    """A file for `torch.save`, which would otherwise replace an operating-system error by one without its number."""
+    """File object for `torch.save` that records the `OSError` of a failed write.
+
+    `torch.save` replaces that error by one without an errno.
+    """
 
     def __init__(self, path: Path) -> None:
         self._raw = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by `close`
@@ -128,7 +132,7 @@ class _Writer:
 
 
 def _save_torch(value: Any, path: Path) -> None:
-    """`torch.save` that raises the `OSError` behind a failed write."""
+    """Like `torch.save`, but raises the `OSError` behind a failed write."""
     writer = _Writer(path)
     try:
         torch.save(value, writer)  # pyright: ignore[reportArgumentType] - needs write and flush only
@@ -141,7 +145,7 @@ def _save_torch(value: Any, path: Path) -> None:
 
 
 def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """The Hugging Face files, without transformers' own progress bars."""
+    """Writes the Hugging Face files with the progress bars of transformers disabled."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -151,7 +155,7 @@ def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    # safetensors writes files that only their owner may read; give them the mode of the other files.
+    # safetensors creates files that only the owner can read; give them the same mode as the other files.
     mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)
@@ -185,19 +189,25 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     rng_states: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Saves everything a run needs to go on, and returns the new folder `run_dir/checkpoints/step_<step>`.
+    """Saves everything that is needed to resume a run. Returns the new folder `run_dir/checkpoints/step_<step>`.
 
-    `model` and `tokenizer` have `save_pretrained`; `optimizer`, `scheduler` and `critic` have `state_dict`. `extra` is
-    JSON-able (task-sampler state, counters, policy version, path of the reference model). `rng_states` defaults to
-    `capture_rng_states()`; it may hold tensors of the caller's own generators under other keys. A checkpoint of the
-    same step is replaced. Raises `UserError` in one line on a full disk or a folder that may not be written: older
-    checkpoints are then as they were. Raises `TypeError` when `extra` is not JSON-able.
+    An existing checkpoint of the same step is replaced.
+
+    Args:
+        model, tokenizer: objects with `save_pretrained`.
+        optimizer, scheduler, critic: objects with `state_dict`.
+        extra: JSON-serializable values, such as the task sampler's state, counters and the policy version.
+        rng_states: defaults to `capture_rng_states()`. States of further generators can be stored under other keys.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable; older checkpoints are unaffected.
+        TypeError: `extra` is not JSON-serializable.
     """
     root = Path(run_dir) / "checkpoints"
     final = root / f"step_{step:06d}"
     temporary = root / f"{_TEMPORARY}{final.name}"
     state = {"schema": SCHEMA, "step": step, "extra": dict(extra or {})}
-    json.dumps(state)  # before anything is written
+    json.dumps(state)  # raises before anything is written
     if rng_states is None:
         rng_states = capture_rng_states()
     try:
@@ -223,7 +233,7 @@ def save_checkpoint(
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Writes the manifest of all files in the folder and forces everything to the disk."""
+    """Writes the manifest of all files in the folder and flushes everything to disk."""
     entries = {}
     for path in _files(folder):
         sync_file(path)
@@ -234,7 +244,7 @@ def _seal(folder: Path, step: int) -> None:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Gives the finished folder its name, replacing one of the same name."""
+    """Renames the finished folder to its final name, replacing an existing one."""
     old = final.with_name(f"{_TEMPORARY}old-{final.name}")
     if final.exists():
         os.rename(final, old)
@@ -257,18 +267,18 @@ def _remove_temporaries(root: Path) -> None:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first. They may be damaged: `load_checkpoint` tells.
+    """Returns the checkpoint folders of a run, oldest first. They are not verified; `load_checkpoint` does that.
 
-    Raises `UserError` for a folder that is there and cannot be listed: that is not the same as none.
+    Raises `UserError` when the folder exists but cannot be listed.
     """
     root = Path(run_dir) / "checkpoints"
-    try:  # not `glob`, which takes a folder without permission for an empty one
+    try:  # not `glob`, which treats an unreadable folder as empty
         with os.scandir(root) as entries:
             found = [root / entry.name for entry in entries if _NAME.match(entry.name) and entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"cannot list the checkpoints in {root}: {error.strerror}; see to its permissions") from error
+        raise UserError(f"cannot list the checkpoints in {root}: {error.strerror}; check its permissions") from error
     return sorted(found, key=_step_of)
 
 
@@ -278,10 +288,10 @@ def _step_of(path: Path) -> int:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The newest checkpoint of a run directory, or the path itself where it is a checkpoint; None without any.
+    """Returns the newest checkpoint of a run directory, or `path` itself if it is a checkpoint; None if there is none.
 
-    What a save left unfinished never counts. A checkpoint that was damaged later does: loading it says so and
-    names one that is intact, so that no steps are dropped unseen.
+    Unfinished saves are ignored. Damaged checkpoints are not: loading one raises an error that names an intact
+    checkpoint, so that no steps are lost silently.
     """
     path = Path(path)
     if (path / MANIFEST).is_file() or _NAME.match(path.name):
@@ -291,9 +301,10 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def prune(run_dir: Path, keep: int) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints (at least one stays) and returns the removed ones.
+    """Removes all but the newest `keep` checkpoints (at least one is kept) and returns the removed paths.
 
-    Each is renamed out of sight first, so that a kill in the middle leaves no half checkpoint. Raises `UserError`.
+    Each folder is renamed to a hidden name first, so that an interrupted removal leaves no partial checkpoint. Raises
+    `UserError` when a checkpoint cannot be removed.
     """
     removed = list_checkpoints(run_dir)[: -max(keep, 1)]
     for path in removed:
@@ -305,7 +316,7 @@ def prune(run_dir: Path, keep: int) -> list[Path]:
 
 
 def _faults(folder: Path, contents: bool = True) -> list[str]:
-    """What differs from the manifest, in words; empty when the checkpoint is intact."""
+    """Returns descriptions of all differences from the manifest; an empty list means that the checkpoint is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
@@ -314,7 +325,7 @@ def _faults(folder: Path, contents: bool = True) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read ({error})"]
     if manifest.get("schema") != SCHEMA:
-        return [f"its schema is {manifest.get('schema')}, this version of paw-fast reads {SCHEMA}"]
+        return [f"its schema is {manifest.get('schema')}, but this version of paw-fast reads schema {SCHEMA}"]
     faults = [] if STATE in files else [f"{MANIFEST} does not list {STATE}"]
     for name, (size, digest) in files.items():
         path = folder / name
@@ -330,7 +341,7 @@ def _faults(folder: Path, contents: bool = True) -> list[str]:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compares every file with the manifest. Raises `UserError` naming the fault and how to go on."""
+    """Compares every file with the manifest. Raises `UserError` that names the first fault and how to continue."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a run directory or its checkpoints/step_* folder")
@@ -339,13 +350,13 @@ def verify_checkpoint(path: Path) -> None:
         return
     older = [one for one in reversed(list_checkpoints(path.parent.parent)) if _step_of(one) < _step_of(path)]
     intact = _first_intact(older)
-    mend = (
-        f"delete that folder to go on from {intact.name}, which is intact"
+    fix = (
+        f"delete that folder to resume from {intact.name}, which is intact"
         if intact
-        else "no older checkpoint of this run is intact, so copy it again or start a new run"
+        else "no older checkpoint of this run is intact, so restore it from a copy or start a new run"
     )
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    raise UserError(f"checkpoint {path} cannot be used: {faults[0]}{more}; {mend}")
+    raise UserError(f"checkpoint {path} cannot be used: {faults[0]}{more}; {fix}")
 
 
 def _first_intact(paths: Iterable[Path]) -> Path | None:
@@ -353,9 +364,10 @@ def _first_intact(paths: Iterable[Path]) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Verifies a checkpoint (every byte) and reads all but the model. `path` as for `find_checkpoint`.
+    """Verifies every byte of a checkpoint and loads everything except the model.
 
-    Tensors come on the CPU. Raises `UserError` when there is none or when it is damaged, naming an intact one.
+    `path` is a run directory or a checkpoint, as for `find_checkpoint`. Tensors are loaded to the CPU. Raises
+    `UserError` when there is no checkpoint, and when it is damaged; that message names an intact checkpoint, if any.
     """
     found = find_checkpoint(path)
     if found is None:

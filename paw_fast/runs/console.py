@@ -1,6 +1,6 @@
-"""What a person sees while work goes on: a bar where there is a terminal, a line a step where there is none.
+"""Prints messages and progress: a progress bar on a terminal, one line per step elsewhere.
 
-Everything goes to stderr, so that stdout stays free for results (`--json`).
+All output goes to stderr; stdout is reserved for results (`--json`).
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from rich.progress import (
 from paw_fast.runs import stop_signals
 
 
-class _Screen:
-    """sys.stderr as it is at the time; a screen that has gone (a lost connection, a closed pipe) stops nothing."""
+class _Stderr:
+    """File object that writes to the current `sys.stderr` and ignores errors of a closed terminal or pipe."""
 
     def write(self, text: str) -> int:
-        self._survive(lambda: sys.stderr.write(text))
+        self._ignore_errors(lambda: sys.stderr.write(text))
         return len(text)
 
     def flush(self) -> None:
-        self._survive(lambda: sys.stderr.flush())
+        self._ignore_errors(lambda: sys.stderr.flush())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
 
     @staticmethod
-    def _survive(act: Callable[[], object]) -> None:
+    def _ignore_errors(write: Callable[[], object]) -> None:
         try:
-            act()
+            write()
         except OSError:
-            with suppress(OSError, ValueError):  # what is still buffered must have somewhere to go
+            with suppress(OSError, ValueError):  # buffered output is flushed at exit: redirect it to /dev/null
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, sys.stderr.fileno())
                 os.close(null)
 
 
-console = Console(file=cast(IO[str], _Screen()), highlight=False)
+console = Console(file=cast(IO[str], _Stderr()), highlight=False)
 _listener: Callable[[str], None] | None = None
 
 
 def say(text: str) -> None:
-    """One line to the user."""
+    """Prints one line to stderr, or passes it to the listener set by `redirect`."""
     if _listener is not None:
         _listener(text)
     else:
         console.print(text, markup=False, soft_wrap=True)
 
 
-def send_to(listener: Callable[[str], None] | None) -> None:
-    """Hands what is said in this process to `listener` instead; None prints again."""
+def redirect(listener: Callable[[str], None] | None) -> None:
+    """Passes the messages of this process to `listener` instead of printing them. None restores printing."""
     global _listener
     _listener = listener
 
@@ -77,9 +77,10 @@ def _bar(*extra) -> Progress:
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar over `total` items (None: not known); call what it gives once for each (or with a number of them).
+    """Context manager that shows a progress bar over `total` items (None: unknown number).
 
-    That call raises `stopping.Interrupted` where a stop was asked for.
+    Yields a function `advance(count=1)` to call for finished items. It raises `stop_signals.Interrupted` when a stop
+    was requested.
     """
     if not console.is_terminal:
         say(f"{label} ...")
@@ -94,7 +95,7 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
 
 
 class StepProgress:
-    """The bar of a training run: steps done, and the episodes of the step that is being played."""
+    """Progress of a training run: finished steps, and finished episodes of the current step."""
 
     def __init__(self, bar: Progress, total: int, done: int, success: float, eval_split: str):
         self._bar, self._total, self._success, self._eval_split = bar, total, success, eval_split
@@ -102,12 +103,12 @@ class StepProgress:
         self._episodes = bar.add_task("  episodes", total=1)
 
     def episode(self, count: int) -> Callable[[], None]:
-        """Begins a step of `count` episodes; call what it gives for each."""
+        """Starts a step of `count` episodes. Returns a function to call for each finished episode."""
         self._bar.reset(self._episodes, total=count)
         return lambda: self._bar.advance(self._episodes)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows a finished step."""
+        """Prints the metrics of a finished step and advances the bar."""
         evaluated = metrics.get("success/eval_rate")
         parts = [f"step {step}/{self._total}", f"success {metrics['success/rate']:.0%}"]
         if evaluated is not None:
@@ -117,13 +118,16 @@ class StepProgress:
             parts.append(f"next-observation error {metrics['wm/next_observation_error']:.2f}")
         seconds = metrics["time/step_s"]
         left = seconds * (self._total - step)
-        parts.append(f"{seconds:.1f} s a step, {int(left // 60)}:{int(left % 60):02d} left")
+        parts.append(f"{seconds:.1f} s per step, {int(left // 60)}:{int(left % 60):02d} left")
         say("  ".join(parts))
         self._bar.update(self._steps, completed=step, description=f"training, success {metrics['success/rate']:.0%}")
 
 
 @contextmanager
 def step_progress(total: int, done: int, success: float, eval_split: str) -> Iterator[StepProgress]:
-    """The progress of a run of `total` steps, of which `done` are done, evaluated on the tasks of `eval_split`."""
+    """Context manager for the progress of a run of `total` steps, `done` of which are finished.
+
+    `success` is the latest success rate; `eval_split` names the split of the evaluation tasks.
+    """
     with _bar() as bar:
         yield StepProgress(bar, total, done, success, eval_split)

@@ -1,7 +1,7 @@
-"""The report's figures, drawn by matplotlib without a display. Imports no torch.
+"""Draws the figures of reports with matplotlib, without a display. Imports no torch.
 
-Lines and areas keep their colour; everything else is drawn in one stand-in colour that becomes the page's own
-text colour (`currentColor`) in the SVG, so that one file is readable on light and on dark pages.
+Data is drawn in fixed colours. Text, axes and grids are drawn in a placeholder colour, which the SVG replaces by the
+text colour of the page (`currentColor`), so that the figures are readable on light and on dark pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors
-from paw_fast.runs.metrics import read_metrics, wilson_interval
+from paw_fast.runs.metrics import read_metrics
+from paw_fast.runs.statistics import wilson_interval
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,14 +56,17 @@ _STYLE: dict[Any, Any] = {
 _MAX_POINTS = 1500
 
 
-def drawable(value: float) -> bool:
-    """Finite, and small enough for an axis (a run that blew up may have logged anything)."""
+def is_plottable(value: float) -> bool:
+    """Returns True for values that are finite and small enough for an axis; diverged runs may log others."""
     return -1e100 < value < 1e100
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory says of itself. Produced by `load_run`, consumed by the figures and the report."""
+    """The contents of a run directory. Produced by `load_run`, consumed by the figures and the report.
+
+    `rows` are the rows of metrics.jsonl, `summary` is summary.json, `config` and `config_text` are config.toml.
+    """
 
     path: Path
     rows: Sequence[Mapping[str, float]]
@@ -71,31 +75,34 @@ class Run:
     config_text: str
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps [n] and values [n] of a metric, drawable ones alone; the last row wins where a step has two."""
-        found = {row["step"]: row[name] for row in self.rows if name in row and drawable(row[name])}
+        """Returns the steps [n] and plottable values [n] of a metric. The last row wins if a step was logged twice."""
+        found = {row["step"]: row[name] for row in self.rows if name in row and is_plottable(row[name])}
         steps = sorted(found)
         return np.array(steps, dtype=float), np.array([found[step] for step in steps], dtype=float)
 
     @cached_property
     def stages(self) -> list[str]:
-        """Names of the timed stages, the longest first."""
+        """Names of the timed stages, in descending order of total time."""
         totals: dict[str, float] = {}
         for row in self.rows:
             for name, value in row.items():
                 match = re.fullmatch(r"time/(.+)_s", name)
-                if match and match[1] != "step" and drawable(value):
+                if match and match[1] != "step" and is_plottable(value):
                     totals[match[1]] = totals.get(match[1], 0.0) + value
         return sorted((name for name in totals if totals[name] > 0), key=lambda name: -totals[name])
 
     def number(self, key: str) -> float | None:
-        """A finite number of summary.json, or None."""
+        """Returns a finite number from summary.json, or None."""
         value = self.summary.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not drawable(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_plottable(value):
             return None
         return float(value)
 
     def evaluations(self) -> list[tuple[float, float, float, float]]:
-        """(step, success, low, high) of each evaluation, with the 95 % interval where the number of tasks is known."""
+        """Returns (step, success rate, low, high) for each evaluation.
+
+        `low` and `high` are the 95 % Wilson interval, or the rate itself if the number of tasks is unknown.
+        """
         steps, rates = self.series("success/eval_rate")
         points = dict(zip(steps.tolist(), rates.tolist(), strict=True))
         first, last = self.number("warm_start_success"), self.number("final_success")
@@ -113,12 +120,12 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Reads a run directory; any of its files may be missing, but not all. Raises `UserError` naming the file."""
+    """Reads a run directory. Some of its files may be missing. Raises `UserError`, which names the file or folder."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"no run at {path}: give the directory of a run")
+        raise UserError(f"no run at {path}: give a run directory")
     if not any((path / name).is_file() for name in ("metrics.jsonl", "summary.json", "config.toml")):
-        raise UserError(f"{path} is not a run: it holds no metrics.jsonl, summary.json or config.toml")
+        raise UserError(f"{path} is not a run directory: it contains no metrics.jsonl, summary.json or config.toml")
     summary, config, config_text = {}, {}, ""
     source = path / "summary.json"
     try:
@@ -134,7 +141,7 @@ def load_run(path: Path) -> Run:
             raise
         raise UserError(f"{source} cannot be read ({error}): restore it or remove it") from error
     if not isinstance(summary, dict):
-        raise UserError(f"{path / 'summary.json'} cannot be read (it is no JSON object): restore it or remove it")
+        raise UserError(f"{path / 'summary.json'} cannot be read (it is not a JSON object): restore it or remove it")
     return Run(path, read_metrics(path), summary, config, config_text)
 
 
@@ -143,7 +150,9 @@ def load_run(path: Path) -> Run:
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: each entry of `axes` is a y axis with its metrics and their names, under a common x axis.
+    """Definition of a figure.
+
+    Each entry of `axes` is one subplot: pairs of a metric and its label. The subplots share their x axis.
 
     >>> Panel("Reward", "Mean return.", ((("reward/mean", "with penalties"),),)).title
     'Reward'
@@ -163,59 +172,58 @@ PANELS = (
     ),
     Panel(
         "World-model weight and clipped tokens",
-        "Lambda falls as groups succeed; clipped tokens are those the model already predicts (p ≥ tau).",
+        "Lambda decreases as groups succeed. Clipped tokens are those the model already predicts (p ≥ tau).",
         ((("wm/lambda_mean", "lambda"), ("wm/clipped_token_ratio", "clipped-token ratio")),),
     ),
     Panel(
         "Next-observation error",
-        "Mean 1 - p over the selected observation tokens.",
+        "Mean of 1 - p over the selected observation tokens.",
         ((("wm/next_observation_error", "error"),),),
     ),
     Panel(
         "Held-out prediction",
-        "Mean probability of the next observation's tokens on evaluation episodes; shuffled: after another action.",
-        ((("wm/eval_probability", "played action"), ("wm/eval_shuffled_probability", "shuffled action")),),
+        "Mean probability of the next observation's tokens in evaluation episodes; shuffled: given another action.",
+        ((("wm/eval_probability", "actual action"), ("wm/eval_shuffled_probability", "shuffled action")),),
     ),
     Panel("Action entropy", "Mean over the sampled tokens, in nats.", ((("policy/entropy", "entropy"),),)),
     Panel(
         "KL and clip fraction",
-        "KL to the reference policy (nats a token); share of action tokens whose ratio is clipped.",
+        "KL divergence from the reference policy (nats per token); share of action tokens whose ratio is clipped.",
         ((("policy/kl", "KL"),), (("policy/clip_fraction", "clip fraction"),)),
     ),
     Panel(
         "Critic",
-        "Share of the value targets' variance that the values explain (PPO).",
+        "Share of the variance of the value targets that the values explain (PPO).",
         ((("critic/explained_variance", "explained variance"),),),
     ),
     Panel("Gradient norm", "Before clipping.", ((("optim/grad_norm", "norm"),),)),
     Panel(
         "Episodes",
-        "Actions in an episode; share of actions that are invalid.",
+        "Mean number of actions in an episode; share of invalid actions.",
         ((("episode/length_mean", "length"),), (("episode/invalid_action_rate", "invalid"),)),
     ),
     Panel(
-        "Generator and trainer",
-        "Gap between their log-probabilities of the same tokens, in nats.",
+        "Engine and trainer",
+        "Mean absolute difference of their log-probs for the same tokens, in nats.",
         ((("rollout/logprob_gap_mean", "mean gap"),),),
     ),
     Panel(
         "Idle devices",
-        "Share of the step, evaluations left out, in which trainer and generators (where they play, too) had nothing "
-        "to do.",
-        ((("idle/trainer", "trainer"), ("idle/generator", "generators")),),
+        "Share of the step in which the trainer and the rollout workers were idle. Evaluations are excluded.",
+        ((("idle/trainer", "trainer"), ("idle/generator", "rollout workers")),),
         percent=True,
     ),
     Panel(
         "Staleness",
-        "Updates between the weights a token was sampled with and those it is learned with; share of capped weights.",
+        "Updates between the weights that sampled a token and those trained on it; share of capped importance weights.",
         ((("async/staleness_mean", "mean staleness"),), (("async/importance_capped_share", "capped"),)),
     ),
-    Panel("Throughput", "Tokens that a step processes, a second.", ((("throughput/tokens_per_s", "tokens/s"),),)),
+    Panel("Throughput", "Tokens processed per second.", ((("throughput/tokens_per_s", "tokens/s"),),)),
 )
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving mean [n] -> [n] over about a fifteenth of the run (at the ends, over what there is of it)."""
+    """Centred moving average [n] -> [n]. The window is about a fifteenth of the run and is truncated at both ends."""
     half = len(values) // 30
     total = np.concatenate(([0.0], np.cumsum(values)))
     index = np.arange(len(values))
@@ -243,7 +251,7 @@ def _line(ax: Axes, run: Run, metric: str, colour: str, style: Any, label: str |
 
 
 def draw_panel(panel: Panel, runs: Sequence[Run]) -> Figure | None:
-    """The figure of a panel: colours tell runs (or, for a single run, metrics) apart; None without any data."""
+    """Draws a panel. Colours distinguish runs or, for a single run, metrics. Returns None if there is no data."""
     present = [row for row in panel.axes if any(len(run.series(name)[0]) for name, _ in row for run in runs)]
     if not present:
         return None
@@ -269,7 +277,10 @@ def draw_panel(panel: Panel, runs: Sequence[Run]) -> Figure | None:
 
 
 def draw_success(runs: Sequence[Run], size: tuple[float, float] = (6, 3.1)) -> Figure | None:
-    """Success while training, evaluations with their 95 % intervals, and the warm start's level as a dotted line."""
+    """Draws the success rate: training episodes, evaluations with 95 % intervals, and the warm start as a dotted line.
+
+    Returns None if there is no data.
+    """
     if not any(run.evaluations() or len(run.series("success/rate")[0]) for run in runs):
         return None
     single = len(runs) == 1
@@ -300,7 +311,10 @@ def draw_success(runs: Sequence[Run], size: tuple[float, float] = (6, 3.1)) -> F
 
 
 def draw_stages(runs: Sequence[Run], most: int = 8) -> Figure | None:
-    """Seconds of each stage: stacked over the steps for one run, mean of a step as bars for several."""
+    """Draws the seconds spent in each stage: stacked over the steps for one run, mean per step as bars for several.
+
+    At most `most` stages are drawn separately; the others are summed. Returns None if no stage was timed.
+    """
     runs = [run for run in runs if run.stages]
     if not runs:
         return None
@@ -332,13 +346,16 @@ def draw_stages(runs: Sequence[Run], most: int = 8) -> Figure | None:
                 left += means[:, index]
             ax.set_yticks(range(len(runs)), [str(number + 1) for number in range(len(runs))])
             ax.invert_yaxis()
-            ax.set_xlabel("seconds a step (mean); runs in the order of the table")
+            ax.set_xlabel("seconds per step (mean); runs in the order of the table")
         figure.legend(loc="outside right upper", handlelength=1.0, fontsize=8.5)
         return figure
 
 
 def _stage_table(run: Run, groups: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Steps [n] at which any stage was timed and the seconds [n] of each group of stages (0 where it did not run)."""
+    """Returns the steps [n] at which any stage was timed, and the seconds [n] of each group of stages.
+
+    A stage that did not run in a step counts as 0 s.
+    """
     found = {stage: run.series(f"time/{stage}_s") for group in groups for stage in group}
     steps = np.unique(np.concatenate([steps for steps, _ in found.values()]))
     rows = []
@@ -355,7 +372,7 @@ def _stage_table(run: Run, groups: Sequence[Sequence[str]]) -> tuple[np.ndarray,
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element to put into a page; `name` keeps its ids apart from other figures'."""
+    """Returns the figure as an SVG element for an HTML page. `name` makes its ids unique within the page."""
     buffer = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -367,7 +384,7 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def to_png(figure: Figure, path: Path) -> None:
-    """The figure as a PNG with dark ink on white, 150 dots an inch. Raises `UserError` when it cannot be written."""
+    """Writes the figure as a PNG on a white background at 150 dpi. Raises `UserError` when it cannot be written."""
     with user_errors("write the figure", path), mpl.rc_context(_STYLE):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})

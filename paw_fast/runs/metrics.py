@@ -1,9 +1,9 @@
-"""What a run measures: the names, the files they go to, the time of every stage, and a confidence interval.
+"""Defines the metrics of a run, and writes and reads the files that hold them.
 
     RUN/metrics.jsonl          one JSON object a line: {"step": 12, "reward/mean": 1.25, ...}
     RUN/tensorboard/           the same as TensorBoard events
 
-Imports no torch (the report reads these files without it).
+Imports no torch, so that reports can be written without it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import math
 import os
 import re
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,95 +24,101 @@ from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
 
 METRICS: dict[str, str] = {
-    "reward/mean": "mean return of the step's episodes, penalties included",
-    "reward/return_mean": "mean return without penalties",
-    "reward/score_mean": "mean of the environment's own score, 0 to 1",
-    "reward/eval_score_mean": "mean of that score over the evaluation tasks",
-    "score/<name>": "mean of another score of the environment over the step's episodes (search: em, sub_em, f1)",
-    "score/eval_<name>": "mean of that score over the evaluation tasks",
-    "success/rate": "share of training episodes that won",
-    "success/<task_type>": "share of training episodes of one task type that won",
-    "success/eval_rate": "share of evaluation tasks won",
-    "success/eval_<task_type>": "share of evaluation tasks of one task type won",
-    "success/eval_total": "evaluation tasks played",
-    "episode/length_mean": "actions in an episode",
-    "episode/invalid_action_rate": "share of actions that broke the format or were not admissible",
-    "episode/truncated_rate": "share of episodes that ended because a limit (of steps, tokens or a budget) was reached",
-    "episode/cut_rate": "share of turns whose observation or history was cut to fit the prompt",
-    "wm/lambda_mean": "mean weight of the world-model loss over the groups",
-    "wm/target_share": "share of transitions that an observation follows which can be predicted",
-    "wm/selected_share": "share of those transitions that is selected for the world-model loss",
-    "wm/clipped_token_ratio": "share of selected observation tokens with p >= tau",
-    "wm/next_observation_error": "mean 1 - p over selected observation tokens",
-    "wm/repeated_passage_error": "the same on tokens of retrieved passages that an earlier step has shown",
-    "wm/new_passage_error": "the same on tokens of retrieved passages that no earlier step has shown",
-    "wm/new_passage_share": "share of those passage tokens that belong to new ones",
-    "wm/loss": "world-model loss, mean over the optimizer steps that have it",
-    "wm/eval_accuracy": "share of held-out observation tokens that are the model's likeliest",
+    "reward/mean": "mean return of the training episodes, penalties included",
+    "reward/return_mean": "mean return of the training episodes without penalties",
+    "reward/score_mean": "mean score of the training episodes as the environment reports it, 0 to 1",
+    "reward/eval_score_mean": "the same over the evaluation episodes",
+    "score/<name>": "mean of a further score of the environment over the training episodes (search: em, sub_em, f1)",
+    "score/eval_<name>": "the same over the evaluation episodes",
+    "success/rate": "share of training episodes that succeeded",
+    "success/<task_type>": "share of training episodes of one task type that succeeded",
+    "success/eval_rate": "share of evaluation tasks solved",
+    "success/eval_<task_type>": "share of evaluation tasks of one task type solved",
+    "success/eval_total": "number of evaluation tasks",
+    "episode/length_mean": "mean number of actions in an episode",
+    "episode/invalid_action_rate": "share of actions that could not be parsed or were not admissible",
+    "episode/truncated_rate": "share of episodes ended by a limit on steps or tokens, or by a budget",
+    "episode/cut_rate": "share of turns whose observation or history was shortened to fit into the prompt",
+    "wm/lambda_mean": "weight of the world-model loss, mean over the groups",
+    "wm/target_share": "share of transitions that are followed by an observation to predict",
+    "wm/selected_share": "share of those transitions that are selected for the world-model loss",
+    "wm/clipped_token_ratio": "share of selected observation tokens whose probability is at least tau",
+    "wm/next_observation_error": "mean of 1 - p over the selected observation tokens",
+    "wm/repeated_passage_error": "the same over tokens of retrieved passages that also occurred in an earlier step",
+    "wm/new_passage_error": "the same over tokens of retrieved passages that occur for the first time",
+    "wm/new_passage_share": "share of passage tokens in passages that occur for the first time",
+    "wm/loss": "world-model loss, mean over the optimizer steps that include it",
+    "wm/eval_accuracy": "top-1 accuracy of the prediction of held-out observation tokens",
     "wm/eval_probability": "mean probability of held-out observation tokens",
-    "wm/eval_shuffled_accuracy": "the same accuracy after another transition's action",
-    "wm/eval_shuffled_probability": "the same probability after another transition's action",
-    "wm/eval_action_gap": "probability minus that after shuffled actions: what is known of the action's effect",
-    "policy/loss": "policy loss, KL included, mean over the optimizer steps that have it",
-    "policy/kl": "k3 estimate of the KL to the reference policy (clamped as in the loss), nats a token",
-    "policy/clip_fraction": "share of action tokens with a clipped ratio",
-    "policy/entropy": "mean entropy of action tokens, nats",
-    "policy/advantage_abs_mean": "mean size of the advantages",
-    "policy/group_spread_share": "share of episodes in the policy loss; dynamic sampling leaves some groups out",
-    "critic/loss": "PPO's value loss, a token",
-    "critic/value_mean": "mean value of action tokens",
-    "critic/explained_variance": "1 - Var(target - value) / Var(target)",
-    "critic/clip_fraction": "share of action tokens whose value was clipped",
-    "critic/grad_norm": "global gradient norm of a critic with a backbone of its own",
-    "rollout/overlong_tasks": "tasks left out because their first prompt does not fit; absent where none was",
-    "rollout/rounds": "rounds of rollouts that the step drew (dynamic sampling)",
+    "wm/eval_shuffled_accuracy": "the same accuracy when the action is replaced by that of another transition",
+    "wm/eval_shuffled_probability": "the same probability when the action is replaced by that of another transition",
+    "wm/eval_action_gap": "wm/eval_probability - wm/eval_shuffled_probability: the effect of actions on predictions",
+    "policy/loss": "policy loss including the KL term, mean over the optimizer steps that include it",
+    "policy/kl": "KL divergence from the reference policy (k3 estimate, clamped as in the loss), nats per token",
+    "policy/clip_fraction": "share of action tokens whose probability ratio is clipped",
+    "policy/entropy": "entropy of the policy, mean over the action tokens, nats",
+    "policy/advantage_abs_mean": "mean absolute advantage",
+    "policy/group_spread_share": "share of episodes in the policy loss; dynamic sampling drops groups without variance",
+    "critic/loss": "value loss of PPO, per token",
+    "critic/value_mean": "mean value estimate over the action tokens",
+    "critic/explained_variance": "explained variance of the value targets: 1 - Var(target - value) / Var(target)",
+    "critic/clip_fraction": "share of action tokens whose value is clipped",
+    "critic/grad_norm": "global gradient norm of a critic with a separate backbone",
+    "rollout/overlong_tasks": "tasks skipped because their first prompt is too long; logged only if there are any",
+    "rollout/rounds": "rounds of rollouts in the step (more than 1 only with dynamic sampling)",
     "optim/grad_norm": "global gradient norm before clipping",
     "optim/learning_rate": "learning rate",
-    "optim/skipped_steps": "optimizer steps left out because the gradient was not finite",
-    "retrieval/queries": "searches that were played since the last row",
-    "retrieval/known_share": "share of them whose passages were at hand from an earlier search",
-    "retrieval/failures": "requests to the retrieval server that got no usable answer",
-    "retrieval/paused_s": "seconds spent waiting for a retrieval server that was down",
-    "rollout/logprob_gap_mean": "mean |log-prob in the trainer - in the generator|, nats",
-    "rollout/logprob_gap_max": "largest such gap, nats",
-    "rollout/mismatch_kl": "KL from the generator's policy to the trainer's, k3 estimate, nats a token",
-    "episode/overrun_rate": "share of episodes that were cut because their time or token budget was spent",
-    "async/staleness_mean": "updates between a token's weights and those it is learned with, mean over tokens",
-    "async/staleness_max": "the most such updates",
-    "async/dropped_groups": "groups that were dropped because they had become older than the bound",
+    "optim/skipped_steps": "optimizer steps skipped because the gradient was not finite",
+    "retrieval/queries": "search queries since the last row",
+    "retrieval/known_share": "share of those queries that were answered from the cache",
+    "retrieval/failures": "requests to the retrieval server without a usable response",
+    "retrieval/paused_s": "seconds spent waiting for an unavailable retrieval server",
+    "rollout/logprob_gap_mean": "mean absolute difference of the log-probs in trainer and engine, nats",
+    "rollout/logprob_gap_max": "largest absolute difference of the log-probs in trainer and engine, nats",
+    "rollout/mismatch_kl": "KL divergence between the policies of engine and trainer (k3 estimate), nats per token",
+    "episode/overrun_rate": "share of episodes ended because their time or token budget was used up",
+    "async/staleness_mean": "updates between the weights that sampled a token and those trained on it, mean",
+    "async/staleness_max": "maximum of the same over the tokens",
+    "async/dropped_groups": "groups dropped because they exceeded the staleness limit",
     "async/importance_mean": "mean truncated importance weight of the action tokens",
     "async/importance_capped_share": "share of action tokens whose importance weight reached the cap",
-    "idle/trainer": "share of the step, evaluations left out, in which the trainer did not score, update or sync",
-    "idle/generator": "share of that time in which the generators (mean over them) played nothing",
-    "time/<stage>_s": "seconds spent in a stage of the step",
-    "time/step_s": "seconds of the whole step",
-    "throughput/tokens_per_s": "tokens that the step processed, a second",
-    "throughput/episodes_per_s": "episodes a second",
+    "idle/trainer": "share of the step in which the trainer was idle; evaluations are excluded",
+    "idle/generator": "share of the step in which rollout workers were idle, mean; evaluations are excluded",
+    "time/<stage>_s": "seconds spent in one stage of the step",
+    "time/step_s": "seconds spent in the whole step",
+    "throughput/tokens_per_s": "tokens processed per second",
+    "throughput/episodes_per_s": "episodes per second",
     "memory/peak_bytes": "peak memory of the process (CPU) or of the device (CUDA)",
 }
-"""Every metric with its meaning; `<...>` stands for letters, digits, `_` and `-`. Add a new one here first."""
+"""All metrics and their meaning. `<...>` stands for letters, digits, `_` and `-`. New metrics must be added here."""
 
 _PATTERN = re.compile("|".join(re.sub(r"<\w+>", r"[A-Za-z0-9_\\-]+", name) for name in METRICS))
 _NON_FINITE = "non_finite"
 
 
 def check_name(name: str) -> None:
-    """Raises `ValueError` with the nearest known name when this is not one of `METRICS`."""
+    """Raises `ValueError`, with the most similar known name, if `name` is not one of `METRICS`."""
     if not _PATTERN.fullmatch(name):
         near = difflib.get_close_matches(name, METRICS, 1)
-        raise ValueError(f"unknown metric {name!r}{f', do you mean {near[0]!r}?' if near else ''}: see metrics.METRICS")
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown metric {name!r}{hint}: see metrics.METRICS")
 
 
 # ----------------------------------------------------------------------------------------------------- files
 
 
 class MetricsWriter:
-    """Appends the metrics of each step to a run's files. Use it as a context manager or call `close`.
+    """Appends the metrics of each step to the files of a run. Use it as a context manager, or call `close`.
 
-    `resume_step` is the step of the checkpoint that the run goes on from: later lines are removed, and
-    TensorBoard hides later events. Without it the run must have no metrics yet. `wandb` holds keyword arguments
-    of `wandb.init` (say, `{"project": "paw"}`); it needs the `wandb` extra. Raises `UserError` on a full disk, a
-    missing permission or a missing extra.
+    Args:
+        run_dir: folder of the run.
+        tensorboard: whether to write TensorBoard events too.
+        wandb: keyword arguments of `wandb.init`, such as `{"project": "paw"}`; None disables W&B. Needs the `wandb`
+            extra.
+        resume_step: step of the checkpoint from which the run is resumed. Later lines are removed, and TensorBoard
+            hides later events. Without it the run must not have any metrics yet.
+
+    Raises `UserError` when the disk is full, the folder is not writable or the extra is not installed.
 
     >>> with MetricsWriter(Path("runs/a")) as writer:                                        # doctest: +SKIP
     ...     writer.log(1, {"reward/mean": 1.25})
@@ -136,7 +139,7 @@ class MetricsWriter:
             rows = [row for row in _read_rows(self.path) if row["step"] <= resume_step]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         elif self.path.exists() and self.path.stat().st_size:
-            raise UserError(f"{run_dir} already holds the metrics of a run: resume it or choose another folder")
+            raise UserError(f"{run_dir} already contains the metrics of a run: resume it or choose another folder")
         self._wandb = _start_wandb(run_dir, wandb) if wandb is not None else None
         with user_errors("write metrics", self.path):
             self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
@@ -144,9 +147,10 @@ class MetricsWriter:
             self._events = _EventFile(folder, resume_step) if tensorboard else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line, at once. NaN and infinities become null and are listed under `non_finite`.
+        """Writes and flushes one line. NaN and infinite values become null and are listed under `non_finite`.
 
-        Raises `ValueError` for an unknown name, `UserError` when the line cannot be written: none of it then is.
+        Raises `ValueError` for an unknown metric, and `UserError` when the line cannot be written; the file then keeps
+        its previous contents.
         """
         row: dict[str, Any] = {"step": int(step)}
         for name, value in values.items():
@@ -165,12 +169,14 @@ class MetricsWriter:
             self._wandb.log(finite, step=step)
 
     def check_in_place(self) -> None:
-        """Raises `UserError` where the run's folder was moved, replaced or deleted: what is written now would be lost,
-        or make a second folder in its old place."""
+        """Raises `UserError` if the folder of the run was moved, replaced or deleted.
+
+        Further output would be lost or would create a second folder at the old path.
+        """
         if not is_at(self._handle.fileno(), self.path):
             raise UserError(
-                f"{self.path} was moved, replaced or deleted while the run was writing to it: put the folder back and "
-                f"go on with --resume {self.path.parent}"
+                f"{self.path} was moved, replaced or deleted while the run was writing to it: restore the folder and "
+                f"continue with --resume {self.path.parent}"
             )
 
     def close(self) -> None:
@@ -190,7 +196,7 @@ class MetricsWriter:
 
 
 def _append(handle: Any, line: bytes) -> None:
-    """Writes the line whole, or leaves the file as it was."""
+    """Writes the complete line, or leaves the file unchanged."""
     end = os.fstat(handle.fileno()).st_size
     try:
         done = 0
@@ -202,14 +208,17 @@ def _append(handle: Any, line: bytes) -> None:
 
 
 class _EventFile:
-    """TensorBoard events, written synchronously: tensorboardX's own writer has a thread that dies on a full disk
-    and then blocks the caller, and a queue that a kill empties."""
+    """Writes TensorBoard events synchronously.
+
+    The writer of tensorboardX is not used: its thread dies when the disk is full and then blocks the caller, and events
+    in its queue are lost when the process is killed.
+    """
 
     def __init__(self, folder: Path, resume_step: int | None) -> None:
         from tensorboardX import RecordWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        # Protobuf makes these classes at run time, where a type checker does not see them.
+        # Protobuf creates these classes at run time, so type checkers do not know them.
         events: Any = event_pb2
         summaries: Any = summary_pb2
         self._event, self._summary = events.Event, summaries.Summary
@@ -233,7 +242,7 @@ class _EventFile:
         self._records.flush()
 
     def close(self) -> None:
-        with suppress(OSError):  # what a full disk kept in the buffer; `log` has reported it
+        with suppress(OSError):  # events that did not fit on a full disk; `log` has already reported the error
             self._records.close()
 
 
@@ -246,7 +255,7 @@ def _start_wandb(run_dir: Path, settings: Mapping[str, Any]) -> Any:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The file's rows as written; a last line that a kill cut short is left out. Raises `UserError`."""
+    """Returns the rows of the file as written. An incomplete last line is ignored. Raises `UserError`."""
     if not path.exists():
         return []
     with user_errors("read metrics", path):
@@ -264,10 +273,13 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with `step` as an int and every value a float or None. Raises an ordinary error when it is no row."""
+    """Returns the row with `step` as an int and every value as a float or None.
+
+    Raises `KeyError`, `TypeError`, `ValueError` or `OverflowError` when it is not a valid row.
+    """
     step = int(row.pop("step"))
     if abs(step) >= 2**53:
-        raise ValueError("no step")
+        raise ValueError("step out of range")
     bad = row.pop(_NON_FINITE, None)
     for name, value in row.items():
         if value is not None and not isinstance(value, (int, float)):
@@ -277,9 +289,10 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The logged rows in the order written, `step` (an int) in each; null reads as NaN. Empty without a file.
+    """Returns the logged rows in the order in which they were written. An empty list if there is no file.
 
-    Raises `UserError` naming the line when one in the middle is damaged; a torn last line is left out.
+    Each row has an integer `step`; null values become NaN. An incomplete last line is ignored. Raises `UserError`,
+    which names the line, when any other line is damaged.
     """
     return [
         {name: math.nan if value is None else value for name, value in row.items() if name != _NON_FINITE}
@@ -287,116 +300,19 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-# ------------------------------------------------------------------------------------------- time and memory
-
-
-@dataclass(frozen=True)
-class Span:
-    """One stretch of a stage, in seconds since the timer was made. Produced by `StageTimer`."""
-
-    name: str
-    start_s: float
-    end_s: float
-    thread: int
-
-
-class StageTimer:
-    """Seconds of each stage. A stage inside another counts for itself alone, so the times add up to the step.
-
-    Threads may use one timer together: each has its own nesting, and the times of all are summed.
-
-    >>> timer = StageTimer()
-    >>> with timer("rollout"):
-    ...     pass
-    >>> sorted(timer.take())
-    ['time/other_s', 'time/rollout_s', 'time/step_s']
-    """
-
-    def __init__(self, max_spans: int = 100_000) -> None:
-        self.spans: deque[Span] = deque(maxlen=max_spans)
-        self.origin = self._last = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._local = threading.local()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        stack: list[float] = self._local.__dict__.setdefault("stack", [])
-        stack.append(0.0)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            end = time.perf_counter()
-            inside = stack.pop()
-            if stack:
-                stack[-1] += end - start
-            with self._lock:
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + (end - start) - inside
-                thread = threading.get_ident()
-                self.spans.append(Span(stage, start - self.origin, end - self.origin, thread))
-
-    def take(self) -> dict[str, float]:
-        """The stages that ended since the last `take`, as metrics, and starts anew.
-
-        `time/step_s` is the wall time since then, `time/other_s` what of it lay in no stage (0 where threads
-        overlap by more).
-        """
-        with self._lock:
-            now = time.perf_counter()
-            seconds, self._seconds = self._seconds, {}
-            step, self._last = now - self._last, now
-        times = {f"time/{stage}_s": value for stage, value in seconds.items()}
-        times["time/other_s"] = max(step - sum(seconds.values()), 0.0)
-        times["time/step_s"] = step
-        return times
-
-    def chrome_trace(self) -> list[dict[str, Any]]:
-        """The kept spans as events for `chrome://tracing` or Perfetto (times in microseconds)."""
-        return [
-            {
-                "name": span.name,
-                "ph": "X",
-                "ts": span.start_s * 1e6,
-                "dur": (span.end_s - span.start_s) * 1e6,
-                "pid": os.getpid(),
-                "tid": span.thread,
-            }
-            for span in self.spans
-        ]
+# ---------------------------------------------------------------------------------------------------- memory
 
 
 def peak_memory_bytes() -> int:
-    """The device's peak of allocated bytes where torch runs on CUDA, else the process's peak resident size."""
+    """Returns the peak memory in bytes: allocated on the device if torch uses CUDA, else resident in the process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     with suppress(OSError, ValueError, StopIteration):
-        # What getrusage gives begins with the size of the process that started this one.
+        # Not getrusage: its maximum starts at the size of the parent process.
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-# ------------------------------------------------------------------------------------------------ statistics
-
-
-def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (95 % by default): (low, high), both in [0, 1]; (0, 1) of nothing.
-
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson, JASA 22 (1927).
-    Raises `ValueError` unless 0 <= successes <= total.
-    """
-    if not 0 <= successes <= total:
-        raise ValueError(f"got {successes} successes of {total}, expected 0 <= successes <= total")
-    if total == 0:
-        return 0.0, 1.0
-    share, z2n = successes / total, z * z / total
-    middle = share + z2n / 2
-    half = z * math.sqrt(share * (1 - share) / total + z2n / (4 * total))
-    low = 0.0 if successes == 0 else (middle - half) / (1 + z2n)
-    high = 1.0 if successes == total else (middle + half) / (1 + z2n)
-    return low, high

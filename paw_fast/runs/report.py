@@ -1,6 +1,6 @@
-"""A run's report: one HTML file that needs no network, with a table of what was run and the curves.
+"""Writes the report of one or several runs: a self-contained HTML file with a table of facts and the curves.
 
-`write_report` overlays several runs; `write_curve_png` draws the success curve alone. Imports no torch.
+`write_report` overlays several runs; `write_curve_png` draws only the success curve. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors, write_text
 from paw_fast.runs.figures import COLOURS, PANELS, Run, draw_panel, draw_stages, draw_success, load_run, to_png, to_svg
-from paw_fast.runs.metrics import wilson_interval
+from paw_fast.runs.statistics import wilson_interval
 
 _MAX_EPISODE_CHARS = 20_000
 _CSS = """
@@ -50,17 +50,21 @@ pre { margin: 0; padding: 4px 14px 14px; white-space: pre-wrap; overflow-wrap: a
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the report of one run, or of several overlaid, and returns its path.
+    """Writes the report of one run, or of several runs overlaid, and returns its path.
 
-    `out` defaults to `report.html` in the run's directory (several runs: in the folder that holds the first).
-    A metric that no run logged has no panel. Raises `UserError` for a directory that is no run, for a damaged
-    file in it, and when the report cannot be written.
+    Args:
+        run_dirs: run directories.
+        out: the HTML file. Defaults to `report.html` in the run directory or, for several runs, in the parent folder of
+            the first run.
+
+    Metrics that no run logged have no panel. Raises `UserError` when a directory is not a run directory or contains a
+    damaged file, and when the report cannot be written.
     """
     if not run_dirs:
-        raise UserError("no run to report on: give the directory of a run")
+        raise UserError("no run to report on: give a run directory")
     paths = [Path(path).resolve() for path in run_dirs]
     if len(set(paths)) != len(paths):
-        raise UserError("the same run is given twice: give each once")
+        raise UserError("the same run is given twice: give each run once")
     runs = [load_run(Path(path)) for path in run_dirs]
     if out is None:
         out = (paths[0] if len(paths) == 1 else paths[0].parent) / "report.html"
@@ -71,19 +75,19 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def write_curve_png(run_dir: Path, path: Path) -> Path:
-    """Draws the success curve (training, evaluations, warm start) of one run as a PNG and returns its path.
+    """Draws the success curve of one run (training, evaluations, warm start) as a PNG and returns its path.
 
-    Raises `UserError` when the run logged no success or the file cannot be written.
+    Raises `UserError` when the run has not logged any success rate or the file cannot be written.
     """
     figure = draw_success([load_run(Path(run_dir))], size=(7.5, 3.8))
     if figure is None:
-        raise UserError(f"{run_dir} has no success curve yet: it logged no step")
+        raise UserError(f"{run_dir} has no success curve yet: no step has been logged")
     to_png(figure, Path(path))
     return Path(path)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Short names of the runs that differ: the folder's name, with as many parents as it takes."""
+    """Returns short, unique names of the runs: the folder name, with as many parent folders as needed."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
@@ -122,7 +126,7 @@ def _with_interval(share: float | None, total: float | None) -> str:
     if share is None or not total or not 0 <= share <= 1:
         return _percent(share)
     low, high = wilson_interval(round(share * total), round(total))
-    return f"{_percent(share)} (95 %: {100 * low:.1f} to {100 * high:.1f}, of {total:.0f})"
+    return f"{_percent(share)} (95 %: {100 * low:.1f} to {100 * high:.1f}, {total:.0f} tasks)"
 
 
 def _gain(run: Run) -> str:
@@ -146,20 +150,20 @@ def _world_model(config: Any) -> str:
 
 
 def _gap(run: Run) -> str:
-    """Probability of held-out observations minus that after other actions, before and after training."""
+    """The action gap of the world model on held-out observations, before and after training."""
     ends = [_get(run.summary, key, "action_gap") for key in ("warm_start_world_model", "final_world_model")]
     return " to ".join(f"{gap:.3f}" for gap in ends if isinstance(gap, float))
 
 
 def _evaluated_on(run: Run) -> str:
-    """The evaluation split, and how many of its tasks are training tasks too."""
+    """The evaluation split, and how many of its tasks are also training tasks."""
     split, shared = run.summary.get("eval_split") or _get(run.config, "eval_split"), run.number("eval_tasks_in_train")
-    overlap = f"{shared:.0f} of its tasks are training tasks" if shared and split != "train" else None
+    overlap = f"{shared:.0f} of its tasks are also training tasks" if shared and split != "train" else None
     return _join(split, overlap)
 
 
 def _facts(run: Run) -> dict[str, str]:
-    """What the table says of a run: a row's name and its text, `-` where it is not known."""
+    """Returns the rows of the table for a run: name and text, `-` if unknown."""
     config, total = run.config, run.number("num_eval_tasks")
     groups, size = _get(config, "rollout", "groups"), _get(config, "rollout", "group_size")
     done = int(max((row["step"] for row in run.rows), default=0))
@@ -175,7 +179,7 @@ def _facts(run: Run) -> dict[str, str]:
         "model": _join(_get(config, "model", "path"), _get(config, "model", "dtype")),
         "algorithm": _join(_get(config, "algo", "name"), _get(config, "layout")),
         "world model": _world_model(config),
-        "episodes a step": _join(f"{groups} groups of {size}" if groups and size else None),
+        "episodes per step": _join(f"{groups} groups of {size}" if groups and size else None),
         "learning rate": _join(_get(config, "optim", "learning_rate")),
         "action gap of the world model": _gap(run),
         "seed": _join(_get(config, "seed")),
@@ -183,7 +187,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _task_types(run: Run) -> dict[str, float]:
-    """Success per task type: of the last evaluation, else the mean over the last tenth of training."""
+    """Returns the success rate per task type: of the last evaluation, else the mean of the last tenth of training."""
     names = {name for row in run.rows for name in row if name.startswith("success/")}
     evaluated = {name[len("success/eval_") :]: name for name in names if name.startswith("success/eval_")}
     evaluated = {kind: name for kind, name in evaluated.items() if kind not in ("rate", "total")}
@@ -202,7 +206,7 @@ def _task_types(run: Run) -> dict[str, float]:
 
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table; `header` cells are HTML already, all else is escaped here."""
+    """Returns an HTML table. The cells of `header` must be HTML; all other text is escaped here."""
     head = "".join(f"<th>{cell}</th>" for cell in ("", *header))
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
@@ -234,10 +238,10 @@ def _tiles(run: Run) -> str:
 
 def _figures(runs: Sequence[Run]) -> str:
     several = len(runs) > 1
-    first = "Training episodes, and evaluations with their 95 % intervals; dotted: the warm start."
+    first = "Training episodes, and evaluations with 95 % intervals. Dotted line: after the warm start."
     drawn = [("Success", first, draw_success(runs))]
     drawn += [(panel.title, panel.note, draw_panel(panel, runs)) for panel in PANELS]
-    drawn.append(("Time", "Seconds of each stage of a step.", draw_stages(runs)))
+    drawn.append(("Time", "Seconds spent in each stage of a step.", draw_stages(runs)))
     parts = []
     for number, (title, note, figure) in enumerate(drawn):
         if figure is not None:
@@ -245,8 +249,8 @@ def _figures(runs: Sequence[Run]) -> str:
             parts.append(f"<figure>{caption}{to_svg(figure, f'f{number}')}</figure>")
     if not parts:
         return '<p class="soft">No step has been logged yet.</p>'
-    legend = "Colours tell the runs apart, as in the table. " if several else ""
-    note = f'<p class="soft">{legend}Pale: as measured. Strong: moving mean.</p>'
+    legend = "Colours identify the runs, as in the table. " if several else ""
+    note = f'<p class="soft">{legend}Thin lines: measured values. Thick lines: moving average.</p>'
     return f'{note}<div class="figures">{"".join(parts)}</div>'
 
 
@@ -264,7 +268,7 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 
 
 def _episodes(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """The first, the middle and the last of the sampled episodes of each run."""
+    """Returns the first, the middle and the last sampled episode of each run."""
     parts = []
     for run, label in zip(runs, labels, strict=True):
         found = sorted((run.path / "episodes").glob("*.txt"), key=_natural)
@@ -273,7 +277,7 @@ def _episodes(runs: Sequence[Run], labels: Sequence[str]) -> str:
             with user_errors("read the episode", path):
                 text = path.read_text(encoding="utf-8", errors="replace")
             if len(text) > _MAX_EPISODE_CHARS:
-                text = f"{text[:_MAX_EPISODE_CHARS]}\n... (goes on in {path.name})"
+                text = f"{text[:_MAX_EPISODE_CHARS]}\n... (continued in {path.name})"
             name = f"{label}: {path.stem}" if len(runs) > 1 else path.stem
             parts.append(f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>")
     return f"<h2>Sampled episodes</h2>{''.join(parts)}" if parts else ""

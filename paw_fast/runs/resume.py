@@ -1,4 +1,4 @@
-"""Decides what resuming a run means: refused, only its last files, or further steps."""
+"""Finds out what is left to do when a run is resumed, and writes the files of a finished run."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from paw_fast.runs.report import write_report
 
 
 def resume_point(run_dir: Path) -> Checkpoint | None:
-    """The checkpoint to go on from; None where the run has not come to one, and begins again.
+    """Returns the checkpoint to resume from, or None if the run stopped before its first one and must start over.
 
-    Raises `UserError` where it must have come to one that is not there now: beginning again would drop its metrics.
+    Raises `UserError` when the metrics show that there were checkpoints which are missing now: starting over would
+    discard those metrics.
     """
     if find_checkpoint(run_dir) is not None:
         return load_checkpoint(run_dir)
-    # The row of step 0 is written before the first checkpoint is, and made again.
+    # The row of step 0 is written before the first checkpoint, and is written again when the run starts over.
     last = max((int(row["step"]) for row in read_metrics(run_dir)), default=0)
     if last > 0:
         raise UserError(
-            f"{run_dir} has metrics of {last} steps and no checkpoint in {run_dir / 'checkpoints'}: put that folder "
-            f"back, or begin a new run with --config {run_dir / 'config.toml'}"
+            f"{run_dir} has metrics of {last} steps but no checkpoint in {run_dir / 'checkpoints'}: restore that "
+            f"folder, or start a new run with --config {run_dir / 'config.toml'}"
         )
     return None
 
 
 def is_finished(checkpoint: Checkpoint | None, config: TrainConfig) -> bool:
-    """Whether no step is left, and no evaluation of the last one."""
+    """Returns True if all steps are done and the last one has been evaluated."""
     return checkpoint is not None and checkpoint.step >= config.steps and not checkpoint.extra.get("pending")
 
 
 def write_missing(run_dir: Path, checkpoint: Checkpoint) -> list[str]:
-    """Writes what a kill after the last checkpoint kept a finished run from writing; the names of these files.
+    """Writes the summary and report of a finished run that was killed after its last checkpoint.
 
-    A summary of another step is missing too, and so is a report that is older than the summary.
+    Also replaces a summary of an earlier step and a report that is older than the summary. Returns the names of the
+    files written.
     """
     summary, report = run_dir / "summary.json", run_dir / "report.html"
     written = []
@@ -56,7 +58,7 @@ def write_missing(run_dir: Path, checkpoint: Checkpoint) -> list[str]:
 def write_summary(
     run_dir: Path, summary: Mapping[str, Any], step: int, elapsed_s: float, seed: int
 ) -> dict[str, Any]:  # fmt: skip
-    """summary.json and report.html, of what the run has reached; the summary."""
+    """Writes summary.json and report.html for the current state of the run, and returns the summary."""
     whole = {**summary, "wall_time_s": round(elapsed_s, 1), "steps": step, "seed": seed}
     runs.write_json(run_dir / "summary.json", whole)
     write_report([run_dir])

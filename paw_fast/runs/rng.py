@@ -1,4 +1,4 @@
-"""The states of the global random generators, for checkpoints that go on bit for bit."""
+"""Captures and restores the states of the global random generators, for bit-exact resuming."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def capture_rng_states() -> dict[str, Any]:
-    """The states of the global generators of Python, numpy, torch and every CUDA device."""
+    """Returns the states of the global random generators of Python, NumPy, torch and every CUDA device."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -22,9 +22,9 @@ def capture_rng_states() -> dict[str, Any]:
 
 
 def restore_rng_states(states: Mapping[str, Any]) -> None:
-    """Puts back what `capture_rng_states` gave. Keys of the caller's own are left to the caller.
+    """Restores states returned by `capture_rng_states`. Other keys are ignored.
 
-    CUDA states are put back on as many devices as there are now.
+    If the number of CUDA devices has changed, only the states of the devices that exist in both are restored.
     """
     if "python" in states:
         version, internal, gauss = states["python"]

@@ -1,7 +1,14 @@
-"""Run directories: what they hold, how one is begun and taken up again.
+"""Creates, locks and reads run directories.
 
-RUN/config.toml  versions.json  metrics.jsonl  tensorboard/  episodes/  warm_start/  checkpoints/  summary.json
-    report.html  .lock  skipped_batch.jsonl
+RUN/config.toml           settings of the run; `--resume` without options uses them
+RUN/versions.json         versions of Python and of the packages that affect the results
+RUN/metrics.jsonl         one row of metrics per step (see `metrics`), also as events in tensorboard/
+RUN/episodes/             sampled episodes as text
+RUN/warm_start/           the model after the warm start
+RUN/checkpoints/          see `checkpoint`
+RUN/summary.json          final results, shown in report.html
+RUN/skipped_batch.jsonl   the last batch, if training stopped because no gradient was finite
+RUN/.lock                 held by the process that trains the run
 """
 
 from __future__ import annotations
@@ -28,34 +35,36 @@ from paw_fast.types import Trajectory
 
 _PACKAGES = ("paw-fast", "torch", "transformers", "tokenizers", "numpy", "vllm", "alfworld", "textworld")
 
-
 LOCK = ".lock"
 _locks: dict[Path, int] = {}
-"""The run directories that this process holds, with the descriptors of their lock files."""
+"""Run directories locked by this process, with the descriptors of their lock files."""
 
 
 def create_run(config: TrainConfig) -> Path:
-    """Makes the run's folder with its config and the versions at work, and holds it (`hold`).
+    """Creates the folder of a run, locks it (see `lock`), writes config.toml and versions.json, and returns its path.
 
-    Raises `UserError` if it has a run in it. Without `config.run_dir` the folder is a new one, whoever else begins a
-    run in the same second.
+    Without `config.run_dir` a new folder below `runs/` is created; processes that start at the same time get different
+    folders. Raises `UserError` if the folder already contains a run.
     """
     run_dir = config.run_dir
     if run_dir is None:
         run_dir = _new_folder(Path("runs") / f"{config.env.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with user_errors("create the run directory", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    hold(run_dir)
+    lock(run_dir)
     if (run_dir / "config.toml").exists():
-        release(run_dir)
-        raise UserError(f"{run_dir} holds a run already: go on with --resume {run_dir}, or choose another --run-dir")
+        unlock(run_dir)
+        raise UserError(f"{run_dir} already contains a run: resume it with --resume or choose another --run-dir")
     write_config(run_dir, config)
     write_json(run_dir / "versions.json", versions())
     return run_dir
 
 
 def _new_folder(wanted: Path) -> Path:
-    """Makes the folder, or `wanted-2`, `wanted-3`, ... where there is one: checking first would let two make one."""
+    """Creates the folder `wanted`, or `wanted-2`, `wanted-3`, ... if it exists, and returns it.
+
+    Checking for existence first would be a race between processes.
+    """
     with user_errors("create the run directory", wanted):
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 1000):
@@ -63,19 +72,20 @@ def _new_folder(wanted: Path) -> Path:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
                 return folder
-    raise UserError(f"{wanted} and 998 folders after it exist already: name one with --run-dir")
+    raise UserError(f"{wanted} and {wanted.name}-2 to -999 already exist: choose a folder with --run-dir")
 
 
-def hold(run_dir: Path) -> None:
-    """Locks the run for this process, until `release` or the process's end. Evaluations and reports need no lock.
+def lock(run_dir: Path) -> None:
+    """Locks the run for this process until `unlock` or the end of the process. Evaluations and reports need no lock.
 
-    Raises `UserError` naming the process that holds it. Where the file system knows no locks it says so and goes on.
+    Raises `UserError`, which names the other process, if the run is locked. If the file system does not support locks,
+    only a warning is printed.
     """
     path = run_dir.absolute() / LOCK
     held = _locks.get(run_dir.absolute())
     if held is not None and is_at(held, path):
         return
-    release(run_dir)
+    unlock(run_dir)
     with user_errors("lock the run directory", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -87,37 +97,42 @@ def hold(run_dir: Path) -> None:
                 os.close(handle)
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise UserError(
-                        f"{run_dir} is in use by {holder or 'another process'}: wait for its end or stop it, then "
-                        f"go on with --resume {run_dir}"
+                        f"{run_dir} is in use by {holder or 'another process'}: wait until it ends or stop it, then "
+                        f"continue with --resume {run_dir}"
                     ) from None
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
                     raise
-                console.say(f"{run_dir}: its file system has no locks; see that no other process trains in it")
+                console.say(
+                    f"{run_dir}: the file system does not support locks; make sure that only one process uses it"
+                )
                 return
             if is_at(handle, path):
                 break
-            os.close(handle)  # its holder has taken the file away in between
+            os.close(handle)  # another process removed the file after it was opened: try again
         os.ftruncate(handle, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
     _locks[run_dir.absolute()] = handle
 
 
-def release(run_dir: Path) -> None:
-    """Gives up what `hold` took. Does nothing where nothing is held."""
+def unlock(run_dir: Path) -> None:
+    """Releases the lock taken by `lock`. Does nothing if this process does not hold it."""
     handle = _locks.pop(run_dir.absolute(), None)
     if handle is not None:
         os.close(handle)
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes down what the run, and a later `--resume` without options, goes by."""
+    """Writes config.toml, the settings that a later `--resume` uses."""
     write_text(run_dir / "config.toml", to_toml(config))
 
 
 def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
-    """Takes away what `create_run` wrote if a run stopped before it made anything else, so that the command, mended,
-    can be given again. `before`: what was in the folder, None where there was none. The run must be held."""
+    """Removes the files written by `create_run` if the run stopped before it wrote anything else.
+
+    The corrected command can then be run again with the same folder. `before` lists the contents of the folder before
+    `create_run`, or is None if the folder did not exist. This process must hold the lock.
+    """
     made = {run_dir / "config.toml", run_dir / "versions.json", run_dir / LOCK}
     if run_dir.is_dir() and set(run_dir.iterdir()) <= made | set(before or ()):
         for path in made:
@@ -127,7 +142,7 @@ def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
+    """Returns the versions of Python, the platform and the packages that affect the results of a run."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:
@@ -137,45 +152,48 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_of(path: Path) -> Path:
-    """The run directory that a path (the run, its checkpoints folder or one of them) belongs to."""
+def find_run_dir(path: Path) -> Path:
+    """Returns the run directory for a path to it, to its checkpoints folder or to a checkpoint. Raises `UserError`."""
     for folder in (path, *path.absolute().parents[:2]):
         if (folder / "config.toml").is_file():
             return folder
-    raise UserError(f"{path} is not a run directory: there is no config.toml in it")
+    raise UserError(f"{path} is not a run directory: it contains no config.toml")
 
 
-def config_of(run_dir: Path) -> TrainConfig:
-    """The config a run was started with, or went on with last.
+def load_config(run_dir: Path) -> TrainConfig:
+    """Returns the config with which the run was started or last resumed.
 
-    Raises `UserError` where a variable would now put other data in the place of what it was generated for.
+    Raises `UserError` if an environment variable would replace the generated data of the run by other data.
     """
     config = load_toml(run_dir / "config.toml")
     if variable := data_variable(config.env):
         raise UserError(
-            f'{run_dir} was made without --env.data, and {variable} is set now: unset it, or write data = "FOLDER" '
-            f"below [env] in {run_dir / 'config.toml'}"
+            f'{run_dir} was started without --env.data, but {variable} is set now: unset it, or add data = "FOLDER" '
+            f"to [env] in {run_dir / 'config.toml'}"
         )
     return config
 
 
-def check_reference_engine(env: EnvConfig, said: bool, flag: str) -> None:
-    """Raises `UserError` where a run's config, which may be somebody else's, has game files played by the reference
-    engine and the command line does not say so."""
-    if env.name == "alfworld" and env.engine == "textworld" and env.data is not None and not said:
+def check_reference_engine(env: EnvConfig, allowed: bool, flag: str) -> None:
+    """Raises `UserError` if the config of a run uses the reference engine for game files and `allowed` is False.
+
+    The reference engine evaluates Python expressions from game files, and run directories can come from others. So the
+    command line must allow it explicitly with `flag`.
+    """
+    if env.name == "alfworld" and env.engine == "textworld" and env.data is not None and not allowed:
         raise UserError(
-            f"this run's games, in {env.data}, are played by the reference engine, which runs Python expressions of "
-            f"game files: if you trust them, say {flag}"
+            f"this run uses the reference engine for the games in {env.data}, which evaluates Python expressions from "
+            f"game files: if you trust them, add {flag}"
         )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes an object as indented JSON, whole or not at all."""
+    """Writes an object as indented JSON, atomically. Raises `UserError`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads what `write_json` wrote; {} where there is no such file."""
+    """Reads a JSON object; returns {} if the file does not exist. Raises `UserError` if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -185,17 +203,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_episodes(run_dir: Path, step: int, trajectories: Sequence[Trajectory]) -> None:
-    """Sampled episodes as readable text, in episodes/step_000012.txt."""
+    """Writes sampled episodes as text to episodes/step_<step>.txt."""
     if trajectories:
         text = "\n\n".join(episode_text(t) for t in trajectories)
         write_text(run_dir / "episodes" / f"step_{step:06d}.txt", text + "\n")
 
 
 def write_batch(run_dir: Path, trajectories: Sequence[Trajectory], logprobs: Sequence[Any]) -> Path:
-    """A step's episodes with all that was learned from them, in skipped_batch.jsonl: one JSON object an episode.
+    """Writes the batch of a step to skipped_batch.jsonl, one JSON object per episode, and returns the path.
 
-    logprobs: an array for each transition, those of its action tokens in the trainer. NaN and Infinity stand as
-    Python's json writes them.
+    `logprobs` holds one array per transition, the trainer's log-probs of its action tokens. NaN and infinite values are
+    written as `NaN` and `Infinity`, as Python's json module does by default.
     """
     path, lines, number = run_dir / "skipped_batch.jsonl", [], 0
     for trajectory in trajectories:
@@ -217,7 +235,7 @@ def write_batch(run_dir: Path, trajectories: Sequence[Trajectory], logprobs: Seq
 
 
 def episode_text(trajectory: Trajectory) -> str:
-    """An episode as a person would read it."""
+    """Formats an episode as text: the task, then each command and observation."""
     head = (
         f"=== {trajectory.task.task_id}   {'won' if trajectory.won else 'lost'}   return {trajectory.episode_return:g}"
     )

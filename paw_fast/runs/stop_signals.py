@@ -1,7 +1,8 @@
-"""Turns the signals that ask a command to stop into an exception at a place where its work can be left.
+"""Turns stop signals (Ctrl-C, SIGTERM, ...) into an exception that is raised only at safe points.
 
-The handler only sets a flag. Every phase calls `check` where nothing is lost by leaving: once a generated game, a
-demonstration, an optimizer step of the imitation, a step of the generator, a scored group, a measured batch.
+The signal handler sets a flag. Every phase of a command calls `check` at points where it can stop without losing work:
+after each generated game, expert demonstration, warm-start optimizer step, engine step, group of token statistics and
+evaluation batch.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ from types import FrameType
 from typing import Any, TypeVar
 
 EXIT_INTERRUPTED = 130
-"""After Ctrl-C."""
+"""Exit status after Ctrl-C."""
 EXIT_RESUME = 75
-"""After SIGTERM, SIGHUP or SIGUSR1 (EX_TEMPFAIL): whoever sent it should start the command again, with --resume."""
+"""Exit status after SIGTERM, SIGHUP or SIGUSR1 (EX_TEMPFAIL): the caller should run the command again with --resume."""
 
 SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-"""What asks for a stop: Ctrl-C, a batch system or `kill`, a lost connection, a batch system's warning."""
-
+"""The stop signals: Ctrl-C, `kill` or a batch system, a lost connection, the advance warning of a batch system."""
 
 Item = TypeVar("Item")
 
 
 class Interrupted(BaseException):
-    """A stop was asked for, raised where the work can be left. Not an `Exception`, so that nothing swallows it."""
+    """A stop was requested. Raised at a safe point.
+
+    Not a subclass of `Exception`, so that general exception handlers do not catch it. `status` is the exit status.
+    """
 
     def __init__(self, signum: int = signal.SIGINT):
         super().__init__(signal.Signals(signum).name)
@@ -36,22 +39,17 @@ class Interrupted(BaseException):
 
 
 _installed = False
-_asked: int | None = None
-
-
-def asked() -> int | None:
-    """The signal that asked for a stop, None where none did."""
-    return _asked
+_requested: int | None = None
 
 
 def check() -> None:
-    """Raises `Interrupted` where a stop was asked for. Costs nothing otherwise."""
-    if _asked is not None:
-        raise Interrupted(_asked)
+    """Raises `Interrupted` if a stop was requested. Cheap otherwise."""
+    if _requested is not None:
+        raise Interrupted(_requested)
 
 
 def checked(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, with a `check` before each."""
+    """Yields the items, calling `check` before each."""
     for item in items:
         check()
         yield item
@@ -59,30 +57,33 @@ def checked(items: Iterable[Item]) -> Iterator[Item]:
 
 @contextmanager
 def handled(say: Callable[[str], None], first: str = "saving first") -> Iterator[None]:
-    """Within the block the first of `SIGNALS` only asks for a stop; Ctrl-C after that quits at once.
+    """Context manager in which the first signal of `SIGNALS` requests a stop, and a following Ctrl-C quits at once.
 
-    Ctrl-C works where SIGINT is inherited as ignored (`command &` in a script); SIGHUP stays ignored where it is
-    (`nohup`). Blocks may be nested: the outermost counts. Does nothing outside the main thread, where Python runs no
-    handlers. `say` gets one line, of which `first` is what happens before the end.
+    Ctrl-C also works if SIGINT is inherited as ignored (`command &` in a script); SIGHUP stays ignored if it was
+    (`nohup`). Nested blocks have no effect. Does nothing outside the main thread, where Python runs no signal handlers.
+
+    Args:
+        say: called with a one-line message when the stop is requested.
+        first: what the message says will happen before the command ends.
     """
-    global _installed, _asked
+    global _installed, _requested
     if _installed or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
-        global _asked
-        if _asked is not None:
+        global _requested
+        if _requested is not None:
             if signum == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        _asked = signum
+        _requested = signum
         by = "" if signum == signal.SIGINT else f" ({signal.Signals(signum).name})"
         again = " again" if signum == signal.SIGINT else ""
         say(f"stopping{by}: {first} (Ctrl-C{again} quits at once)")
 
     before: dict[int, Any] = {}
-    _installed, _asked = True, None
+    _installed, _requested = True, None
     try:
         for one in SIGNALS:
             if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN:
@@ -91,11 +92,11 @@ def handled(say: Callable[[str], None], first: str = "saving first") -> Iterator
     finally:
         for one, handler in before.items():
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
-        _installed, _asked = False, None
+        _installed, _requested = False, None
 
 
-def leave_to_parent() -> None:
-    """Makes this process, a child, ignore `SIGNALS`: its parent handles them, and ends it."""
+def ignore_in_child() -> None:
+    """Ignores `SIGNALS` in this process, a child whose parent handles them and ends it."""
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -103,8 +104,8 @@ def leave_to_parent() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Blocks `SIGNALS` in the block, and so in processes that it starts, until these call `leave_to_parent`."""
+def blocked() -> Iterator[None]:
+    """Context manager that blocks `SIGNALS`, also in processes started inside, until these call `ignore_in_child`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

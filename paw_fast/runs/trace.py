@@ -1,6 +1,7 @@
-"""When each process was busy with what: idle shares of a step, and a trace for chrome://tracing or Perfetto.
+"""Records what each process does over time: idle shares of a step, and a trace for chrome://tracing or Perfetto.
 
-Spans are on the machine's monotonic clock (`time.perf_counter`), which all processes share. Imports no torch.
+Times are those of the monotonic clock of the machine (`time.perf_counter`), which all processes share. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from paw_fast.runs.atomic_files import user_errors, write_text
-from paw_fast.runs.metrics import StageTimer
+from paw_fast.runs.stage_timer import StageTimer
 
 Spans = Mapping[str, Sequence[tuple[str, float, float]]]
-"""Of each process by name: (stage, start, end) in seconds."""
+"""Spans of each process, by its name: (stage, start, end), in seconds."""
 
 TRAINER_STAGES = ("score", "update", "sync")
-PLAYER_STAGES = ("generate", "prompt", "environment")
+ROLLOUT_STAGES = ("generate", "prompt", "environment")
 _CLOSE = "\n]\n"
 
 
 def covered_s(spans: Iterable[tuple[str, float, float]]) -> float:
-    """Seconds that lie in at least one of the spans.
+    """Returns the seconds covered by at least one of the spans.
 
     >>> covered_s([("a", 0.0, 2.0), ("b", 1.0, 3.0), ("c", 5.0, 6.0)])
     4.0
@@ -37,9 +38,12 @@ def covered_s(spans: Iterable[tuple[str, float, float]]) -> float:
 def idle_shares(
     times: Mapping[str, float], spans: Spans, evaluated: Sequence[tuple[str, float, float]] = ()
 ) -> dict[str, float]:
-    """Idle shares of trainer and generators from a step's `time/...` metrics and the generators' spans in it.
+    """Returns the idle shares of the trainer and the rollout workers in a step, each in [0, 1].
 
-    `evaluated` are the spans of evaluations in the step: they are left out of it, and with them what was played then.
+    Args:
+        times: the `time/...` metrics of the step.
+        spans: spans of the rollout workers in the step; empty if rollouts run in the process of the trainer.
+        evaluated: spans of evaluations. They, and the rollouts in them, are excluded.
 
     >>> idle_shares({"time/step_s": 10.0, "time/update_s": 5.0, "time/generate_s": 3.0}, {})
     {'idle/trainer': 0.5, 'idle/generator': 0.7}
@@ -47,19 +51,19 @@ def idle_shares(
     left_out = covered_s(evaluated)
     step = max(times["time/step_s"] - left_out, 1e-9)
     stages = lambda names: sum(times.get(f"time/{name}_s", 0.0) for name in names)  # noqa: E731
-    # What this process played in an evaluation is time of the evaluation that is not in its own stage.
+    # Rollouts of an evaluation in this process are timed as rollout stages, not as part of the stage `evaluate`.
     inside = max(0.0, left_out - times.get("time/evaluate_s", 0.0)) if evaluated else 0.0
-    playing = [covered_s([*one, *evaluated]) - left_out for one in spans.values()] or [stages(PLAYER_STAGES) - inside]
-    share = lambda busy: min(1.0, max(0.0, 1.0 - busy / step))  # noqa: E731
-    return {"idle/trainer": share(stages(TRAINER_STAGES)), "idle/generator": share(sum(playing) / len(playing))}
+    busy = [covered_s([*one, *evaluated]) - left_out for one in spans.values()] or [stages(ROLLOUT_STAGES) - inside]
+    share = lambda seconds: min(1.0, max(0.0, 1.0 - seconds / step))  # noqa: E731
+    return {"idle/trainer": share(stages(TRAINER_STAGES)), "idle/generator": share(sum(busy) / len(busy))}
 
 
 class TraceFile:
-    """Writes a run's spans as a Chrome trace, step after step. A resumed run begins the file anew.
+    """Writes the spans of a run as a Chrome trace, one step at a time. A resumed run overwrites the file.
 
-    The file is one JSON array (the trace format's other form), to which each step adds its events in place of the
-    closing bracket: it can be read after every step, costs what the step adds, and is still a trace to the viewers
-    when the process dies in the middle of a write.
+    The file is a JSON array. Each step replaces the closing bracket by its events and a new bracket, so the file is
+    valid after every step and the cost of a step does not grow. Viewers also accept the file if the process is killed
+    during a write.
     """
 
     def __init__(self, path: Path):
@@ -67,7 +71,7 @@ class TraceFile:
         self._lanes: dict[str, int] = {}
 
     def add(self, timer: StageTimer, spans: Spans) -> None:
-        """Adds what the trainer's timer and the other processes have recorded since the last call.
+        """Appends the spans of the trainer's timer and of the other processes since the last call.
 
         Raises `UserError` when the file cannot be written.
         """
@@ -88,6 +92,6 @@ class TraceFile:
         if first:
             write_text(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + _CLOSE)
         elif events:
-            with user_errors("write the timeline", self.path), open(self.path, "r+b") as file:
+            with user_errors("write the trace", self.path), open(self.path, "r+b") as file:
                 file.seek(-len(_CLOSE), os.SEEK_END)
                 file.write((",\n" + ",\n".join(map(json.dumps, events)) + _CLOSE).encode())

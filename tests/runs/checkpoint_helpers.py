@@ -1,4 +1,4 @@
-"""A training loop small enough to save, kill and compare, for the tests of checkpoints."""
+"""A small training loop for the tests of checkpoints."""
 
 import random
 from pathlib import Path
@@ -28,7 +28,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Run:
-    """A training loop that draws from every generator, small enough to compare all of its state."""
+    """A training loop that draws from every global random generator."""
 
     def __init__(self, model: torch.nn.Module):
         self.model = model.train()

@@ -1,4 +1,4 @@
-"""Lets the tests here import the helpers beside them."""
+"""Makes the helper modules in this folder importable."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Atomic writing, and operating-system errors as one line with an exit status."""
+"""Tests of atomic writing, and of operating-system errors as one-line messages with an exit status."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import error_number, exit_code_of, user_errors, write_text
 
 
-def test_error_number_reads_what_libraries_turned_into_text():
+def test_error_number_reads_causes_and_messages_of_libraries():
     assert error_number(OSError(errno.ENOSPC, "No space left on device")) == errno.ENOSPC
     assert error_number(RuntimeError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
     assert error_number(ValueError("nothing of the kind")) is None
@@ -30,7 +30,7 @@ def test_error_number_reads_what_libraries_turned_into_text():
         (errno.EIO, "Input/output error"),
     ],
 )
-def test_each_error_is_one_line_that_says_what_and_where(tmp_path, number, words):
+def test_each_error_is_one_line_with_reason_and_path(tmp_path, number, words):
     with pytest.raises(UserError) as caught, user_errors("save the thing", tmp_path / "x", "the rest is intact"):
         raise OSError(number, "whatever")
     message = str(caught.value)
@@ -47,7 +47,7 @@ def test_other_errors_and_user_errors_pass_unchanged():
         raise UserError("mine")
 
 
-def test_write_text_replaces_whole_and_leaves_no_temporary(tmp_path):
+def test_write_text_replaces_the_file_and_leaves_no_temporary(tmp_path):
     path = tmp_path / "new" / "a.txt"
     write_text(path, "one")
     write_text(path, "zwei ä")
@@ -82,7 +82,7 @@ def test_exit_codes(capsys, tmp_path):
         exit_code_of(fails(ZeroDivisionError()))
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+def test_a_closed_stdout_gives_no_traceback():
     code = (
         "import sys\nfrom paw_fast.runs.atomic_files import exit_code_of\n"
         "def command():\n    for i in range(100000): print('line', i)\n"

@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact resuming, what a checkpoint holds, and what a flipped bit or a missing file does."""
+"""Tests of checkpoints: bit-exact resuming, their contents, and the errors for damaged and missing files."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def seed_all() -> None:
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    """A run with checkpoints of the steps 10, 20 and 30."""
+    """A run with checkpoints at steps 10, 20 and 30."""
     run = Run(tiny_model())
     for step in (10, 20, 30):
         run.train(1)
@@ -42,7 +42,7 @@ def saved(tmp_path) -> Path:
     return tmp_path
 
 
-def test_resuming_gives_the_same_bits_as_going_on(tmp_path):
+def test_resuming_is_bit_exact(tmp_path):
     seed_all()
     run = Run(tiny_model())
     run.train(3)
@@ -111,7 +111,7 @@ def test_optimizer_state_keeps_its_dtype():
     assert state["exp_avg"] is not moments
 
 
-def test_an_optimizer_of_another_shape_is_a_user_error(saved):
+def test_an_optimizer_with_other_parameters_is_a_user_error(saved):
     other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
     with pytest.raises(UserError, match=r"optimizer state in .* does not fit this run"):
         load_checkpoint(saved).restore(optimizer=other)
@@ -123,13 +123,13 @@ def test_a_checkpoint_without_optimizer_cannot_be_resumed(tmp_path):
         load_checkpoint(tmp_path).restore(optimizer=Run(tiny_model()).optimizer)
 
 
-def test_extra_must_be_json(tmp_path):
+def test_extra_must_be_json_serializable(tmp_path):
     with pytest.raises(TypeError):
         save_checkpoint(tmp_path, 1, model=tiny_model(), extra={"bad": object()})
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_find_prefers_the_newest_and_takes_a_folder_as_it_is(saved):
+def test_find_checkpoint_takes_the_newest_or_the_given_one(saved):
     root = saved / "checkpoints"
     assert find_checkpoint(saved) == find_checkpoint(root) == root / "step_000030"
     assert find_checkpoint(root / "step_000010") == root / "step_000010"
@@ -139,7 +139,7 @@ def test_find_prefers_the_newest_and_takes_a_folder_as_it_is(saved):
     assert find_checkpoint(saved) == root / "step_000030"
 
 
-def test_steps_beyond_six_digits_sort_by_number(tmp_path):
+def test_steps_with_more_than_six_digits_sort_by_number(tmp_path):
     for step in (999_999, 1_000_000):
         save_checkpoint(tmp_path, step, model=tiny_model())
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_999999", "step_1000000"]
@@ -185,7 +185,7 @@ def flip(path: Path) -> None:
         (lambda p: shutil.rmtree(p) or p.mkdir(), "manifest.json is missing"),
     ],
 )
-def test_damage_is_named_with_an_intact_older_one(saved, damage, words):
+def test_damage_is_reported_with_an_intact_older_checkpoint(saved, damage, words):
     damage(saved / "checkpoints" / "step_000030")
     flip(saved / "checkpoints" / "step_000020" / "state.json")
     with pytest.raises(UserError) as caught:
@@ -193,11 +193,11 @@ def test_damage_is_named_with_an_intact_older_one(saved, damage, words):
     message = str(caught.value)
     assert words in message
     assert "step_000030" in message
-    assert "delete that folder to go on from step_000010, which is intact" in message
+    assert "delete that folder to resume from step_000010, which is intact" in message
     assert "\n" not in message
 
 
-def test_damage_with_nothing_older(tmp_path):
+def test_damage_without_an_older_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 5, model=tiny_model())
     flip(tmp_path / "checkpoints" / "step_000005" / "rng.pt")
     with pytest.raises(UserError, match="no older checkpoint of this run is intact"):

@@ -1,4 +1,4 @@
-"""Checkpoints on a machine that fails: full and read-only disks, no permission, kills, in processes of their own."""
+"""Tests of checkpoints on full and read-only disks, without permission, and in processes that are killed."""
 
 import os
 import random
@@ -36,14 +36,14 @@ def run_script(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
 
 
 def assert_only_intact(folder: Path, steps: list[int]) -> None:
-    """The folder holds these steps, each intact, and nothing else."""
+    """Asserts that the folder contains intact checkpoints of these steps and nothing else."""
     assert sorted(one.name for one in (folder / "checkpoints").iterdir()) == [f"step_{step:06d}" for step in steps]
     for path in list_checkpoints(folder):
         verify_checkpoint(path)
 
 
-def test_a_file_that_cannot_be_written_whole(tmp_path):
-    """Limits below the size of the tokenizer, the model (11 kB) or the optimizer's state (28 kB)."""
+def test_a_file_that_exceeds_the_size_limit(tmp_path):
+    """With limits below the size of the tokenizer, the model (11 kB) or the optimizer state (28 kB)."""
     result = run_script(
         tmp_path,
         """
@@ -116,7 +116,7 @@ def test_a_read_only_disk(small_disk):
 
 
 def test_no_permission(tmp_path):
-    """As a user that may read but not write (root may always write, so root becomes nobody)."""
+    """As a user that can read but not write. Root can always write, so it becomes the user nobody."""
     Run(tiny_model()).save(tmp_path, 1)
     for path in [tmp_path, *tmp_path.parents][:3]:
         path.chmod(0o755)
@@ -138,7 +138,7 @@ sys.exit(exit_code_of(lambda: run.save(folder, 2) and 0))
 
 
 def test_a_kill_at_each_stage(tmp_path):
-    """Processes die by SIGKILL after the model, after the tensors, after the manifest and before the rename."""
+    """Processes are killed by SIGKILL after the model, after the tensors, after the manifest and before the rename."""
     body = """
 name = {!r}
 run.save(folder, 1)
@@ -162,7 +162,7 @@ run.save(folder, 2)
 
 
 def test_kills_at_random_moments(tmp_path):
-    """Saving and pruning in a loop, killed from outside: whatever is there afterwards is intact."""
+    """A process that saves and prunes in a loop is killed from outside: all checkpoints it leaves are intact."""
     body = """
 step = 1 + max([int(p.name[5:]) for p in checkpoint.list_checkpoints(folder)], default=0)
 while True:

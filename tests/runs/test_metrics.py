@@ -1,4 +1,4 @@
-"""Metrics: the files, what interruptions leave of them, stage times that add up, Wilson's interval by hand."""
+"""Tests of metrics: the files, what is left of them after an interruption, peak memory."""
 
 import json
 import math
@@ -7,8 +7,6 @@ import resource
 import struct
 import subprocess
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 
@@ -17,18 +15,11 @@ from tensorboardX.proto import event_pb2
 
 import paw_fast.runs.metrics as metrics
 from paw_fast.errors import UserError
-from paw_fast.runs.metrics import (
-    MetricsWriter,
-    StageTimer,
-    check_name,
-    peak_memory_bytes,
-    read_metrics,
-    wilson_interval,
-)
+from paw_fast.runs.metrics import MetricsWriter, check_name, peak_memory_bytes, read_metrics
 
 
 def events(run_dir):
-    """The TensorBoard events of a run, file after file in the order TensorBoard reads them."""
+    """Returns the TensorBoard events of a run, in the order in which TensorBoard reads them."""
     found = []
     for path in sorted((run_dir / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -39,7 +30,7 @@ def events(run_dir):
     return found
 
 
-def test_one_line_a_step_at_once(tmp_path):
+def test_each_step_is_one_line_and_is_flushed(tmp_path):
     with MetricsWriter(tmp_path / "run") as writer:
         writer.log(1, {"reward/mean": 1.25, "success/rate": 0})
         assert (
@@ -67,7 +58,7 @@ def test_without_tensorboard(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_values_that_are_no_numbers_are_null_and_listed(tmp_path):
+def test_non_finite_values_become_null_and_are_listed(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.log(1, {"reward/mean": math.inf, "policy/kl": math.nan, "wm/loss": 2.0})
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -87,7 +78,7 @@ def test_tensors_and_numpy_scalars_become_numbers(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 3, "reward/mean": 0.5, "wm/loss": 0.25}]
 
 
-def test_resuming_drops_later_steps_and_a_torn_line(tmp_path):
+def test_resuming_drops_later_steps_and_an_incomplete_line(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in (1, 2, 3, 4):
             writer.log(step, {"reward/mean": step, "wm/loss": math.nan if step == 2 else 1.0})
@@ -111,7 +102,7 @@ def test_resuming_without_metrics_yet(tmp_path):
 def test_a_run_is_not_overwritten(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.log(1, {"reward/mean": 1.0})
-    with pytest.raises(UserError, match="already holds the metrics of a run"):
+    with pytest.raises(UserError, match="already contains the metrics of a run"):
         MetricsWriter(tmp_path)
     assert len(read_metrics(tmp_path)) == 1
 
@@ -126,13 +117,13 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize("value", ['"x"', "[1]", "{}"])
-def test_a_value_that_is_no_number_is_named(tmp_path, value):
+def test_a_value_that_is_not_a_number_is_named(tmp_path, value):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "wm/loss": {value}}}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:1: .*wm/loss is .*, expected a number or null"):
         read_metrics(tmp_path)
 
 
-def test_no_metrics_at_all(tmp_path):
+def test_reading_without_a_file_returns_no_rows(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
@@ -146,20 +137,20 @@ def test_known_names(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("reward/means", "do you mean 'reward/mean'"),
+        ("reward/means", "did you mean 'reward/mean'"),
         ("time/rollout", "time/"),
         ("", "unknown"),
         ("success/", "unknown"),
     ],
 )
-def test_a_misspelt_name_is_refused(tmp_path, name, words):
+def test_an_unknown_name_is_refused(tmp_path, name, words):
     with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="unknown metric") as caught:
         writer.log(1, {name: 1.0})
     assert words in str(caught.value)
     assert read_metrics(tmp_path) == []
 
 
-def test_names_written_in_the_package_are_known():
+def test_names_used_in_the_package_are_known():
     folders = "|".join({name.split("/")[0] for name in metrics.METRICS})
     found = set()
     for path in Path(metrics.__file__).parents[1].rglob("*.py"):
@@ -169,7 +160,7 @@ def test_names_written_in_the_package_are_known():
         check_name(name)
 
 
-def test_a_line_that_does_not_fit_leaves_no_half(tmp_path):
+def test_a_line_that_does_not_fit_is_not_written_partially(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False)
     writer.log(1, {"reward/mean": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
@@ -186,7 +177,7 @@ def test_a_line_that_does_not_fit_leaves_no_half(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_wandb_is_handed_the_finite_values(tmp_path, monkeypatch):
+def test_wandb_receives_the_finite_values(tmp_path, monkeypatch):
     calls = []
     run = types.SimpleNamespace(
         log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
@@ -199,133 +190,20 @@ def test_wandb_is_handed_the_finite_values(tmp_path, monkeypatch):
     assert calls == [{"dir": str(tmp_path), "project": "p"}, (1, {"reward/mean": 1.0}), "finish"]
 
 
-def test_wandb_that_is_missing_is_one_line(tmp_path, monkeypatch):
+def test_missing_wandb_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'paw-fast\[wandb\]'"):
         MetricsWriter(tmp_path, wandb={})
-
-
-# ---------------------------------------------------------------------------------------------- stage times
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def perf_counter(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(metrics, "time", clock)
-    return clock
-
-
-def test_stage_times_add_up(clock):
-    timer = StageTimer()
-    with timer("rollout"):
-        clock.now += 2
-        with timer("env"):
-            clock.now += 3
-        with timer("env"):
-            clock.now += 1
-        clock.now += 0.5
-    clock.now += 0.25
-    with timer("update"):
-        clock.now += 4
-    times = timer.take()
-    assert times == {
-        "time/env_s": 4.0, "time/rollout_s": 2.5, "time/update_s": 4.0, "time/other_s": 0.25, "time/step_s": 10.75,
-    }  # fmt: skip
-    assert sum(value for name, value in times.items() if name != "time/step_s") == times["time/step_s"]
-    assert timer.take() == {"time/other_s": 0.0, "time/step_s": 0.0}
-
-
-def test_spans_for_a_trace(clock):
-    timer = StageTimer(max_spans=2)
-    for stage in ("a", "b", "c"):
-        with timer(stage):
-            clock.now += 1
-    assert [(span.name, span.start_s, span.end_s) for span in timer.spans] == [("b", 1, 2), ("c", 2, 3)]
-    (first, _) = timer.chrome_trace()
-    assert (first["name"], first["ph"], first["ts"], first["dur"]) == ("b", "X", 1e6, 1e6)
-    json.dumps(timer.chrome_trace())
-
-
-def test_a_stage_that_fails_is_counted(clock):
-    timer = StageTimer()
-
-    def fail():
-        with timer("outer"), timer("inner"):
-            clock.now += 1
-            raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        fail()
-    assert timer.take()["time/inner_s"] == 1.0
-    with timer("after"):
-        clock.now += 1
-    assert timer.take()["time/after_s"] == 1.0
-
-
-def test_threads_do_not_nest_into_each_other():
-    timer = StageTimer()
-
-    def work():
-        with timer("thread"):
-            time.sleep(0.05)
-
-    with timer("main"):
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    times = timer.take()
-    assert times["time/thread_s"] >= 0.2
-    assert times["time/main_s"] >= 0.05
-    assert times["time/other_s"] == 0.0
-    assert len({span.thread for span in timer.spans}) >= 2
 
 
 def test_peak_memory_is_in_bytes():
     assert 10 * 2**20 < peak_memory_bytes() < 2**40
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc, which is Linux's")
-def test_peak_memory_does_not_begin_with_the_parents():
-    """The kernel hands the high-water mark that getrusage shows on to a new program."""
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_peak_memory_excludes_the_parent_process():
+    """The maximum that getrusage reports is inherited by a new program."""
     large = bytearray(b"x") * (400 << 20)
     program = "from paw_fast.runs.metrics import peak_memory_bytes; print(peak_memory_bytes())"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert int(found.stdout) < len(large) / 2
-
-
-# ---------------------------------------------------------------------------------------------- confidence
-
-
-@pytest.mark.parametrize(
-    ("successes", "total", "low", "high"),
-    [
-        # 50 of 100: middle 0.51920730, half 1.959964 sqrt(0.0025 + 0.0000960365) = 0.09986273; both / 1.03841459
-        (50, 100, 0.403832, 0.596168),
-        # 0 of 10: the upper end is z^2/n / (1 + z^2/n) = 0.3841459 / 1.3841459
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 1 - 0.277533, 1.0),
-        # 8 of 10: middle 0.99207294, half 1.959964 sqrt(0.016 + 0.00960365) = 0.31361658; both / 1.3841459
-        (8, 10, 0.490162, 0.943318),
-        # 1 of 1: 1 / (1 + z^2) = 1 / 4.841459
-        (1, 1, 0.206549, 1.0),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilson_interval_by_hand(successes, total, low, high):
-    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=1e-6)
-
-
-@pytest.mark.parametrize(("successes", "total"), [(-1, 5), (6, 5), (0, -1)])
-def test_wilson_interval_refuses(successes, total):
-    with pytest.raises(ValueError, match="expected 0 <= successes <= total"):
-        wilson_interval(successes, total)

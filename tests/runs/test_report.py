@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, tolerant of what a run lacks, and strict about what is damaged."""
+"""Tests of the report: self-contained, escaped, tolerant of missing files and strict about damaged ones."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def make_run(folder: Path, steps: int = 40, **changes: float) -> Path:
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order, and collects text, tags and attributes."""
+    """Checks that tags are closed in order, and collects text, tags and attributes."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -93,8 +93,8 @@ def test_a_run_with_its_figures_and_facts(tmp_path):
     assert path == tmp_path / "first" / "report.html"
     page = Page(path)
     for words in (
-        "30.0 % (95 %: 21.9 to 39.6, of 100)",
-        "50.0 % (95 %: 40.4 to 59.6, of 100)",
+        "30.0 % (95 %: 21.9 to 39.6, 100 tasks)",
+        "50.0 % (95 %: 40.4 to 59.6, 100 tasks)",
         "+20.0 points",
         "10 min 05 s",
         "40 of 40",
@@ -106,11 +106,11 @@ def test_a_run_with_its_figures_and_facts(tmp_path):
         "25.0 %",
     ):
         assert words in page.words, words
-    # success, reward, lambda, KL + clip fraction, gradient norm, stage times; the other metrics were not logged.
+    # Success, reward, lambda, KL and clip fraction, gradient norm, stage times. Other metrics were not logged.
     assert page.tags.count("svg") == 6
 
 
-def test_nothing_is_fetched(tmp_path):
+def test_the_page_loads_nothing_from_the_network(tmp_path):
     page = Page(write_report([make_run(tmp_path / "a")]))
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     for name, value in page.attributes:
@@ -140,11 +140,11 @@ def test_several_runs_are_overlaid(tmp_path):
     assert path == tmp_path / "report.html"
     page = Page(path)
     assert "2 runs" in page.words
-    assert "Colours tell the runs apart" in page.words
+    assert "Colours identify the runs" in page.words
     assert page.words.index("one") < page.words.index("two")
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_get_unique_labels(tmp_path):
     runs = [make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run")]
     words = Page(write_report(runs, tmp_path / "out.html")).words
     assert "x/run" in words
@@ -172,10 +172,10 @@ def test_first_middle_and_last_episode_are_shown(tmp_path):
     assert "episode of step 1 " in page.words
     assert "episode of step 3 " in page.words
     assert "episode of step 2 " not in page.words
-    assert "(goes on in step_20.txt)" in page.words
+    assert "(continued in step_20.txt)" in page.words
 
 
-def test_a_run_that_has_just_begun(tmp_path):
+def test_a_run_without_logged_steps(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG)
     words = Page(write_report([tmp_path])).words
     assert "No step has been logged yet." in words
@@ -196,7 +196,7 @@ def test_metrics_without_a_finite_value_have_no_panel(tmp_path):
     assert draw_panel(PANELS[0], [run]) is None
 
 
-def test_values_out_of_all_bounds_are_left_out(tmp_path):
+def test_extreme_values_are_not_plotted(tmp_path):
     run_dir = make_run(tmp_path / "a", **{"optim/grad_norm": 1e308, "time/update_s": -1e308})
     (run_dir / "summary.json").write_text('{"wall_time_s": 1e400, "final_success": 1e300, "num_eval_tasks": 1e308}')
     assert Page(write_report([run_dir])).tags.count("svg") == 5
@@ -227,7 +227,7 @@ def test_stage_times_stack_to_the_step(tmp_path):
 
 
 def test_smooth_by_hand():
-    assert smooth(np.array([1.0, 5.0])).tolist() == [1.0, 5.0]  # too short for a window
+    assert smooth(np.array([1.0, 5.0])).tolist() == [1.0, 5.0]  # shorter than the window
     values = np.zeros(60)  # half a window is 60 // 30 = 2
     values[10] = 5.0
     values[59] = 3.0
@@ -247,7 +247,7 @@ def test_curve_png(tmp_path):
     ("name", "content", "words"),
     [
         ("summary.json", '{"final_success": ', "summary.json cannot be read"),
-        ("summary.json", "[1, 2]", "it is no JSON object"),
+        ("summary.json", "[1, 2]", "it is not a JSON object"),
         ("config.toml", "a = = 1", "config.toml cannot be read"),
         ("config.toml", "\x00\ufffd\x01", "config.toml cannot be read"),
         ("metrics.jsonl", "what\nis this\n", "metrics.jsonl:1: not a line of metrics"),
@@ -263,7 +263,7 @@ def test_damaged_files_are_named(tmp_path, name, content, words):
     assert not (run / "report.html").exists()
 
 
-def test_what_is_no_run(tmp_path):
+def test_paths_that_are_not_run_directories(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="no run at"):
         write_report([tmp_path / "gone"])

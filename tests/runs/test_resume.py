@@ -1,5 +1,4 @@
-"""Stopping, resuming and locking a run, in this process and with the smallest settings: what goes on, what is
-refused, what is written down."""
+"""Tests of stopping, resuming and locking a run, in this process and with the smallest settings."""
 
 import contextlib
 import dataclasses
@@ -27,7 +26,8 @@ from paw_fast.models import tiny
 from paw_fast.models.policy import load_policy
 from paw_fast.runs import checkpoint as checkpoints
 from paw_fast.runs import run_dir
-from paw_fast.runs.metrics import StageTimer, read_metrics
+from paw_fast.runs.metrics import read_metrics
+from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.sft.warm_start import imitate
 
 TEXTS = ["You arrive at cabinet 1. On the cabinet 1, you see a mug 2, and a plate 1.", "go to cabinet 12", "look"] * 20
@@ -49,7 +49,7 @@ def _cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A random model in a folder: no warm start is needed."""
+    """Folder with a randomly initialised model, so that no warm start is needed."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = tiny.train_tokenizer(TEXTS, 400)
     made = tiny.build_model(len(tokenizer), hidden=32, layers=1, heads=2, kv_heads=1, ffn=48, seed=3)
@@ -71,7 +71,7 @@ def resume(run, *options):
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    """Two steps that were left alone. Copy it before changing it."""
+    """A finished run of two steps. Tests that change it must copy it."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     assert train(model, run, "--steps", 2) == 0
     return run
@@ -85,7 +85,7 @@ def copied(whole, tmp_path):
 
 
 def numbers(run):
-    """The metrics that do not depend on when or where a run was made."""
+    """The metrics that do not depend on the time or machine of a run."""
     skip = ("time/", "throughput/", "memory/", "idle/")
     return [{k: v for k, v in row.items() if not k.startswith(skip)} for row in read_metrics(run)]
 
@@ -99,7 +99,7 @@ def learning_rates(run):
 
 @pytest.fixture
 def signal_at(monkeypatch):
-    """`signal_at(stage, number, signum)`: the signal comes when a stage begins for the so manieth time."""
+    """`signal_at(stage, number, signum)` raises the signal when a stage starts for the given time."""
 
     def arrange(stage, number, signum):
         original, seen = StageTimer.__call__, []
@@ -127,7 +127,7 @@ def signal_at(monkeypatch):
         ("evaluate", 2, signal.SIGTERM, 1),
     ],
 )
-def test_a_stop_in_any_phase_is_saved_and_goes_on_to_the_same_metrics(
+def test_a_run_stopped_in_any_phase_resumes_to_the_same_metrics(
     whole, model, tmp_path, signal_at, monkeypatch, stage, number, signum, done
 ):
     run = tmp_path / "run"
@@ -141,12 +141,12 @@ def test_a_stop_in_any_phase_is_saved_and_goes_on_to_the_same_metrics(
 
 
 def test_a_stop_while_the_world_model_is_measured(whole, model, tmp_path, monkeypatch):
-    """In the evaluation after the first step: its row is written when the run goes on."""
+    """The evaluation after the first step is repeated, and its row written, when the run is resumed."""
     original, calls = world_model.predict, []
 
     def predict(*args):
         calls.append(True)
-        if len(calls) == 3:  # two passes a measurement
+        if len(calls) == 3:  # two passes per measurement
             signal.raise_signal(signal.SIGTERM)
         return original(*args)
 
@@ -160,7 +160,7 @@ def test_a_stop_while_the_world_model_is_measured(whole, model, tmp_path, monkey
     assert numbers(run) == numbers(whole)
 
 
-def test_a_stop_in_the_set_up_says_how_to_begin_again(model, tmp_path, monkeypatch, capfd):
+def test_a_stop_during_set_up_prints_the_resume_command(model, tmp_path, monkeypatch, capfd):
     run = tmp_path / "run"
     make = main.load_preset  # anything before the set-up
     monkeypatch.setattr(main, "load_preset", lambda *args: (signal.raise_signal(signal.SIGTERM), make(*args))[1])
@@ -175,11 +175,13 @@ def children_of(process):
     return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's")
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create, which only Linux has")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_generator_processes_go_with_the_trainer(model, tmp_path, signum):
-    """SIGTERM to all of them, as a batch system sends it: the trainer saves, and the generators play on until it ends
-    them. A trainer that is killed ends nobody: they notice."""
+def test_worker_processes_end_with_the_trainer(model, tmp_path, signum):
+    """A batch system sends SIGTERM to all processes: the workers continue until the trainer has saved and ends them.
+
+    If the trainer is killed by SIGKILL, the workers notice and exit.
+    """
     run = tmp_path / "run"
     args = [*SETTINGS, "--model", model, "--run-dir", run, "--steps", "500", "--rollout.placement", "process"]
     command = [sys.executable, "-m", "paw_fast.cli.main", "train", *map(str, args)]
@@ -188,16 +190,16 @@ def test_generator_processes_go_with_the_trainer(model, tmp_path, signum):
             for line in trainer.stderr:
                 if "step 1/500" in line:
                     break
-            generators = children_of(trainer)
-            assert generators
+            workers = children_of(trainer)
+            assert workers
             os.killpg(trainer.pid, signum) if signum == signal.SIGTERM else trainer.kill()
-            err = trainer.stderr.read()  # its end: nobody holds the pipe
+            err = trainer.stderr.read()  # returns when no process holds the pipe any more
             assert trainer.wait(60) == (75 if signum == signal.SIGTERM else -signal.SIGKILL), err
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(trainer.pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in generators):
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if signum == signal.SIGTERM:
@@ -205,7 +207,7 @@ def test_generator_processes_go_with_the_trainer(model, tmp_path, signum):
         assert checkpoints.find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:06d}"
 
 
-def test_a_generator_that_fails_is_one_line(copied, monkeypatch):
+def test_a_failed_engine_is_a_user_error(copied, monkeypatch):
     from paw_fast.rollout.engines.base import EngineError
     from paw_fast.rollout.worker import LocalRolloutWorker
 
@@ -217,7 +219,7 @@ def test_a_generator_that_fails_is_one_line(copied, monkeypatch):
         resume(copied, "--steps", 3)
 
 
-def test_an_evaluation_stops_too(whole, monkeypatch, capfd):
+def test_a_signal_stops_an_evaluation(whole, monkeypatch, capfd):
     from paw_fast.cli import eval
 
     evaluate = eval.evaluate
@@ -234,16 +236,16 @@ def test_an_evaluation_stops_too(whole, monkeypatch, capfd):
 # ----------------------------------------------------------------------------------------- settings on resuming
 
 
-def test_optimizer_settings_given_on_resuming_are_used_and_written_down(copied, capfd):
+def test_optimizer_settings_given_on_resuming_are_used_and_saved(copied, capfd):
     assert resume(copied, "--steps", 3, "--optim.learning-rate", 0.01) == 0
     assert learning_rates(copied) == [1e-3, 1e-3, 0.01]
-    assert run_dir.config_of(copied).optim.learning_rate == 0.01
-    said = " ".join(capfd.readouterr().err.split())
-    assert "changed: --optim.learning-rate 0.001 -> 0.01, --steps 2 -> 3" in said
+    assert run_dir.load_config(copied).optim.learning_rate == 0.01
+    output = " ".join(capfd.readouterr().err.split())
+    assert "changed: --optim.learning-rate 0.001 -> 0.01, --steps 2 -> 3" in output
 
 
-def test_they_reach_every_group_of_both_optimizers():
-    """Restored as saved, then put over: rates by the schedule (half of them at the second of four steps)."""
+def test_changed_settings_reach_every_group_of_both_optimizers():
+    """The saved state is restored first, then the new settings are applied with the factor of the schedule."""
     base = load_preset("tiny")
     base = dataclasses.replace(
         base, algo=dataclasses.replace(base.algo, name="ppo"), steps=4,
@@ -263,10 +265,10 @@ def test_they_reach_every_group_of_both_optimizers():
         learner.optimizer.load_state_dict(saved.optimizer.state_dict())
         learner.scheduler.load_state_dict(saved.scheduler.state_dict())
         learner.critic.load_state_dict(saved.critic.state_dict())
-        learner.optimizer.step()  # without gradients: only so that the scheduler may step
+        learner.optimizer.step()  # without gradients, only so that the scheduler can step
         learner.apply_settings()
         factor = learner.scheduler.lr_lambdas[0](2)
-        rates = [0.5 * factor] if backbone == "own" else [0.5 * factor, 0.25 * factor]
+        rates = [0.5 * factor] if backbone == "own" else [0.5 * factor, 0.25]  # the critic's rate is constant
         groups = list(learner.optimizer.param_groups)
         assert [group["lr"] for group in groups] == rates == learner.scheduler.get_last_lr()
         if backbone == "own":
@@ -301,7 +303,7 @@ def load_tiny():
         (["--warm-start.layers", "1"], r"--warm-start\.layers 1: .* begun with 2"),
     ],
 )
-def test_what_would_make_another_run_is_refused_with_both_values(whole, options, words):
+def test_settings_that_define_the_run_cannot_change(whole, options, words):
     before = (whole / "config.toml").read_bytes(), (whole / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=words) as error:
         resume(whole, "--steps", 3, *options)
@@ -309,25 +311,25 @@ def test_what_would_make_another_run_is_refused_with_both_values(whole, options,
     assert ((whole / "config.toml").read_bytes(), (whole / "metrics.jsonl").read_bytes()) == before
 
 
-def test_a_setting_that_is_not_named_may_not_change():
+def test_unlisted_settings_cannot_change():
     assert not may_change("something_new")
     assert not may_change("env.something_new")
     assert list(MAY_CHANGE)[-1] == "*"
     assert MAY_CHANGE["*"] is False
 
 
-# ------------------------------------------------------------------------------------------ what is missing
+# -------------------------------------------------------------------------------------------- missing files
 
 
-def test_metrics_are_kept_where_the_checkpoints_are_gone(copied):
+def test_metrics_are_kept_if_the_checkpoints_are_missing(copied):
     (copied / "checkpoints").rename(copied / "elsewhere")
     rows = (copied / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"metrics of 2 steps and no checkpoint in .*checkpoints: put that folder back"):
+    with pytest.raises(UserError, match=r"metrics of 2 steps but no checkpoint in .*checkpoints: restore that folder"):
         resume(copied, "--steps", 3)
     assert (copied / "metrics.jsonl").read_bytes() == rows
 
 
-def test_checkpoints_that_may_not_be_listed_are_not_none(copied, monkeypatch):
+def test_unreadable_checkpoint_folder_is_an_error(copied, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -338,7 +340,7 @@ def test_checkpoints_that_may_not_be_listed_are_not_none(copied, monkeypatch):
     assert (copied / "metrics.jsonl").read_bytes() == rows
 
 
-def test_a_kill_before_the_first_checkpoint_begins_again(whole, model, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(whole, model, tmp_path):
     run = tmp_path / "run"
     assert train(model, run, "--steps", 0) == 0
     shutil.rmtree(run / "checkpoints")
@@ -346,7 +348,7 @@ def test_a_kill_before_the_first_checkpoint_begins_again(whole, model, tmp_path)
     assert numbers(run) == numbers(whole)
 
 
-def test_a_kill_after_the_last_checkpoint_is_mended(copied):
+def test_missing_files_of_a_finished_run_are_written(copied):
     summary = json.loads((copied / "summary.json").read_text())
     for names in (["summary.json", "report.html"], ["summary.json"], ["report.html"]):
         for name in names:
@@ -360,8 +362,8 @@ def test_a_kill_after_the_last_checkpoint_is_mended(copied):
         resume(copied)
 
 
-def test_a_summary_of_fewer_steps_is_not_the_run_s(copied):
-    """The run was given more steps, and killed after the last of them."""
+def test_an_outdated_summary_is_replaced(copied):
+    """The run was resumed for more steps and killed after the last one."""
     old = json.loads((copied / "summary.json").read_text())
     assert resume(copied, "--steps", 3) == 0
     (copied / "summary.json").write_text(json.dumps(old))
@@ -372,15 +374,15 @@ def test_a_summary_of_fewer_steps_is_not_the_run_s(copied):
 # ------------------------------------------------------------------------------------------ locks and folders
 
 
-def test_a_run_in_use_is_refused_and_free_when_its_process_is_killed(copied):
+def test_a_locked_run_is_refused_until_its_process_is_killed(copied):
     program = (
         "import time; from pathlib import Path; from paw_fast.runs import run_dir\n"
-        f"run_dir.hold(Path({str(copied)!r}))\n"
-        "print('held', flush=True); time.sleep(600)"
+        f"run_dir.lock(Path({str(copied)!r})); "
+        "print('locked', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
+        assert other.stdout.readline() == "locked\n"
         before = (copied / "metrics.jsonl").read_bytes()
         with pytest.raises(UserError, match=rf"in use by process {other.pid} on .* since \d+-") as error:
             resume(copied, "--steps", 3)
@@ -391,18 +393,18 @@ def test_a_run_in_use_is_refused_and_free_when_its_process_is_killed(copied):
     assert resume(copied, "--steps", 3) == 0
 
 
-def test_runs_begun_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_dir.time, "strftime", lambda *args: "20260101-000000")
     made = [run_dir.create_run(load_preset("tiny")) for _ in range(3)]
     for run in made:
-        run_dir.release(run)
+        run_dir.unlock(run)
     assert [run.name for run in made] == [f"alfworld-20260101-000000{more}" for more in ("", "-2", "-3")]
     assert all((run / "config.toml").is_file() for run in made)
 
 
 @pytest.mark.parametrize("gone", ["moved", "deleted"])
-def test_a_run_whose_folder_goes_stops_with_one_line(model, tmp_path, monkeypatch, gone):
+def test_a_run_stops_if_its_folder_is_moved_or_deleted(model, tmp_path, monkeypatch, gone):
     run, update = tmp_path / "run", Learner.update
 
     def lose(*args):
@@ -417,10 +419,10 @@ def test_a_run_whose_folder_goes_stops_with_one_line(model, tmp_path, monkeypatc
     assert left <= {"passages.jsonl"}  # nothing that looks like a run
 
 
-# ------------------------------------------------------------------------------------------ garbage in training
+# ------------------------------------------------------------------------------------- non-finite numbers
 
 
-def test_steps_that_change_nothing_warn_and_three_of_them_stop_the_run(model, whole, tmp_path, monkeypatch, capfd):
+def test_skipped_steps_warn_and_three_in_a_row_stop_the_run(model, whole, tmp_path, monkeypatch, capfd):
     run, clip, calls = tmp_path / "run", MasterAdamW.clip_gradients, []
 
     def infinite(self, norm):
@@ -434,8 +436,8 @@ def test_steps_that_change_nothing_warn_and_three_of_them_stop_the_run(model, wh
         with pytest.raises(UserError, match=words) as error:
             train(model, run, "--steps", 9, "--save-every", 3)
     assert "\n" not in str(error.value)
-    said = " ".join(capfd.readouterr().err.split())
-    assert "warning: step 2: 2 of 2 optimizer steps were left out" in said
+    output = " ".join(capfd.readouterr().err.split())
+    assert "warning: step 2: 2 of 2 optimizer steps were left out" in output
     assert [row["optim/skipped_steps"] for row in read_metrics(run)[1:]] == [0, 2, 2]
     assert [path.name for path in checkpoints.list_checkpoints(run)] == ["step_000000", "step_000001"]
     episodes = [json.loads(line) for line in (run / "skipped_batch.jsonl").read_text().splitlines()]
@@ -446,7 +448,7 @@ def test_steps_that_change_nothing_warn_and_three_of_them_stop_the_run(model, wh
     assert numbers(run) == numbers(whole)
 
 
-def test_a_critic_s_skipped_steps_count(model, tmp_path, monkeypatch):
+def test_skipped_steps_of_the_critic_are_counted(model, tmp_path, monkeypatch):
     clip = MasterAdamW.clip_gradients
     monkeypatch.setattr(MasterAdamW, "clip_gradients", lambda self, norm: clip(self, norm) * math.nan)
     assert train(model, tmp_path / "run", "--steps", 1, "--algo", "ppo") == 0
@@ -454,7 +456,7 @@ def test_a_critic_s_skipped_steps_count(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_model_with_numbers_that_are_none_is_refused_by_the_parameter(model, tmp_path, value):
+def test_a_model_with_non_finite_parameters_is_refused(model, tmp_path, value):
     policy = load_policy(model, load_preset("tiny").model)
     with torch.no_grad():
         policy.model.model.layers[0].mlp.up_proj.weight[3, 2] = value
@@ -464,7 +466,7 @@ def test_a_model_with_numbers_that_are_none_is_refused_by_the_parameter(model, t
         load_policy(tmp_path, load_preset("tiny").model)
 
 
-def test_an_imitation_that_diverges_says_so():
+def test_a_diverging_warm_start_is_a_user_error():
     from paw_fast.learner.sequences import build_sequences
     from paw_fast.types import Task, Trajectory, Transition
 
@@ -477,7 +479,7 @@ def test_an_imitation_that_diverges_says_so():
         imitate(policy, sequences, [True], load_preset("tiny"), lambda done, loss: None)
 
 
-def test_a_reward_that_is_no_number_names_the_task_and_its_environment(model, tmp_path, monkeypatch):
+def test_a_nan_reward_is_an_error_that_names_the_task(model, tmp_path, monkeypatch):
     from paw_fast.envs.alfworld.env import AlfworldEnv
 
     step = AlfworldEnv.step

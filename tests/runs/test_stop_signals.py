@@ -1,4 +1,4 @@
-"""Signals that ask for a stop: what the handler does, who checks it, what children do, and a screen that has gone."""
+"""Tests of stop signals: the handler, the checks, child processes, and output to a closed terminal."""
 
 import os
 import signal
@@ -12,30 +12,30 @@ from paw_fast.config import load_preset
 from paw_fast.rollout.factory import make_env
 from paw_fast.runs import stop_signals
 
-QUIET = lambda text: None  # noqa: E731
+NO_OUTPUT = lambda text: None  # noqa: E731
 
 
 @pytest.mark.parametrize(
     ("signum", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGUSR1, 75)],
 )
-def test_the_first_signal_asks_for_a_stop_at_the_next_check(signum, status):
+def test_the_first_signal_stops_at_the_next_check(signum, status):
     before = signal.getsignal(signum)
-    said = []
-    with stop_signals.handled(said.append):
+    messages = []
+    with stop_signals.handled(messages.append):
         stop_signals.check()
         signal.raise_signal(signum)
         with pytest.raises(stop_signals.Interrupted) as stop:
             stop_signals.check()
         assert stop.value.status == status
-    assert len(said) == 1
-    assert (signal.Signals(signum).name in said[0]) == (signum != signal.SIGINT)
+    assert len(messages) == 1
+    assert (signal.Signals(signum).name in messages[0]) == (signum != signal.SIGINT)
     assert signal.getsignal(signum) is before
-    stop_signals.check()  # a stop that was asked for ends with its block
+    stop_signals.check()  # the request ends with its block
 
 
 def test_a_second_ctrl_c_quits_at_once_and_other_signals_do_not():
-    with stop_signals.handled(QUIET):
+    with stop_signals.handled(NO_OUTPUT):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGUSR1)
@@ -43,18 +43,18 @@ def test_a_second_ctrl_c_quits_at_once_and_other_signals_do_not():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_inner_blocks_leave_the_outer_one_alone():
-    with stop_signals.handled(QUIET):
-        with stop_signals.handled(QUIET):
+def test_inner_blocks_have_no_effect():
+    with stop_signals.handled(NO_OUTPUT):
+        with stop_signals.handled(NO_OUTPUT):
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(stop_signals.Interrupted):
             stop_signals.check()
 
 
-def test_ctrl_c_works_where_it_is_inherited_as_ignored_and_nohup_stays():
+def test_inherited_ignored_signals_ctrl_c_works_and_sighup_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop_signals.handled(QUIET):
+        with stop_signals.handled(NO_OUTPUT):
             signal.raise_signal(signal.SIGHUP)
             stop_signals.check()
             signal.raise_signal(signal.SIGINT)
@@ -66,12 +66,12 @@ def test_ctrl_c_works_where_it_is_inherited_as_ignored_and_nohup_stays():
         signal.signal(signal.SIGHUP, before[1])
 
 
-def test_other_threads_are_left_alone():
+def test_other_threads_install_no_handler():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
     def work():
-        with stop_signals.handled(QUIET):
+        with stop_signals.handled(NO_OUTPUT):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -80,25 +80,25 @@ def test_other_threads_are_left_alone():
     assert seen == [before]
 
 
-def test_games_are_left_half_generated_and_their_folder_is_removed(tmp_path, monkeypatch):
+def test_interrupted_game_generation_removes_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     env = make_env(load_preset("tiny").env)
-    with stop_signals.handled(QUIET):
+    with stop_signals.handled(NO_OUTPUT):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(stop_signals.Interrupted):
             env.tasks("train")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_child_ignores_what_its_parent_handles_from_its_first_moment():
+def test_a_child_ignores_signals_from_its_start():
     program = (
-        "import sys, time; from paw_fast.runs import stop_signals as stopping\n"
-        "stopping.leave_to_parent(); print('ready', flush=True); sys.stdin.readline(); print('alive')"
+        "import sys, time; from paw_fast.runs import stop_signals\n"
+        "stop_signals.ignore_in_child(); print('ready', flush=True); sys.stdin.readline(); print('alive')"
     )
     pipe = subprocess.PIPE
-    with stop_signals.held_back():
+    with stop_signals.blocked():
         child = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True)
-    for signum in stop_signals.SIGNALS:  # before it has said that it ignores them
+    for signum in stop_signals.SIGNALS:  # while they are still blocked
         child.send_signal(signum)
     assert child.stdout.readline() == "ready\n"
     for signum in stop_signals.SIGNALS:
@@ -108,8 +108,8 @@ def test_a_child_ignores_what_its_parent_handles_from_its_first_moment():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
-def test_a_screen_that_has_gone_stops_nothing():
-    """As after a lost connection: nobody reads stderr any more."""
+def test_output_to_a_closed_terminal_is_ignored():
+    """As after a lost connection: nothing reads stderr any more."""
     program = (
         "import sys; from paw_fast.runs import console\n"
         "sys.stdin.readline()\n"

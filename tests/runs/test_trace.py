@@ -1,4 +1,4 @@
-"""Idle shares by hand, and the trace as a viewer reads it."""
+"""Tests of idle shares against values computed by hand, and of the trace file."""
 
 import json
 import time
@@ -6,11 +6,11 @@ import time
 import pytest
 
 from paw_fast.errors import UserError
-from paw_fast.runs.metrics import StageTimer
+from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, covered_s, idle_shares
 
 
-def test_time_that_spans_share_counts_once():
+def test_overlapping_spans_count_once():
     spans = [("prompt", 1.0, 4.0), ("environment", 2.0, 3.0), ("generate", 4.0, 5.0), ("generate", 7.0, 7.5)]
     assert covered_s(spans) == pytest.approx(4.5)
     assert covered_s([]) == 0
@@ -24,9 +24,12 @@ def test_idle_shares_by_hand():
     assert idle_shares(inline, {})["idle/generator"] == pytest.approx(0.8)
 
 
-def test_evaluations_are_left_out_of_idle_shares():
-    """10 s of which 4 are an evaluation. Elsewhere the generator plays 2 s of the step itself and all of the
-    evaluation; in this process 1 s of the evaluation's 4 is its own, the rest what it played."""
+def test_evaluations_are_excluded_from_idle_shares():
+    """A step of 10 s that includes an evaluation of 4 s.
+
+    The worker in another process is busy for 2 s of the step and for the whole evaluation. In this process, 1 s of the
+    evaluation is timed as `evaluate` and the other 3 s as `generate`.
+    """
     times = {"time/step_s": 10.0, "time/update_s": 3.0, "time/evaluate_s": 4.0, "time/wait_s": 3.0}
     evaluated = [("evaluate", 5.0, 9.0)]
     spans = {"generator 0": [("generate", 0.0, 2.0), ("generate", 5.0, 9.0)]}
@@ -35,13 +38,13 @@ def test_evaluations_are_left_out_of_idle_shares():
     assert idle_shares(inline, {}, evaluated) == pytest.approx({"idle/trainer": 0.5, "idle/generator": 4 / 6})
 
 
-def test_the_trace_puts_processes_side_by_side_on_one_clock(tmp_path):
-    timer, timeline = StageTimer(), TraceFile(tmp_path / "trace.json")
+def test_processes_share_one_clock_in_the_trace(tmp_path):
+    timer, trace = StageTimer(), TraceFile(tmp_path / "trace.json")
     for _ in range(2):
         with timer("update"):
             start = time.perf_counter()
             time.sleep(0.01)
-        timeline.add(timer, {"generator 0": [("generate", start, start + 0.01)]})
+        trace.add(timer, {"generator 0": [("generate", start, start + 0.01)]})
     events = json.loads((tmp_path / "trace.json").read_text())
     names = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     assert sorted(names.values()) == ["generator 0", "trainer"]
@@ -53,27 +56,27 @@ def test_the_trace_puts_processes_side_by_side_on_one_clock(tmp_path):
         assert ts <= other <= ts + dur
 
 
-def test_the_trace_can_be_read_after_each_step_and_only_grows(tmp_path):
+def test_the_trace_is_valid_after_each_step_and_only_grows(tmp_path):
     path = tmp_path / "trace.json"
-    timer, timeline = StageTimer(), TraceFile(path)
+    timer, trace = StageTimer(), TraceFile(path)
     before = b""
     for step in range(1, 4):
         with timer("update"):
             pass
-        timeline.add(timer, {"generator 0": [("generate", 0.0, 1.0)]} if step > 1 else {})
+        trace.add(timer, {"generator 0": [("generate", 0.0, 1.0)]} if step > 1 else {})
         text = path.read_bytes()
         events = json.loads(text)
         assert sum(e["name"] == "update" for e in events) == step
         assert text.startswith(before)
         before = text.removesuffix(b"\n]\n")
     assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["trainer", "generator 0"]
-    timeline.add(timer, {})
+    trace.add(timer, {})
     assert json.loads(path.read_bytes()) == events
 
 
-def test_a_trace_that_cannot_be_written_is_one_clear_error(tmp_path):
-    timer, timeline = StageTimer(), TraceFile(tmp_path / "trace.json")
-    timeline.add(timer, {})
+def test_a_trace_that_cannot_be_written_is_a_user_error(tmp_path):
+    timer, trace = StageTimer(), TraceFile(tmp_path / "trace.json")
+    trace.add(timer, {})
     (tmp_path / "trace.json").unlink()
     with pytest.raises(UserError, match=r"trace\.json"):
-        timeline.add(timer, {"generator 0": [("generate", 0.0, 1.0)]})
+        trace.add(timer, {"generator 0": [("generate", 0.0, 1.0)]})

@@ -19,7 +19,7 @@ def test_a_run_from_warm_start_to_report(tmp_path, monkeypatch, capsys):
     assert main.run(["train", "--env", "webshop", *SHORT, "--run-dir", "run"]) == 0
     said = capsys.readouterr()
     assert "preset tiny: no CUDA device was found" in said.out + said.err
-    config = run_dir.config_of(tmp_path / "run")
+    config = run_dir.load_config(tmp_path / "run")
     assert (config.env.name, config.env.max_steps) == ("webshop", 12)
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2]

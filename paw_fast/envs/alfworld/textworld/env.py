@@ -105,7 +105,7 @@ class Worker:
         # The process ends itself when a request takes longer, in case this one is no longer there to end it.
         command += ["--time-limit", str(self._time_limit_s + KILL_LIMIT_S)]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        with stop_signals.held_back():  # a Ctrl-C is this process's to handle
+        with stop_signals.blocked():  # a Ctrl-C is this process's to handle
             self._process = subprocess.Popen(
                 command, bufsize=0, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
             )

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--slow", action="store_true", help="the packages as they come")
     parser.add_argument("--time-limit", type=float, default=150.0)
     options = parser.parse_args()
-    stop_signals.leave_to_parent()
+    stop_signals.ignore_in_child()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     slow_because = "it was asked for"
