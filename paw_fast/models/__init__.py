@@ -1,1 +1,1 @@
-"""The policy model: loading, packed attention, the small built-in models."""
+"""Loads policy models, runs them on packed sequences, and provides the built-in models."""

@@ -1,8 +1,8 @@
-"""Compares a model's packed forward pass with its own, at the start of every process that runs one.
+"""Checks at start-up that a model's packed forward pass agrees with its standard forward pass.
 
-64 tokens in two packed sequences must get the log-probs that the model's own eager attention gives to each sequence
-by itself. What is left out of a packed pass (a window, a bias, a layer that is no attention) would otherwise train
-on wrong numbers without a word.
+Two sequences of 64 tokens in total are packed. Their log-probs must equal those of the eager attention of the model on
+each sequence alone. Without this check, a feature that the packed pass does not implement (a sliding window, a bias, a
+layer other than attention) would silently give wrong results.
 """
 
 from __future__ import annotations
@@ -16,65 +16,69 @@ import torch
 from torch import Tensor
 
 from paw_fast.errors import UserError
-from paw_fast.models.packed_attention import ATTENTION_NAME, PackedPlan, Scoring, SlotCache, SlotPlan
+from paw_fast.models.packed_attention import ATTENTION_NAME, AttentionParams, PackedPlan, SlotCache, SlotPlan
 
 if TYPE_CHECKING:
     from paw_fast.models.policy import Policy
 
 LENGTHS = (17, 47)
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
-"""Largest mean absolute difference of the tokens' log-probs, nats. SmolLM2-135M differs by 5e-6 in float32, 0.009 in
-float16 and 0.07 in bfloat16, where every number has 8 bits."""
-EXPERTS_FACTORS = {torch.float64: 50, torch.float32: 50, torch.float16: 4, torch.bfloat16: 2}
-"""How much more a mixture of experts may differ: rounding sends a token to another expert."""
+"""Maximum mean absolute difference of the log-probs, in nats. For SmolLM2-135M the difference is 5e-6 in float32, 0.009
+in float16 and 0.07 in bfloat16, which has 8 bits of precision."""
+MOE_FACTORS = {torch.float64: 50, torch.float32: 50, torch.float16: 4, torch.bfloat16: 2}
+"""Factors on `TOLERANCES` for mixtures of experts, in which rounding can route a token to another expert."""
 _STATEFUL = re.compile(
     r"Mixer$|DeltaNet|R[Ww][Kk][Vv]|xLSTM|ShortConv|LinearAttention|LightningAttention|RecurrentBlock"
 )
-"""Class names of layers that carry something from token to token beside attention."""
+"""Class names of layers that pass a state from token to token, besides attention."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def refuse_stateful(model: Any) -> None:
-    """Raises `UserError` for a model some of whose layers carry a state from token to token beside attention."""
+def reject_stateful(model: Any) -> None:
+    """Raises `UserError` for models with layers that pass a state from token to token, besides attention."""
     found = sorted({type(module).__name__ for module in model.modules() if _STATEFUL.search(type(module).__name__)})
     if found:
         raise UserError(
-            f"models of type {model.config.model_type} are not supported: {', '.join(found)} carries a state from "
-            "token to token, so packed sequences would run into each other"
+            f"models of type {model.config.model_type} are not supported: {', '.join(found)} passes a state from token "
+            "to token, so packed sequences would affect each other"
         )
 
 
 def check_forward(policy: Policy, name: str) -> float:
-    """Raises `UserError`, in one line that names the model, where its packed forward pass is not its own.
+    """Compares the packed with the standard forward pass. Returns the mean absolute difference in nats per token.
 
-    Returns the mean difference, nats a token. Weights, attention implementation and random state stay as they are.
+    Weights, attention implementation and random states are unchanged afterwards. Raises `UserError`, which names the
+    model, if the difference exceeds the tolerance or a forward pass fails.
     """
     model = policy.model
     about = f"--model {name} ({model.config.model_type})"
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UserError(f"{about}: encoder-decoder models are not supported; take a causal LM")
+        raise UserError(f"{about}: encoder-decoder models are not supported; use a causal LM")
     if model.get_output_embeddings() is None:
-        raise UserError(f"{about}: the model has no output embeddings; take a causal LM")
+        raise UserError(f"{about}: the model has no output embeddings; use a causal LM")
     sequences = _sequences(policy)
-    with _undisturbed(model):
+    with _no_side_effects(model):
         got = _run(about, "the packed", lambda: _packed_logprobs(policy, sequences))
         try:
             model.set_attn_implementation("eager")
-            own = lambda ids: model(input_ids=ids[None], use_cache=False).logits[0]  # noqa: E731
-            want = _run(about, "its own", lambda: torch.cat([_next_logprobs(own(ids), ids) for ids in sequences]))
+            logits = lambda ids: model(input_ids=ids[None], use_cache=False).logits[0]  # noqa: E731
+            want = _run(about, "standard", lambda: torch.cat([_next_logprobs(logits(ids), ids) for ids in sequences]))
         finally:
             model.set_attn_implementation(ATTENTION_NAME)
     if not bool(torch.isfinite(want).all()):
-        raise UserError(f"{about}: its own forward pass gives log-probs that are not finite; the weights are damaged")
-    return _compare(got, want, model, f"{about}: the packed forward pass", "the model's own")
+        raise UserError(f"{about}: its log-probs are not finite; the weights are damaged")
+    return _compare(got, want, model, f"{about}: the packed forward pass", "the standard one")
 
 
 def check_generation(policy: Policy, name: str) -> float:
-    """The same for the cache that generates: prompts, single tokens and later turns against the packed pass."""
+    """Compares generation from cached keys and values with the packed forward pass. Returns and raises as above.
+
+    Covers prompts, single tokens and later turns of an episode.
+    """
     model = policy.model
     about = f"--model {name} ({model.config.model_type})"
     sequences = _sequences(policy)
-    with _undisturbed(model):
+    with _no_side_effects(model):
         want = _run(about, "the packed", lambda: _packed_logprobs(policy, sequences))
         got = _run(about, "the cached", lambda: _cached_logprobs(policy, sequences))
     return _compare(got, want, model, f"{about}: generation from cached keys and values", "the packed forward pass")
@@ -84,23 +88,23 @@ def _compare(got: Tensor, want: Tensor, model: Any, what: str, against: str) -> 
     differences = (got - want).abs()
     mean, largest = float(differences.mean()), float(differences.max())
     tolerance = tolerance_of(model)
-    if not mean <= tolerance:  # NaN is none
+    if not mean <= tolerance:  # also True for NaN
         raise UserError(
-            f"{what} differs from {against} by {mean:.2g} nats a token (largest {largest:.2g}, tolerance "
+            f"{what} differs from {against} by {mean:.2g} nats per token (maximum {largest:.2g}, tolerance "
             f"{tolerance:g} in {str(model.dtype).removeprefix('torch.')}): this model is not supported"
         )
     return mean
 
 
 def tolerance_of(model: Any) -> float:
-    """Nats a token by which a model's packed log-probs may differ from its own."""
+    """Returns the tolerance for a model: the maximum mean difference of its log-probs, in nats per token."""
     config = model.config.get_text_config()
     experts = any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
-    return TOLERANCES[model.dtype] * (EXPERTS_FACTORS[model.dtype] if experts else 1)
+    return TOLERANCES[model.dtype] * (MOE_FACTORS[model.dtype] if experts else 1)
 
 
 def _sequences(policy: Policy) -> list[Tensor]:
-    """Two sequences of ordinary tokens, the same at every start; shorter where the model has fewer positions."""
+    """Returns two fixed sequences of ordinary tokens, truncated if the model supports fewer positions."""
     model, tokenizer = policy.model, policy.tokenizer
     size = model.get_output_embeddings().weight.shape[0]
     special = set(tokenizer.all_special_ids) if tokenizer is not None else set()
@@ -112,15 +116,15 @@ def _sequences(policy: Policy) -> list[Tensor]:
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
-    """No gradient, and random states as they were."""
+def _no_side_effects(model: Any) -> Iterator[None]:
+    """Disables gradients, and restores the random states afterwards."""
     device = next(model.parameters()).device
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def _run(about: str, which: str, compute: Callable[[], Tensor]) -> Tensor:
-    """Any error of the model's code in one line."""
+    """Runs `compute` and turns any error of the model's code into a one-line `UserError`."""
     try:
         return compute()
     except UserError as error:
@@ -134,21 +138,21 @@ def _run(about: str, which: str, compute: Callable[[], Tensor]) -> Tensor:
 
 
 def _next_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probs [n - 1] of a sequence's tokens after its first. logits [n, V], ids [n]."""
+    """Returns the log-probs [n - 1] of all tokens after the first. logits: [n, V], ids: [n]."""
     logprobs = torch.log_softmax(logits[:-1].to(torch.promote_types(logits.dtype, torch.float32)), -1)
     return logprobs.gather(1, ids[1:, None])[:, 0]
 
 
 class _Recorder(PackedPlan):
-    """A plan that keeps the numbers of the layers that asked it."""
+    """A packed plan that records the indices of the layers that used it."""
 
     def __init__(self, lengths: tuple[int, ...]):
         super().__init__(lengths)
         object.__setattr__(self, "layers", [])
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         self.layers.append(layer)  # type: ignore[attr-defined]
-        return super().attend(layer, q, k, v, scoring)
+        return super().attend(layer, q, k, v, params)
 
 
 def _packed_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
@@ -170,24 +174,27 @@ def _packed_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
     return torch.cat([_next_logprobs(part, ids) for part, ids in zip(parts, sequences, strict=True)])
 
 
-def _check_layers(model: Any, asked: Sequence[int], stateful: Sequence[str]) -> None:
-    """Every layer must have asked the plan, once; what else mixes tokens knows no sequence bounds."""
+def _check_layers(model: Any, used: Sequence[int], stateful: Sequence[str]) -> None:
+    """Raises `UserError` unless every layer used the plan exactly once: other layers ignore sequence boundaries."""
     config = model.config.get_text_config()
-    left_out = sorted(set(range(config.num_hidden_layers)) - set(asked))
+    left_out = sorted(set(range(config.num_hidden_layers)) - set(used))
     if stateful or left_out:
         kinds = getattr(config, "layer_types", None) or []
         types = sorted({kinds[i] for i in left_out if i < len(kinds)} | set(stateful))
         which = f"layers {', '.join(map(str, left_out))}" if left_out else "some layers"
         raise UserError(
-            f"{which}{' (' + ', '.join(types) + ')' if types else ''} of {config.num_hidden_layers} do not run on "
-            "transformers' attention interface alone, so packed sequences would run into each other: not supported"
+            f"{which}{' (' + ', '.join(types) + ')' if types else ''} of {config.num_hidden_layers} do not only use "
+            "the attention interface of transformers, so packed sequences would affect each other: not supported"
         )
-    if twice := sorted({i for i in asked if asked.count(i) > 1}):
-        raise UserError(f"layer {twice[0]} runs more than once in a forward pass: not supported")
+    if repeated := sorted({i for i in used if used.count(i) > 1}):
+        raise UserError(f"layer {repeated[0]} runs more than once in a forward pass: not supported")
 
 
 def _cached_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
-    """Through the cache in three parts: most of two prompts, a single token of each, the rest of the second."""
+    """Returns the log-probs computed with the cache in three passes.
+
+    The passes feed most of both prompts, then a single token of each, then the rest of the second.
+    """
     first, second = sequences
     cache = SlotCache(2, max(len(ids) for ids in sequences))
     cuts = (len(first) - 1, len(second) // 2)

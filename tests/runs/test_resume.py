@@ -462,7 +462,9 @@ def test_a_model_with_non_finite_parameters_is_refused(model, tmp_path, value):
         policy.model.model.layers[0].mlp.up_proj.weight[3, 2] = value
     policy.model.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"the parameter model\.layers\.0\.mlp\.up_proj\.weight holds NaN or infinite"):
+    with pytest.raises(
+        UserError, match=r"the parameter model\.layers\.0\.mlp\.up_proj\.weight contains NaN or infinite"
+    ):
         load_policy(tmp_path, load_preset("tiny").model)
 
 

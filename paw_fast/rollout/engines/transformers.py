@@ -16,7 +16,7 @@ import torch
 
 from paw_fast.models.forward_check import check_generation
 from paw_fast.models.packed_attention import SlotCache, SlotPlan
-from paw_fast.models.policy import Policy, map_logits, without_dropout
+from paw_fast.models.policy import Policy, disable_dropout, map_logits
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, unknown_ids
 from paw_fast.rollout.weight_sync import WeightSource, named_weights
@@ -46,7 +46,7 @@ class TransformersEngine:
         self, model: torch.nn.Module, chat: ChatFormat, *, slots: int, max_length: int,
         source: WeightSource | None = None,
     ):  # fmt: skip
-        without_dropout(model)
+        disable_dropout(model)
         self.model: Any = model
         self.source = source
         self.chat = chat
