@@ -67,11 +67,12 @@ def check_first_prompts(
     """Renders the first prompts of a few tasks. Raises `UserError` where most of them leave no room for an action,
     and where the template cannot be rendered."""
     count = min(CHECKED_TASKS, len(tasks))
-    limits, template = (settings.max_observation_chars, settings.max_observation_tokens), template.guarded(chat.guard)
+    limits = (settings.max_observation_chars, settings.max_observation_tokens)
+    template = template.with_escape(chat.escape)
     too_long: list[tuple[Task, int]] = []
     for number in range(count):
         task = tasks[number * len(tasks) // count]
-        observation, _ = chat.shown(env.reset(task), *limits)
+        observation, _ = chat.policy_view(env.reset(task), *limits)
         if not settings.has_room(prompt := first_prompt(observation, chat, template, settings.layout)):
             too_long.append((task, len(prompt)))
     if 2 * len(too_long) > count:
@@ -117,7 +118,7 @@ class AgentLoop:
         settings: AgentSettings,
     ):
         self.engine, self.envs, self.chat, self.settings = engine, list(envs), chat, settings
-        self.template = template.guarded(chat.guard)
+        self.template = template.with_escape(chat.escape)
         self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.numbers = count()  # shared by loops on one engine, so that no two episodes have the same
         self._queue: deque[tuple[Task, int, tuple[int, ...], float | None]] = deque()
@@ -236,7 +237,7 @@ class AgentLoop:
     def _shown(self, observation: Observation) -> tuple[Observation, bool]:
         """The observation as the policy reads it, within its budgets, and whether it was cut."""
         s = self.settings
-        return self.chat.shown(observation, s.max_observation_chars, s.max_observation_tokens)
+        return self.chat.policy_view(observation, s.max_observation_chars, s.max_observation_tokens)
 
     def _anchor(self, observation: Observation) -> str:
         """What GiGPO compares of an environment's observation, which is whole: the policy may read less of it."""
@@ -307,7 +308,7 @@ class AgentLoop:
             else:
                 recent = episode.history[-s.history :] if s.history else []
                 turn = len(episode.transitions)
-                message, dropped = self.template.window_or_less(after, episode.instruction, recent, turn)
+                message, dropped = self.template.fit_window(after, episode.instruction, recent, turn)
                 cut = cut or dropped
                 episode.prompt = self.chat.first(message)
             episode.num_cut += cut or shortened

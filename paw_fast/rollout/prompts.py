@@ -1,10 +1,11 @@
-"""Prompt templates and the parsing of actions. A template is a TOML file of Jinja texts that a user can replace.
+"""Renders prompt templates and parses actions. A template is a TOML file of Jinja templates.
 
-Rules of games, after verl-agent: the action is the text between the first `<action>` and `</action>`, lower-cased;
-without them the last 20 characters, marked invalid; invalid too without `<think>...</think>` or with Chinese, Japanese
-or Korean characters. Rules of search, after Search-R1: the text is read up to the first
-`</search>` or `</answer>`, the query or answer is what follows the last tag that opens it, and the command is
-`search[...]` or `answer[...]`.
+Parsing in games follows verl-agent. The action is the text between the first `<action>` and `</action>`, in lower case;
+without these tags, it is the last 20 characters and is marked as invalid. It is also invalid without
+`<think>...</think>`, and if the text contains Chinese, Japanese or Korean characters.
+
+Parsing in search QA follows Search-R1. The text is used up to the first `</search>` or `</answer>`; the query or answer
+starts after the last opening tag of that kind. The command is `search[...]` or `answer[...]`.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ _TEXTS = ("first", "next", "window", "window_first")
 
 @dataclass(frozen=True)
 class ParsedAction:
-    """What the environment is told, and whether the answer kept the template's form.
+    """The command for the environment, and whether the answer had the format that the template requires.
 
     >>> parse_action("<think>hm</think><action> Look </action>", "think_action")
     ParsedAction(command='look', well_formed=True)
     >>> parse_action("I would rather go to bed now", "think_action")
-    ParsedAction(command='ther go to bed now', well_formed=False)
+    ParsedAction(command='rather go to bed now', well_formed=False)
     """
 
     command: str
@@ -58,10 +59,13 @@ class ParsedAction:
 
 
 def parse_action(text: str, style: str, thought_opened: bool = False) -> ParsedAction:
-    """The command in a policy's answer. `style` is one of `STYLES`: `action` (all of it), `think_action` (tags),
-    `search` (search and answer tags), `think_search` (the same after a thought).
+    """Parses the command from an answer of the policy.
 
-    `thought_opened`: the prompt ends inside a thought already, so that the answer only closes it.
+    Args:
+        text: the answer.
+        style: one of `STYLES`: `action` (the whole answer), `think_action` (a thought and an action in tags), `search`
+            (search or answer tags), `think_search` (the same after a thought).
+        thought_opened: the prompt ends with `<think>`, so the answer only closes the thought.
 
     >>> parse_action("hm</think><action>look</action>", "think_action", thought_opened=True)
     ParsedAction(command='look', well_formed=True)
@@ -93,7 +97,7 @@ def _parse_search(text: str, wants_thought: bool, opened: str) -> ParsedAction:
 
 
 def write_action(command: str, style: str, thought_opened: bool = False) -> str:
-    """A command as a policy would write it: what `parse_action` reads back.
+    """Formats a command as an answer of the policy: the inverse of `parse_action`.
 
     >>> write_action("search[Ada Lovelace]", "search")
     '<search> Ada Lovelace </search>'
@@ -110,13 +114,13 @@ def write_action(command: str, style: str, thought_opened: bool = False) -> str:
     return f"{thought}<{kind}> {content} </{kind}>"
 
 
-def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
-    """The observation as the policy reads it, and whether it was cut.
+def policy_view(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
+    """Returns the observation as the policy reads it, and whether it was truncated.
 
-    That is its text, or `info["shown"]` where an environment gives the policy another form of it, and at most
-    `max_chars` characters from its start (0: all).
+    This is `info["shown"]`, if the environment provides another form of the text for the policy, or else the text,
+    truncated to `max_chars` characters (0: no limit).
 
-    >>> shown(Observation("a long page", (), {"shown": "'a long page'"}), 7)[0].text
+    >>> policy_view(Observation("a long page", (), {"shown": "'a long page'"}), 7)[0].text
     "'a long"
     """
     text = str(observation.info.get("shown", observation.text))
@@ -125,33 +129,33 @@ def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bo
 
 
 _FOLDERS = {"search": "search_qa"}
-"""Folders of environments whose name is another."""
+"""Folder of an environment, if it differs from its name."""
 
 
 class PromptTemplate:
-    """One template file: what the policy reads at the start, in between, and in the `window` layout.
+    """A prompt template: the messages of an episode in the `trajectory` and `window` layouts.
 
-    Templates are rendered in Jinja's sandbox: they run no code. Every error of theirs is a `UserError` that names the
-    template.
+    Templates are rendered in Jinja's sandbox, so they cannot run code. Any error in a template raises a `UserError`
+    that names it.
     """
 
     def __init__(self, values: Mapping[str, Any], name: str):
         self.name = name
-        self._guard: Callable[[str], str] | None = None
+        self._escape: Callable[[str], str] | None = None
         known = {*_TEXTS, "style", "invalid", "stop", "max_chars"}
         for key in values:
             if key not in known:
-                raise UserError(f"template {name}: unknown key '{key}', expected some of {', '.join(sorted(known))}")
+                raise UserError(f"template {name}: unknown key '{key}', expected one of {', '.join(sorted(known))}")
         for key in _TEXTS:
             if not isinstance(values.get(key), str):
-                raise UserError(f"template {name}: '{key}' is missing or not a text")
+                raise UserError(f"template {name}: '{key}' is missing or not a string")
         self.style = str(values.get("style", "think_action"))
         self.invalid = str(values.get("invalid", "format"))
         stop, max_chars = values.get("stop", []), values.get("max_chars", 13000)
         if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
-            raise UserError(f"template {name}: stop is {stop!r}, expected a list of texts")
+            raise UserError(f"template {name}: stop is {stop!r}, expected a list of strings")
         if not isinstance(max_chars, int) or isinstance(max_chars, bool) or max_chars < 1:
-            raise UserError(f"template {name}: max_chars is {max_chars!r}, expected a number of 1 or more")
+            raise UserError(f"template {name}: max_chars is {max_chars!r}, expected an integer of at least 1")
         self.stop, self.max_chars = tuple(stop), max_chars
         if self.style not in STYLES:
             raise UserError(f"template {name}: style is '{self.style}', expected one of {', '.join(STYLES)}")
@@ -160,7 +164,7 @@ class PromptTemplate:
         engine = jinja2.sandbox.ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
         )
-        # `{{ turn.command | written }}`: an earlier command as the policy wrote it, without its thought.
+        # `{{ turn.command | written }}` gives an earlier command as the policy writes it, without the thought.
         engine.filters["written"] = lambda command: write_action(command, self.style.replace("think_search", "search"))
         try:
             self._texts = {key: engine.from_string(values[key].lstrip("\n")) for key in _TEXTS}
@@ -171,25 +175,26 @@ class PromptTemplate:
             self._render(key, probe, "t", [{"observation": "o", "command": "look"}], 1)
         marked = self._render("next", Observation(_OBSERVATION, ("look",)), "t", [], 1)
         if marked.count(_OBSERVATION) != 1:
-            raise UserError(f"template {name}: 'next' must show {{{{ observation }}}} exactly once")
+            raise UserError(f"template {name}: 'next' must contain {{{{ observation }}}} exactly once")
 
-    def guarded(self, guard: Callable[[str], str]) -> PromptTemplate:
-        """The same template, which puts every text from outside through `guard` (`ChatFormat.guard`) before it shows
-        it, so that only the template's own text can hold control tokens."""
+    def with_escape(self, escape: Callable[[str], str]) -> PromptTemplate:
+        """Returns a copy of the template that applies `escape` (see `ChatFormat.escape`) to all text from outside.
+
+        Control tokens then come only from the text of the template itself.
+        """
         other = copy.copy(self)
-        other._guard = guard
+        other._escape = escape
         return other
 
     @classmethod
     def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
-        """A template of the package by name, or a TOML file by path. Raises `UserError`.
+        """Loads a built-in template by name or a TOML file by path. Raises `UserError`.
 
-        The package's templates are in `envs/<env>/templates/`, and in `rollout/templates/` where they suit every
-        environment.
+        Built-in templates are in `envs/<env>/templates/`, or in `rollout/templates/` if they suit every environment.
         """
         root = Path(str(resources.files("paw_fast.rollout") / "templates"))
-        own = Path(str(resources.files("paw_fast.envs") / _FOLDERS.get(env, env) / "templates"))
-        path = Path(name) if name.endswith(".toml") else own / f"{name}.toml"
+        env_folder = Path(str(resources.files("paw_fast.envs") / _FOLDERS.get(env, env) / "templates"))
+        path = Path(name) if name.endswith(".toml") else env_folder / f"{name}.toml"
         if not name.endswith(".toml") and not path.is_file():
             path = root / f"{name}.toml"
         try:
@@ -197,35 +202,35 @@ class PromptTemplate:
         except UnicodeDecodeError as e:
             raise UserError(f"template {path} is not a text file: byte {e.start} is not UTF-8") from e
         except OSError as e:
-            shipped = sorted({p.stem for folder in (root, own) for p in folder.glob("*.toml")})
+            shipped = sorted({p.stem for folder in (root, env_folder) for p in folder.glob("*.toml")})
             raise UserError(
-                f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, "
-                "or give a .toml file"
+                f"--env.template {name}: cannot read {path} ({e.strerror}); built-in templates are "
+                f"{', '.join(shipped)}; or give the path of a .toml file"
             ) from e
         except tomllib.TOMLDecodeError as e:
             raise UserError(f"template {path} is not valid TOML: {e}") from e
 
     def first(self, observation: Observation) -> str:
-        """The opening message in the `trajectory` layout."""
+        """Renders the first message in the `trajectory` layout."""
         return self._render("first", observation, observation.info["task"], [], 0)
 
     def split_next(self, observation: Observation) -> tuple[str, str]:
-        """What stands before and after the observation's text in a later message of the `trajectory` layout."""
-        shown = Observation(_OBSERVATION, observation.admissible, observation.info)
-        text = self._render("next", shown, "", [], 0)
+        """Renders the text before and after the observation in later messages of the `trajectory` layout."""
+        marked = Observation(_OBSERVATION, observation.admissible, observation.info)
+        text = self._render("next", marked, "", [], 0)
         if text.count(_OBSERVATION) != 1:
-            raise UserError(f"template {self.name}: 'next' must show {{{{ observation }}}} exactly once")
+            raise UserError(f"template {self.name}: 'next' must contain {{{{ observation }}}} exactly once")
         before, after = text.split(_OBSERVATION)
-        return (before, after) if self._guard is None else (TemplateText(before), TemplateText(after))
+        return (before, after) if self._escape is None else (TemplateText(before), TemplateText(after))
 
     def window(self, observation: Observation, task: str, history: Sequence[Mapping[str, str]], step: int) -> str:
-        """The whole prompt of one turn in the `window` layout; too long a history is left out."""
-        return self.window_or_less(observation, task, history, step)[0]
+        """Renders the prompt of a turn in the `window` layout. The history is omitted if the prompt is too long."""
+        return self.fit_window(observation, task, history, step)[0]
 
-    def window_or_less(
+    def fit_window(
         self, observation: Observation, task: str, history: Sequence[Mapping[str, str]], step: int
     ) -> tuple[str, bool]:
-        """The prompt of `window`, and whether the history was left out because it was too long."""
+        """Like `window`, but also returns whether the history was omitted."""
         if history:
             text = self._render("window", observation, task, history, step)
             if len(text) <= self.max_chars:
@@ -233,16 +238,16 @@ class PromptTemplate:
         return self._render("window_first", observation, task, [], step), bool(history)
 
     def _render(self, key: str, observation: Observation, task: str, history: Sequence, step: int) -> str:
-        guard = self._guard or (lambda text: text)
+        escape = self._escape or (lambda text: text)
         try:
             text = self._texts[key].render(
-                task=guard(task), observation=guard(observation.text),
-                admissible=tuple(map(guard, observation.admissible)),
-                history=[{name: guard(value) for name, value in turn.items()} for turn in history], step=step,
+                task=escape(task), observation=escape(observation.text),
+                admissible=tuple(map(escape, observation.admissible)),
+                history=[{name: escape(value) for name, value in turn.items()} for turn in history], step=step,
             )  # fmt: skip
-        except Exception as e:  # a template can raise anything: a division by zero, a missing name, the sandbox's no
+        except Exception as e:  # templates can raise anything: ZeroDivisionError, UndefinedError, SecurityError
             raise UserError(f"template {self.name}: '{key}' cannot be rendered: {_one_line(e)}") from e
-        return text if self._guard is None else TemplateText(text)
+        return text if self._escape is None else TemplateText(text)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Encodes text so that only text comes out of it: what an environment shows cannot forge the chat's control tokens.
+"""Encodes text from outside so that it cannot produce control tokens of the chat format.
 
-A control token is one that the tokenizer marks as special, or that was added to it in the form of markup (`<think>`,
-`[INST]`). Added tokens that are ordinary words are no control tokens.
+Control tokens are those that the tokenizer marks as special, and added tokens in the form of markup (`<think>`,
+`[INST]`). Added tokens that are ordinary words are not control tokens.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import tokenizers
 from paw_fast.errors import UserError
 
 _MARKUP = re.compile(r"\s*(<\S.*>|\[\S.*\]|◁.+▷|｜.+｜)\s*", re.DOTALL)
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what characters outside the vocabulary are written with
-_BREAK = "\ufdd0"  # a noncharacter, of which no tokenizer's control token is made
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte tokens, for characters outside the vocabulary
+_BREAK = "\ufdd0"  # a noncharacter, which occurs in no control token
 
 
 class TemplateText(str):
-    """Text that a prompt template wrote, in which what came from outside has gone through `TextEncoder.guard`.
+    """Text rendered by a prompt template, in which all text from outside is escaped by `TextEncoder.escape`.
 
-    The template's own tags may become control tokens. Produced by a guarded `PromptTemplate`, consumed by `ChatFormat`;
-    any other `str` is text throughout.
+    Markup written by the template itself is encoded as control tokens. Any other `str` is encoded as plain text.
+    Produced by `PromptTemplate.with_escape`, consumed by `ChatFormat`.
     """
 
 
 class TextEncoder:
-    """Encodes with a Hugging Face tokenizer, without its own start or end tokens.
+    """Encodes text with a Hugging Face tokenizer, without start and end tokens.
 
-    `control` holds the ids of its control tokens with their texts.
+    `control` maps the ids of the control tokens to their texts.
 
     >>> encoder = TextEncoder(tokenizer)                                       # doctest: +SKIP
-    >>> tokenizer.convert_ids_to_tokens(encoder.text("<|end|>"))               # doctest: +SKIP
+    >>> tokenizer.convert_ids_to_tokens(encoder.encode_text("<|end|>"))        # doctest: +SKIP
     ['<', '|', 'e', 'n', 'd', '|', '>']
-    >>> tokenizer.convert_ids_to_tokens(encoder.mixed("<|end|>"))              # doctest: +SKIP
+    >>> tokenizer.convert_ids_to_tokens(encoder.encode_template("<|end|>"))    # doctest: +SKIP
     ['<|end|>']
     """
 
@@ -55,72 +55,72 @@ class TextEncoder:
         self._markers = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._id_of = {text: i for i, text in self.control.items()}
 
-    def text(self, text: str) -> list[int]:
-        """Ids of a text, whatever it holds; no control token is among them. Raises `UserError` where that cannot be."""
+    def encode_text(self, text: str) -> list[int]:
+        """Encodes plain text, without control tokens in the result. Raises `UserError` if that is impossible."""
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return ids if self.control.keys().isdisjoint(ids) else self._plain(text)
 
-    def mixed(self, text: str) -> list[int]:
-        """Ids of a text whose control tokens are meant, apart from those in stretches that were guarded."""
+    def encode_template(self, text: str) -> list[int]:
+        """Encodes text with control tokens, except in the parts that were escaped by `escape`."""
         if _BREAK not in text:
             ids = self.tokenizer.encode(text, add_special_tokens=False)
-            meant = [self._id_of[marker] for marker in self._markers.findall(text)]
-            if [i for i in ids if i in self._forbidden] == [i for i in meant if i in self._forbidden]:
+            expected = [self._id_of[marker] for marker in self._markers.findall(text)]
+            if [i for i in ids if i in self._forbidden] == [i for i in expected if i in self._forbidden]:
                 return ids
         ids = []
         for piece in text.split(_BREAK):
             end = 0
             for marker in self._markers.finditer(piece):
-                ids += [*self.text(piece[end : marker.start()]), self._id_of[marker.group()]]
+                ids += [*self.encode_text(piece[end : marker.start()]), self._id_of[marker.group()]]
                 end = marker.end()
-            ids += self.text(piece[end:])
+            ids += self.encode_text(piece[end:])
         return ids
 
-    def guard(self, text: str) -> str:
-        """The text with a mark inside of what reads as a control token, for `mixed`. Other texts stay as they are."""
+    def escape(self, text: str) -> str:
+        """Marks everything in the text that reads as a control token, for `encode_template`."""
         text = text.replace(_BREAK, "\ufffd")
         return self._markers.sub(lambda found: found.group()[0] + _BREAK + found.group()[1:], text)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """(first character, end) of each of the ids that `text` gives; [] where the tokenizer cannot tell."""
+        """Returns (start, end) in characters for each id of `encode_text`, or [] if the tokenizer gives no offsets."""
         if not getattr(self.tokenizer, "is_fast", False):
             return []
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if self.control.keys().isdisjoint(found["input_ids"]):
             return found["offset_mapping"]
-        apart = self._splitting.encode(text, add_special_tokens=False)
-        return apart.offsets if apart.ids == self.text(text) else []
+        plain = self._plain_tokenizer.encode(text, add_special_tokens=False)
+        return plain.offsets if plain.ids == self.encode_text(text) else []
 
     @cached_property
-    def _splitting(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, which takes control tokens in a text for ordinary characters."""
+    def _plain_tokenizer(self) -> tokenizers.Tokenizer:
+        """A copy of the tokenizer that treats control tokens in a text as ordinary characters."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for token in state["added_tokens"]:
             token["special"] = token["id"] in self.control
-        made = tokenizers.Tokenizer.from_str(json.dumps(state))
-        made.encode_special_tokens = True
-        made.no_truncation()
-        made.no_padding()
-        return made
+        plain = tokenizers.Tokenizer.from_str(json.dumps(state))
+        plain.encode_special_tokens = True
+        plain.no_truncation()
+        plain.no_padding()
+        return plain
 
     def _plain(self, text: str) -> list[int]:
         if getattr(self.tokenizer, "is_fast", False):
-            ids = self._splitting.encode(text, add_special_tokens=False).ids
+            ids = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
             if self._forbidden.isdisjoint(ids):
                 return ids
-        # Control tokens that the model of the tokenizer has as words of its own: no piece holds one whole.
-        pieces = self.guard(text).split(_BREAK)
+        # Control tokens can also be words of the tokenizer's model: encode pieces, none of which contains a whole one.
+        pieces = self.escape(text).split(_BREAK)
         ids = [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False)]
         if not self._forbidden.isdisjoint(ids):
             found = next(self.control[i] for i in ids if i in self._forbidden)
             raise UserError(
-                f"the tokenizer of {self.tokenizer.name_or_path or 'this model'} cannot write {found!r} as text: an "
-                "observation that holds it would forge a control token; take another model"
+                f"the tokenizer of {self.tokenizer.name_or_path or 'this model'} cannot encode {found!r} as text: "
+                "observations could contain this control token; use another model"
             )
         return ids
 
-    def without_end(self, ids: Sequence[int], ends: frozenset[int]) -> list[int]:
-        """The ids without the tokens of `ends`, and the padding and start tokens, that stand at their end."""
+    def strip_end(self, ids: Sequence[int], ends: frozenset[int]) -> list[int]:
+        """Removes the tokens in `ends` and padding and start tokens from the end of the ids."""
         extra = {self.tokenizer.pad_token_id, self.tokenizer.bos_token_id}
         kept = list(ids)
         while kept and (kept[-1] in ends or kept[-1] in extra):

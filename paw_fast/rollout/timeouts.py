@@ -1,4 +1,4 @@
-"""A time limit for calls in this process that could wait for ever."""
+"""Limits the time of blocking calls in this process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from types import FrameType
 from paw_fast.rollout.engines.base import EngineError
 
 GRACE_S = 10.0
-"""After the limit, for a call that does not come back to Python to raise the error."""
+"""Seconds after the limit until the process is ended, if the call does not return to Python to raise the error."""
 
 
 @contextmanager
 def time_limit(seconds: float, what: str, setting: str) -> Iterator[None]:
-    """Raises `EngineError` when the block takes longer: "waited 5 s for WHAT; see SETTING".
+    """Context manager that raises `EngineError` if the block takes longer than `seconds`.
 
-    A wait inside C code that never returns cannot be interrupted by an error: there the process ends, `GRACE_S`
-    later, with status 1 and the same line. Only the main thread can be interrupted at all; in others the process ends.
+    The message is "waited <seconds> s for <what>; see <setting>". C code that does not return cannot be interrupted by
+    an exception, and neither can threads other than the main thread. In these cases the process exits `GRACE_S` seconds
+    later with status 1 and prints the same message.
 
     >>> with time_limit(60, "the weights of version 3", "--rollout.sync-timeout-s"):
     ...     pass
@@ -40,7 +41,7 @@ def time_limit(seconds: float, what: str, setting: str) -> Iterator[None]:
     watch.daemon = True
     watch.start()
     in_main = threading.current_thread() is threading.main_thread()
-    # Another timer (a test's) may be running: it is put back with what is left of it.
+    # Another timer (of a test) may be running: it is restored with its remaining time.
     before = signal.signal(signal.SIGALRM, interrupt) if in_main else None
     left, every = signal.setitimer(signal.ITIMER_REAL, seconds) if in_main else (0.0, 0.0)
     try:

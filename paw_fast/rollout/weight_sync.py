@@ -1,15 +1,14 @@
-"""Carries the policy's weights to generators that do not share its tensors.
+"""Transfers the policy's weights from the trainer to engines that do not share its tensors.
 
-    trainer: publisher.publish(version) ──> memory that both sides see ──> source.tensors() :generator
+    trainer: publisher.publish(version) ──> shared memory ──> source.tensors(version) :engine
 
-A publisher stands in the trainer, and gives each generator a *source*: a small picklable record from which the
-generator's workers read `(name, tensor)` pairs, in Hugging Face's names, whenever they are told that the weights
-changed.
+A publisher runs in the trainer and gives each engine a *source*: a small picklable record from which the engine reads
+`(name, tensor)` pairs, with the names of Hugging Face checkpoints, after each update.
 
-    ModelWeights   the same process: the tensors themselves
-    SharedWeights  another process on this machine: anonymous shared memory (CPU; works for any device)
-    IpcWeights     another process on the same GPU: CUDA IPC handles, no copy leaves the card
-    NcclWeights    other GPUs: a broadcast to the generator's workers
+    ModelWeights   same process: the tensors of the model
+    SharedWeights  another process on this machine: anonymous shared memory on the host (works for any device)
+    IpcWeights     another process on the same GPU: CUDA IPC handles, without a copy through the host
+    NcclWeights    other GPUs: a broadcast to the workers of the engine
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ _WRITING = -1
 
 
 class WeightSource(Protocol):
-    """What a generator reads weights from. Instances for other processes can be pickled."""
+    """Source from which an engine reads weights. Sources for other processes can be pickled."""
 
     def tensors(self, version: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight of that version once. Raises `RuntimeError` when another version is there."""
+        """Yields the name and tensor of every weight. Raises `RuntimeError` if the weights are of another version."""
         ...
 
 
 class Publisher(Protocol):
-    """The trainer's side of a transport."""
+    """The trainer's side of a weight transfer."""
 
     def source(self) -> WeightSource:
-        """A source for one more generator process."""
+        """Creates the source for one engine process."""
         ...
 
     def publish(self, version: int) -> None:
-        """Makes the weights as they are now readable under that version."""
+        """Makes the current weights available as `version`."""
         ...
 
     def transmit(self, source: WeightSource, version: int) -> None:
-        """Called after a generator was told to read: sends, where the transport does not let it read by itself."""
+        """Called after an engine was told to read: sends the weights, if the engine cannot read them by itself."""
         ...
 
 
 def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights by their names in a checkpoint; of tied ones the first name only."""
+    """Returns the weights by their names in a checkpoint. Tied weights are listed only under the first name."""
     seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     found = {}
     for name, tensor in model.state_dict().items():
@@ -69,7 +68,7 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """The tensors of a model in this process."""
+    """Weights of a model in the same process."""
 
     model: torch.nn.Module
 
@@ -81,8 +80,8 @@ class ModelWeights:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies in the shared memory, in bytes."""
+class _TensorLayout:
+    """Position of a tensor in the shared memory, in bytes."""
 
     name: str
     dtype: torch.dtype
@@ -93,65 +92,65 @@ class _Place:
 
 @dataclass(frozen=True)
 class SharedWeights:
-    """Weights in another process's anonymous memory, opened through /proc; the memory goes when that process does."""
+    """Weights in anonymous memory of another process, opened through /proc. It is freed when that process ends."""
 
     path: str
     size: int
-    places: tuple[_Place, ...]
+    layouts: tuple[_TensorLayout, ...]
 
     def tensors(self, version: int) -> Iterator[tuple[str, torch.Tensor]]:
         with open(self.path, "rb") as file:
-            # Private pages, so that torch may take them for writable; nobody writes, so nothing is copied.
+            # torch requires writable memory, hence a private mapping; nothing is written, so no page is copied.
             memory = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         self._check(memory, version)
-        for place in self.places:
-            if place.num_bytes:
-                flat = torch.frombuffer(memory, dtype=place.dtype, count=math.prod(place.shape), offset=place.offset)
-                yield place.name, flat.view(place.shape)
+        for one in self.layouts:
+            if one.num_bytes:
+                flat = torch.frombuffer(memory, dtype=one.dtype, count=math.prod(one.shape), offset=one.offset)
+                yield one.name, flat.view(one.shape)
             else:
-                yield place.name, torch.empty(place.shape, dtype=place.dtype)
+                yield one.name, torch.empty(one.shape, dtype=one.dtype)
         self._check(memory, version)
 
     @staticmethod
     def _check(memory: mmap.mmap, version: int) -> None:
         found = int.from_bytes(memory[:8], "little", signed=True)
         if found != version:
-            what = "are being written" if found == _WRITING else f"are those of version {found}"
-            raise RuntimeError(f"asked for the weights of version {version}, but those in shared memory {what}")
+            state = "are being written" if found == _WRITING else f"have version {found}"
+            raise RuntimeError(f"expected weights of version {version}, but the weights in shared memory {state}")
 
 
 class SharedMemoryPublisher:
-    """Copies the model's weights into anonymous shared memory (`memfd`), which needs no room in /dev/shm."""
+    """Copies the weights of a model into anonymous shared memory (`memfd`), which does not use /dev/shm."""
 
     def __init__(self, model: torch.nn.Module):
         if not hasattr(os, "memfd_create"):
-            raise UserError("a generator in a process of its own needs Linux: say --rollout.placement inline")
+            raise UserError("rollouts in separate processes require Linux: use --rollout.placement inline")
         self._weights: Callable[[], Mapping[str, torch.Tensor]] = lambda: named_weights(model)
-        places, offset = [], _HEADER
+        layouts, offset = [], _HEADER
         for name, tensor in self._weights().items():
             num_bytes = tensor.numel() * tensor.element_size()
-            places.append(_Place(name, tensor.dtype, tuple(tensor.shape), offset, num_bytes))
+            layouts.append(_TensorLayout(name, tensor.dtype, tuple(tensor.shape), offset, num_bytes))
             offset += -(-num_bytes // _ALIGN) * _ALIGN
-        self._places, self._size = tuple(places), max(offset, mmap.PAGESIZE)
+        self._layouts, self._size = tuple(layouts), max(offset, mmap.PAGESIZE)
         self._file = os.memfd_create("paw-fast-weights")
         os.ftruncate(self._file, self._size)
         self._memory = mmap.mmap(self._file, self._size)
 
     def source(self) -> SharedWeights:
-        return SharedWeights(f"/proc/{os.getpid()}/fd/{self._file}", self._size, self._places)
+        return SharedWeights(f"/proc/{os.getpid()}/fd/{self._file}", self._size, self._layouts)
 
     def publish(self, version: int) -> None:
         self._memory[:8] = _WRITING.to_bytes(8, "little", signed=True)
-        for place, tensor in zip(self._places, self._weights().values(), strict=True):
-            if place.num_bytes:
-                target = torch.frombuffer(
-                    self._memory, dtype=place.dtype, count=tensor.numel(), offset=place.offset
-                ).view(place.shape)
+        for one, tensor in zip(self._layouts, self._weights().values(), strict=True):
+            if one.num_bytes:
+                target = torch.frombuffer(self._memory, dtype=one.dtype, count=tensor.numel(), offset=one.offset).view(
+                    one.shape
+                )
                 target.copy_(tensor)
         self._memory[:8] = version.to_bytes(8, "little", signed=True)
 
     def transmit(self, source: WeightSource, version: int) -> None:
-        """Nothing to do: the generator reads."""
+        """Does nothing: the engine reads the shared memory."""
 
 
 # --------------------------------------------------------------------------------------------------------- GPU
@@ -159,7 +158,7 @@ class SharedMemoryPublisher:
 
 @dataclass(frozen=True)
 class IpcWeights:
-    """CUDA IPC handles of the trainer's own tensors, for a generator on the same card."""
+    """CUDA IPC handles of the trainer's tensors, for an engine on the same GPU."""
 
     handles: tuple[tuple[str, Callable, tuple], ...]
 
@@ -169,7 +168,7 @@ class IpcWeights:
 
 
 class IpcPublisher:
-    """Hands out handles once; an optimizer that updates in place keeps them valid."""
+    """Creates IPC handles once. They stay valid because the optimizer updates the weights in place."""
 
     def __init__(self, model: torch.nn.Module):
         self._model = model
@@ -184,16 +183,16 @@ class IpcPublisher:
         return IpcWeights(tuple(handles))
 
     def publish(self, version: int) -> None:
-        # The other process reads on a stream of its own: all writes must be done.
+        # The other process reads on its own stream, so all writes must be finished.
         torch.cuda.synchronize()
 
     def transmit(self, source: WeightSource, version: int) -> None:
-        """Nothing to do: the generator reads."""
+        """Does nothing: the engine reads the tensors of the trainer."""
 
 
 @dataclass(frozen=True)
 class NcclWeights:
-    """A broadcast over NCCL from the trainer (rank 0) to the workers of one generator (ranks 1 to `workers`)."""
+    """A broadcast over NCCL from the trainer (rank 0) to the workers of one engine (ranks 1 to `workers`)."""
 
     host: str
     port: int
@@ -213,7 +212,7 @@ _groups: dict[tuple[str, int], Any] = {}
 
 
 def _nccl_group(host: str, port: int, rank: int, size: int) -> Any:
-    """Joins the group on first use; both sides meet in it, the trainer as rank 0."""
+    """Returns the NCCL group, which is created on first use. The trainer is rank 0."""
     if (host, port) not in _groups:
         from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
@@ -224,7 +223,7 @@ def _nccl_group(host: str, port: int, rank: int, size: int) -> Any:
 
 @dataclass
 class NcclPublisher:
-    """One NCCL group for each generator process, so that one of them can be started anew alone."""
+    """Creates one NCCL group per engine process, so that each can be restarted separately."""
 
     model: torch.nn.Module
     workers: int
@@ -238,7 +237,7 @@ class NcclPublisher:
         return NcclWeights(self.host, port, self.workers, infos)
 
     def publish(self, version: int) -> None:
-        """Nothing to do: `transmit` sends the tensors themselves."""
+        """Does nothing: `transmit` sends the tensors."""
 
     def transmit(self, source: WeightSource, version: int) -> None:
         assert isinstance(source, NcclWeights)

@@ -27,7 +27,7 @@ from paw_fast.models import tiny
 from paw_fast.models.policy import Policy, resolve_device
 from paw_fast.rollout.agent_loop import first_prompt
 from paw_fast.rollout.chat_format import ChatFormat
-from paw_fast.rollout.prompts import PromptTemplate, shown, write_action
+from paw_fast.rollout.prompts import PromptTemplate, policy_view, write_action
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs.atomic_files import user_errors, write_text
@@ -93,16 +93,16 @@ def demonstrate(
 def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplate, config: TrainConfig) -> Trajectory:
     """A demonstration as the agent loop would have recorded it, in the layout of `config`, as far as it fits
     --rollout.max-sequence-tokens."""
-    template, room = template.guarded(chat.guard), config.rollout.max_sequence_tokens
+    template, room = template.with_escape(chat.escape), config.rollout.max_sequence_tokens
     limits = config.env.max_observation_chars, config.env.max_observation_tokens
-    first = chat.shown(demo[0], *limits)[0]
-    turns = [(c, chat.shown(after, *limits)[0], learn) for c, after, learn in demo[1]]
+    first = chat.policy_view(demo[0], *limits)[0]
+    turns = [(c, chat.policy_view(after, *limits)[0], learn) for c, after, learn in demo[1]]
     trajectory_layout = config.layout == "trajectory"
     instruction = str(first.info.get("task", ""))
     observation, history, transitions = first, [], []
     prompt = first_prompt(first, chat, template, config.layout)
     for command, after, imitated in turns:
-        written = TemplateText(write_action(chat.guard(command), template.style, chat.thought_opened))
+        written = TemplateText(write_action(chat.escape(command), template.style, chat.thought_opened))
         action = [*chat.encode(written), chat.turn_end]
         head, tail = template.split_next(after) if trajectory_layout else ("", "")
         ids, mask = chat.follow(action, head, after.text, tail)
@@ -286,8 +286,8 @@ def read_passages(folder: Path) -> list[str]:
 
 def _texts(demos: Sequence[Demonstration], template: PromptTemplate) -> Iterable[str]:
     for first, turns in demos:
-        yield shown(first)[0].text
+        yield policy_view(first)[0].text
         yield str(first.info.get("task", ""))
         for command, observation, _ in turns:
             yield write_action(command, template.style)
-            yield shown(observation)[0].text
+            yield policy_view(observation)[0].text

@@ -1,4 +1,4 @@
-"""Run as a program: vLLM alone, on a checkpoint it loads itself. The oracle of what an engine must give after a sync.
+"""Runs plain vLLM on a checkpoint, as the reference for an engine after an update of the weights.
 
 python fresh_vllm.py FOLDER REQUESTS.json ANSWERS.json
 """

@@ -1,10 +1,10 @@
-"""Chat glue: prompts continue one another exactly, and equal what the chat template itself gives."""
+"""Tests of the chat format: prompts extend each other exactly and equal the output of the chat template."""
 
 import datetime
 import types
 
 import pytest
-from tokenizers_of_kinds import tokenizer_of
+from tokenizer_kinds import tokenizer_of
 
 from paw_fast.errors import UserError
 from paw_fast.models import tiny
@@ -16,7 +16,7 @@ from paw_fast.rollout.factory import make_chat, make_engine
 from paw_fast.rollout.prompts import parse_action
 
 
-def test_a_conversation_reads_as_the_template_writes_it(chat, tokenizer):
+def test_a_conversation_equals_the_chat_template(chat, tokenizer):
     action = [*chat.encode("look"), tokenizer.eos_token_id]
     ids, mask = chat.follow(action, "", "You see a mug 2.", "")
     whole = tokenizer.decode(chat.first("You arrive at cabinet 1.") + action + ids)
@@ -30,7 +30,7 @@ def test_a_conversation_reads_as_the_template_writes_it(chat, tokenizer):
 
 
 @pytest.mark.parametrize("text", ["You see a mug 2.", "", "a b " * 400])
-def test_ids_of_a_text_seen_before_are_the_tokenizer_s_and_the_caller_s_own(chat, tokenizer, text):
+def test_cached_ids_equal_those_of_the_tokenizer_and_are_copies(chat, tokenizer, text):
     expected = tokenizer.encode(text, add_special_tokens=False)
     first = chat.encode(text)
     assert first == expected
@@ -38,7 +38,7 @@ def test_ids_of_a_text_seen_before_are_the_tokenizer_s_and_the_caller_s_own(chat
     assert chat.encode(text) == expected
 
 
-def test_an_action_cut_short_gets_the_end_token_from_the_glue(chat, tokenizer):
+def test_an_end_token_is_added_after_a_truncated_action(chat, tokenizer):
     cut = chat.encode("look")
     ids, _ = chat.follow(cut, "", "x", "")
     assert ids[0] == tokenizer.eos_token_id
@@ -46,7 +46,7 @@ def test_an_action_cut_short_gets_the_end_token_from_the_glue(chat, tokenizer):
     assert ids[1:] == ended
 
 
-def test_text_around_the_observation_is_not_a_target(chat, tokenizer):
+def test_the_mask_covers_only_the_observation(chat, tokenizer):
     ids, mask = chat.follow([5], "Now: ", "a mug 2", " end.")
     assert tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == "a mug 2"
     assert "Now: a mug 2 end." in tokenizer.decode(ids)
@@ -80,7 +80,7 @@ def test_other_templates(tokenizer, template):
     assert other.decode(chat.first("a") + action + ids) == expected
 
 
-def test_no_chat_template_is_one_clear_error(tokenizer):
+def test_a_missing_chat_template_is_a_user_error(tokenizer):
     import copy
 
     other = copy.deepcopy(tokenizer)
@@ -89,7 +89,7 @@ def test_no_chat_template_is_one_clear_error(tokenizer):
         ChatFormat(other)
 
 
-# ------------------------------------------------------------------------------------------------ the turn's end
+# ------------------------------------------------------------------------------------------------ end tokens
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_no_chat_template_is_one_clear_error(tokenizer):
         ("headers-only", {"<eos>", "<|user|>"}, "<eos>"),
     ],
 )
-def test_an_action_ends_with_the_tokenizer_s_end_and_the_template_s(kind, stops, end):
+def test_stop_ids_are_those_of_tokenizer_and_template(kind, stops, end):
     tokenizer = tokenizer_of(kind)
     chat = ChatFormat(tokenizer)
     assert set(tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))) == stops
@@ -112,10 +112,10 @@ def test_an_action_ends_with_the_tokenizer_s_end_and_the_template_s(kind, stops,
 
 
 @pytest.mark.parametrize("kind", ["chatml", "llama3", "gemma", "mistral", "deepseek-r1", "gpt-oss", "headers-only"])
-def test_a_turn_s_end_stands_once_whichever_was_sampled(kind):
-    """What the template writes for the conversation, with the sampled end in the place of its own."""
+def test_a_sampled_end_token_is_not_repeated(kind):
+    """The conversation equals the template's, with the sampled end token in place of the template's."""
     tokenizer = tokenizer_of(kind)
-    declared = tokenizer.convert_tokens_to_ids("<pad>")  # an end that only the model's generation config knows
+    declared = tokenizer.convert_tokens_to_ids("<pad>")  # an end token declared only in the generation config
     chat = ChatFormat(tokenizer, (declared,))
     turns = [
         {"role": "user", "content": "a"},
@@ -126,29 +126,29 @@ def test_a_turn_s_end_stands_once_whichever_was_sampled(kind):
     cut, _ = chat.follow(chat.encode("look"), "", "seen", "")
     glue = tokenizer.decode(cut)
     assert expected.replace("final<|message|>", "").replace("<|channel|>", "").endswith("look" + glue)
-    own = tokenizer.convert_ids_to_tokens(chat.turn_end)
+    template_end = tokenizer.convert_ids_to_tokens(chat.turn_end)
     for end in chat.stop_ids - set(tokenizer.convert_tokens_to_ids(["<|user|>"])):
         ids, _ = chat.follow([*chat.encode("look"), end], "", "seen", "")
-        after = glue.split(own, 1)[1] if own in glue else glue
+        after = glue.split(template_end, 1)[1] if template_end in glue else glue
         assert tokenizer.decode(ids) == after
-    if kind == "headers-only":  # the policy has written the next header itself
+    if kind == "headers-only":  # the policy sampled the next header itself
         header = tokenizer.convert_tokens_to_ids("<|user|>")
         assert tokenizer.decode(chat.follow([header], "", "seen", "")[0]) == "seen<|assistant|>"
 
 
-def test_declared_ends():
+def test_declared_stop_ids():
     declared = lambda value: declared_stop_ids(types.SimpleNamespace(eos_token_id=value))  # noqa: E731
     assert (declared(None), declared(7), declared([1, 106])) == ((), (7,), (1, 106))
     assert declared_stop_ids(None) == ()
 
 
-@pytest.mark.parametrize("said_by", ["template", "generation config"])
-def test_a_turn_s_end_that_is_not_the_eos_ends_an_action_after_one_token(said_by, small_config):
-    """A model that always says it, as Gemma's <end_of_turn>; or a token that only its generation config declares."""
+@pytest.mark.parametrize("declared_by", ["template", "generation config"])
+def test_end_tokens_other_than_eos_end_an_action(declared_by, small_config):
+    """With a model that always samples this token, which the chat template or the generation config declares."""
     import torch
 
     tokenizer = tokenizer_of("gemma")
-    end = tokenizer.convert_tokens_to_ids("<end_of_turn>" if said_by == "template" else "<pad>")
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>" if declared_by == "template" else "<pad>")
     model = tiny.build_model(len(tokenizer), hidden=32, layers=1, heads=2, kv_heads=1, ffn=32).eval()
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(len(tokenizer), 32))
@@ -170,7 +170,7 @@ def test_a_turn_s_end_that_is_not_the_eos_ends_an_action_after_one_token(said_by
 # ------------------------------------------------------------------------------------------------ thoughts and tags
 
 
-def test_a_template_that_opens_the_thought_makes_right_answers_well_formed():
+def test_answers_to_a_template_that_opens_the_thought():
     chat = ChatFormat(tokenizer_of("deepseek-r1"))
     assert chat.thought_opened
     for style, answer in (
@@ -186,18 +186,18 @@ def test_a_template_that_opens_the_thought_makes_right_answers_well_formed():
     assert [ChatFormat(tokenizer_of(kind)).thought_opened for kind in ("chatml", "llama3")] == [False, False]
 
 
-def test_tags_that_are_special_tokens_are_read_and_end_an_action():
+def test_tags_can_be_special_tokens():
     tokenizer = tiny.train_tokenizer(["go to desk 1 look"] * 20, 300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<action>", "</action>"]})
     chat, text = ChatFormat(tokenizer), "<think>a desk</think><action>look</action>"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert chat.decode(ids) == chat.decode([*ids, tokenizer.eos_token_id, tokenizer.pad_token_id]) == text
     assert parse_action(chat.decode(ids), "think_action").well_formed
-    assert chat.ended(ids, ("</action>",))
-    assert not chat.ended(ids[:-1], ("</action>",))
+    assert chat.ends_action(ids, ("</action>",))
+    assert not chat.ends_action(ids[:-1], ("</action>",))
 
 
-def test_a_control_token_inside_a_command_makes_it_another_command(chat, tokenizer):
+def test_control_tokens_inside_a_command_are_kept(chat, tokenizer):
     ids = [*chat.encode("lo"), tokenizer.convert_tokens_to_ids("<|user|>"), *chat.encode("ok"), tokenizer.eos_token_id]
     assert parse_action(chat.decode(ids), "action").command == "lo<|user|>ok"
 
@@ -212,7 +212,7 @@ LLAMA_32 = (
 )
 
 
-def test_the_date_is_that_of_the_run(tokenizer):
+def test_the_chat_template_gets_the_given_date(tokenizer):
     import copy
 
     dated = copy.deepcopy(tokenizer)
@@ -223,7 +223,7 @@ def test_the_date_is_that_of_the_run(tokenizer):
 
 
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%-d %B", "100%% %A", "%H:%M %p", "%j %y"])
-def test_every_form_of_a_date(form, tokenizer):
+def test_date_formats(form, tokenizer):
     import copy
 
     dated, day = copy.deepcopy(tokenizer), datetime.date(2026, 3, 5)
@@ -231,7 +231,7 @@ def test_every_form_of_a_date(form, tokenizer):
     assert dated.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == day.strftime(form)
 
 
-def test_a_policy_s_chat_has_its_config_s_date(start, small_config):
+def test_make_chat_uses_the_date_of_the_config(start, small_config):
     assert make_chat(start, small_config(chat_date="2026-03-05")).date == "2026-03-05"
 
 
@@ -244,7 +244,7 @@ def test_a_policy_s_chat_has_its_config_s_date(start, small_config):
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
     ],
 )
-def test_a_chat_template_that_raises_is_one_line(tokenizer, template, message):
+def test_a_chat_template_that_raises_is_a_user_error(tokenizer, template, message):
     import copy
 
     other = copy.deepcopy(tokenizer)
@@ -254,7 +254,7 @@ def test_a_chat_template_that_raises_is_one_line(tokenizer, template, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_chat_template_that_raises_on_a_message_is_one_line(tokenizer):
+def test_a_chat_template_that_raises_later_is_a_user_error(tokenizer):
     import copy
 
     other = copy.deepcopy(tokenizer)

@@ -1,9 +1,9 @@
-"""Templates, and the parsing rules of actions."""
+"""Tests of prompt templates and of the parsing of actions."""
 
 import pytest
 
 from paw_fast.errors import UserError
-from paw_fast.rollout.prompts import PromptTemplate, parse_action, shown
+from paw_fast.rollout.prompts import PromptTemplate, parse_action, policy_view
 from paw_fast.types import Observation
 
 SEEN = Observation("You are in a room.", ("go to desk 1", "look"), {"task": "put a mug in desk"})
@@ -15,7 +15,7 @@ SEEN = Observation("You are in a room.", ("go to desk 1", "look"), {"task": "put
         ("<think>x</think><action>Go to Desk 1</action>", "go to desk 1", True),
         ("<think>x</think> <action> look </action> <action>help</action>", "look", True),  # the first one counts
         ("<action>look</action>", "look", False),  # no thought
-        ("</think><think><action>look</action>", "look", False),  # tags the wrong way round
+        ("</think><think><action>look</action>", "look", False),  # tags in the wrong order
         ("I will take the first exit on the left", "exit on the left", False),  # the last 20 characters
         ("<action>look", "<action>look", False),
         ("<think>走</think><action>look</action>", "look", False),
@@ -35,7 +35,7 @@ def test_action_only():
 
 
 @pytest.mark.parametrize("name", ["verl", "compact"])
-def test_shipped_templates_show_what_the_policy_needs(name):
+def test_built_in_templates_contain_task_observation_and_history(name):
     template = PromptTemplate.load(name)
     history = [{"observation": "You see a bed.", "command": "go to bed 1"}]
     text = template.window(SEEN, "put a mug in desk", history, 1)
@@ -45,27 +45,27 @@ def test_shipped_templates_show_what_the_policy_needs(name):
     assert SEEN.text not in before + after
 
 
-def test_a_long_history_falls_back_to_the_template_without():
+def test_a_long_history_is_omitted():
     template = PromptTemplate.load("verl")
     history = [{"observation": "y" * 14000, "command": "look"}]
     text = template.window(SEEN, "t", history, 1)
     assert "yyy" not in text
     assert SEEN.text in text
-    assert template.window_or_less(SEEN, "t", history, 1) == (text, True)
-    assert template.window_or_less(SEEN, "t", [{"observation": "y", "command": "look"}], 1)[1] is False
+    assert template.fit_window(SEEN, "t", history, 1) == (text, True)
+    assert template.fit_window(SEEN, "t", [{"observation": "y", "command": "look"}], 1)[1] is False
 
 
-def test_an_observation_is_shown_in_the_environments_form_and_cut_to_the_limit():
-    assert shown(SEEN) == (SEEN, False)
-    assert shown(SEEN, len(SEEN.text)) == (SEEN, False)
-    short, cut = shown(SEEN, 7)
+def test_policy_view_uses_the_environments_form_and_truncates():
+    assert policy_view(SEEN) == (SEEN, False)
+    assert policy_view(SEEN, len(SEEN.text)) == (SEEN, False)
+    short, cut = policy_view(SEEN, 7)
     assert (short.text, short.admissible, cut) == ("You are", SEEN.admissible, True)
     other = Observation("page", (), {"shown": "the page"})
-    assert shown(other)[0].text == "the page"
-    assert shown(other, 3) == (Observation("the", (), other.info), True)
+    assert policy_view(other)[0].text == "the page"
+    assert policy_view(other, 3) == (Observation("the", (), other.info), True)
 
 
-def test_a_template_of_the_users_own(tmp_path):
+def test_a_template_from_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('first="{{ task }}"\nnext="<{{ observation }}>"\nwindow="w"\nwindow_first="f"\nstyle="action"\n')
     template = PromptTemplate.load(str(path))
@@ -83,7 +83,7 @@ def test_a_template_of_the_users_own(tmp_path):
         ('next="{{ observation }}"\nstile="action"', "unknown key 'stile'"),
     ],
 )
-def test_a_broken_template_says_what_is_wrong(tmp_path, change, message):
+def test_errors_of_broken_templates(tmp_path, change, message):
     path = tmp_path / "mine.toml"
     path.write_text('first="f"\nwindow="w"\nwindow_first="f"\n' + change)
     with pytest.raises(UserError, match=r"mine\.toml") as error:
@@ -100,11 +100,11 @@ def test_a_broken_template_says_what_is_wrong(tmp_path, change, message):
         ('next="{{ 1/0 }}{{ observation }}"', "'next' cannot be rendered: division by zero"),
         ('next="{% for i in range(999999999) %}x{% endfor %}{{ observation }}"', "Range too big"),
         ('next="{{ observation + 1 }}"', "'next' cannot be rendered"),
-        ('next="{{ observation }}"\nmax_chars="many"', "max_chars is 'many', expected a number"),
-        ('next="{{ observation }}"\nstop="</action>"', "stop is '</action>', expected a list of texts"),
+        ('next="{{ observation }}"\nmax_chars="many"', "max_chars is 'many', expected an integer"),
+        ('next="{{ observation }}"\nstop="</action>"', "stop is '</action>', expected a list of strings"),
     ],
 )
-def test_a_template_runs_no_code_and_its_errors_are_one_line(tmp_path, change, message):
+def test_templates_run_no_code_and_errors_are_one_line(tmp_path, change, message):
     path = tmp_path / "mine.toml"
     path.write_text('first="f"\nwindow="w"\nwindow_first="f"\n' + change)
     with pytest.raises(UserError, match=r"mine\.toml") as error:
@@ -113,7 +113,7 @@ def test_a_template_runs_no_code_and_its_errors_are_one_line(tmp_path, change, m
     assert "\n" not in str(error.value)
 
 
-def test_a_template_that_fails_later_names_itself_too(tmp_path):
+def test_errors_while_rendering_name_the_template(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('first="{{ 1 / (task | length - 1) }}"\nnext="{{ observation }}"\nwindow="w"\nwindow_first="f"\n')
     with pytest.raises(UserError, match=r"mine\.toml: 'first' cannot be rendered"):
@@ -125,13 +125,13 @@ def test_a_template_that_fails_later_names_itself_too(tmp_path):
         PromptTemplate.load(str(path)).first(SEEN)
 
 
-def test_a_template_of_bytes_that_are_no_text(tmp_path):
+def test_a_template_that_is_not_utf_8(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_bytes(b'first="\xff"')
     with pytest.raises(UserError, match=r"mine\.toml is not a text file: byte 7 is not UTF-8"):
         PromptTemplate.load(str(path))
 
 
-def test_a_template_that_is_not_there():
+def test_an_unknown_template_lists_the_built_in_ones():
     with pytest.raises(UserError, match="compact, verl"):
         PromptTemplate.load("verbose")

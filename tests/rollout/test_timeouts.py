@@ -1,4 +1,4 @@
-"""Limits: episodes past their budget are cut and marked, and calls that hang are reported."""
+"""Tests of limits: episodes that exceed their budget are ended and marked, and blocking calls are reported."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from paw_fast.train import episode_metrics
 
 
 def play(config, policy, env):
-    """The episodes, with the transformers generator in this process."""
+    """Runs the episodes with the transformers engine in this process."""
     loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
     return sorted(loop.play(plan(env)), key=lambda t: t.seed)
 
@@ -31,7 +31,7 @@ def actions(trajectory):
     return [(x.action_ids, x.observation_ids) for x in trajectory.transitions]
 
 
-def test_an_episode_past_its_tokens_is_cut_after_that_turn_and_marked(small_config, small_env, start):
+def test_an_episode_ends_after_the_turn_that_exceeds_its_token_budget(small_config, small_env, start):
     whole = play(small_config(), start, small_env)
     budget = 8
     cut = play(small_config(max_episode_tokens=budget), start, small_env)
@@ -49,8 +49,8 @@ def test_an_episode_past_its_tokens_is_cut_after_that_turn_and_marked(small_conf
     assert episode_metrics(cut)["episode/overrun_rate"] == marked.count("tokens") / 4
 
 
-def test_an_episode_past_its_time_is_cut_in_the_middle_of_an_action(small_config, small_env, start):
-    """Its clock is set back two hours; the action in flight is dropped, and the others play on as if alone."""
+def test_an_episode_ends_during_an_action_when_its_time_is_up(small_config, small_env, start):
+    """Its start is set back two hours. The action in flight is dropped, and other episodes are unaffected."""
     config = small_config(max_episode_s=3600.0)
     whole = play(config, start, small_env)
     loop = make_loop(start.tokenizer, start.model.config, make_engine(start, config), small_env, config)
@@ -74,8 +74,8 @@ def test_an_episode_past_its_time_is_cut_in_the_middle_of_an_action(small_config
     assert len(loop.engine._free) == config.rollout.slots
 
 
-@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's")
-def test_a_generator_process_cuts_and_marks_and_plays_on(small_config, small_env, start, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create, which only Linux has")
+def test_a_worker_process_ends_and_marks_episodes(small_config, small_env, start, tmp_path):
     pool = RolloutWorkerPool(small_config(placement="process", max_episode_s=1e-3), start, tmp_path)
     try:
         for _ in range(2):
@@ -87,11 +87,11 @@ def test_a_generator_process_cuts_and_marks_and_plays_on(small_config, small_env
         pool.close()
 
 
-# ------------------------------------------------------------------------------------------- calls that hang
+# --------------------------------------------------------------------------------------------- blocking calls
 
 
 class Hanging:
-    """A generator that never gets its weights."""
+    """An engine whose update of the weights never returns."""
 
     policy_version = 0
 
@@ -105,16 +105,16 @@ class Hanging:
         pass
 
 
-def test_a_sync_in_this_process_that_hangs_is_reported_within_its_limit(small_config, small_env, start, chat):
+def test_a_blocked_weight_update_is_reported_within_its_limit(small_config, small_env, start, chat):
     config = small_config()
     loop = make_loop(start.tokenizer, start.model.config, Hanging(chat), small_env, config)
-    begun = time.monotonic()
+    start_s = time.monotonic()
     with pytest.raises(EngineError, match=r"waited 0\.2 s for the generator .* version 7; see --rollout\.sync-timeout"):
         LocalRolloutWorker(loop, sync_timeout_s=0.2).update_weights(7)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start_s < 30
 
 
-def test_what_ends_in_time_is_left_alone_and_so_is_another_timer():
+def test_time_limit_restores_another_timer():
     heard = []
     before = signal.signal(signal.SIGALRM, lambda *_: heard.append(True))
     try:
@@ -129,12 +129,12 @@ def test_what_ends_in_time_is_left_alone_and_so_is_another_timer():
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_call_that_never_comes_back_to_python_ends_the_process_with_the_same_line():
-    """A lock held inside C (here: sigwait with SIGALRM blocked) raises nothing; the process must not hang for ever."""
+def test_a_call_that_never_returns_to_python_ends_the_process():
+    """Blocking C code (here sigwait with SIGALRM blocked) cannot be interrupted, but the process must not hang."""
     program = (
         "import signal; from paw_fast.rollout import timeouts; timeouts.GRACE_S = 0.2\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
-        "with limits.time_limit(0.2, 'the weights', '--rollout.sync-timeout-s'):\n"
+        "with timeouts.time_limit(0.2, 'the weights', '--rollout.sync-timeout-s'):\n"
         "    signal.sigwait([signal.SIGUSR1])\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

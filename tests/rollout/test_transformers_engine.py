@@ -1,4 +1,4 @@
-"""The generator: exact against a plain forward pass, reproducible whatever else is in the batch."""
+"""Tests of the transformers engine: exact log-probs, and sampling that does not depend on the batch."""
 
 import copy
 import random
@@ -40,7 +40,7 @@ def request(episode, prompt, turn=0, **kw):
 
 
 def plain_logprobs(policy, prompt, action, temperature):
-    """Log-probs by one plain eager forward pass of transformers in float64."""
+    """Log-probs from one eager forward pass of transformers in float64."""
     model = copy.deepcopy(policy.model).double()
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -58,8 +58,8 @@ def test_logprobs_are_those_of_a_plain_forward_pass(policy, chat, temperature):
         assert got[i].logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_later_turns_reuse_the_cache_and_change_nothing(policy, chat):
-    """Turns that continue a prompt give what a fresh engine gives on the whole prompt (weights in float64)."""
+def test_cached_turns_equal_uncached_ones(policy, chat):
+    """Turns that continue a prompt equal those of a new engine on the whole prompt (weights in float64)."""
     policy = Policy(copy.deepcopy(policy.model).double(), policy.tokenizer)
     kept = make(policy, chat)
     prompt = prompts(1)[0]
@@ -87,7 +87,7 @@ def test_sampling_does_not_depend_on_the_batch(policy, chat):
 
 
 def test_frequencies_follow_the_distribution(policy, chat):
-    """First tokens of 4,000 episodes against their probabilities: chi-squared over the tokens above 1 %."""
+    """Chi-squared test of the first tokens of 4,000 episodes, over tokens with a probability above 1 %."""
     prompt = prompts(1, seed=5)[0]
     with torch.no_grad():
         model = policy.model
@@ -108,7 +108,7 @@ def test_frequencies_follow_the_distribution(policy, chat):
     assert chi2 < int(big.sum()) + 5 * (2 * int(big.sum())) ** 0.5
 
 
-def test_new_weights_are_used_at_once(policy, chat):
+def test_new_weights_are_used_after_an_update(policy, chat):
     engine, prompt = make(policy, chat), prompts(1)[0]
     before = run(engine, [request(0, prompt)])[0]
     longer = prompt + list(before.action_ids) + [5]
@@ -127,7 +127,7 @@ def test_new_weights_are_used_at_once(policy, chat):
             policy.model.model.layers[0].mlp.up_proj.weight.mul_(-1)
 
 
-def test_more_episodes_than_slots_wait_their_turn(policy, chat):
+def test_episodes_wait_for_free_slots(policy, chat):
     engine = make(policy, chat, slots=2)
     for i, p in enumerate(prompts(5)):
         engine.submit(request(i, p))
@@ -158,15 +158,17 @@ def test_the_end_token_and_stop_strings_end_an_action(policy, chat):
         assert piece not in chat.decode(completion.action_ids[:-1])
 
 
-def test_a_prompt_past_the_slot_is_refused(policy, chat):
-    with pytest.raises(ValueError, match="pass the 256 tokens"):
+def test_a_prompt_that_is_too_long_is_an_error(policy, chat):
+    with pytest.raises(ValueError, match="expected at most 256 tokens in total"):
         make(policy, chat).submit(request(0, [1] * 250))
 
 
 @pytest.mark.parametrize("hole", [False, True])
-def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, hole):
-    """A vocabulary padded by 100 rows, all of them likelier than the known ones, and one with a hole. The log-probs are
-    those of the whole vocabulary: the trainer's."""
+def test_ids_without_a_token_are_not_sampled(tokenizer, hole):
+    """With a vocabulary padded by 100 ids that are more probable than the others, and with a gap.
+
+    The log-probs are those of the whole vocabulary, as in the trainer.
+    """
     known = len(tokenizer)
     if hole:
         tokenizer = HoleyTokenizer(tokenizer, 40)
@@ -188,7 +190,7 @@ def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, hole):
 
 
 class HoleyTokenizer:
-    """A tokenizer that has no token of one id."""
+    """A tokenizer without a token for one id."""
 
     def __init__(self, real, hole):
         self._real, self._hole = real, hole
@@ -200,8 +202,8 @@ class HoleyTokenizer:
         return getattr(self._real, name)
 
 
-def test_a_draw_at_the_very_end_is_no_unknown_token(policy, chat):
-    """The largest draw below 1 takes the last known token with a probability, whatever comes after it."""
+def test_the_largest_draw_gives_a_known_token(policy, chat):
+    """The largest draw below 1 selects the last known token with positive probability."""
     engine = make(policy, chat)
     size = policy.lm_head.weight.shape[0]
     engine._unknown = torch.arange(size - 50, size)

@@ -1,4 +1,4 @@
-"""The real vLLM (its CPU backend) behind our engine: log-probs, turns, seeds, new weights, the prefix cache."""
+"""Tests of the vLLM engine with vLLM's CPU backend: log-probs, turns, seeds, new weights, the prefix cache."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ LONG = (70, 200)  # tokens: more than two blocks of vLLM's cache
 
 
 def spread(model, factor=2.0):
-    """Weights large enough that different tokens get sampled."""
+    """Scales the weights so that different tokens are sampled."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(factor)
@@ -29,13 +29,13 @@ def spread(model, factor=2.0):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """Tied embeddings. The engine reads the weights of this object; tests that change them put them back."""
+    """A model with tied embeddings, from which the engine reads its weights. Tests that change them restore them."""
     return spread(tiny.build_model(len(tokenizer), hidden=64, layers=2, heads=2, kv_heads=1, ffn=96, seed=3))
 
 
 @pytest.fixture(scope="module")
 def process():
-    """What this process draws and is set to, with and without an engine started in between."""
+    """Random numbers and thread settings of this process before the engine is started."""
     torch.manual_seed(5)
     found = {"expected": torch.rand(3).tolist(), "threads": torch.get_num_threads(), "setter": torch.set_num_threads}
     torch.manual_seed(5)
@@ -78,7 +78,7 @@ def prompts(count, size=(1, 60), seed=0):
 
 
 def plain_logprobs(model, prompt, action, temperature=1.0):
-    """Log-probs by one plain forward pass of transformers in float32."""
+    """Log-probs from one forward pass of transformers in float32."""
     plain = copy.deepcopy(model)
     plain.set_attn_implementation("eager")
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_logprobs_agree_with_transformers(engine, model, temperature):
 
 
 def test_turns_continue_token_by_token(engine, model):
-    """Each turn's prompt is the tokens of the turn before and what the environment added; log-probs stay exact."""
+    """The prompt of each turn extends the tokens of the previous turn; log-probs stay exact."""
     asked = prompts(3, LONG, seed=1)
     for turn in range(4):
         got = run(engine, [request(i, p, turn) for i, p in enumerate(asked)])
@@ -107,14 +107,14 @@ def test_turns_continue_token_by_token(engine, model):
             asked[i] = prompt + list(got[i].action_ids) + [7, 8, 9 + turn]
 
 
-def test_turns_take_their_prefix_from_the_cache(engine):
+def test_turns_use_the_prefix_cache(engine):
     prompt = prompts(1, LONG, seed=2)[0]
     run(engine, [request(0, prompt)])
     block = engine._block
     assert engine._cached_tokens(prompt + [7] * block) == len(prompt) // block * block
 
 
-def test_a_seed_gives_the_same_action_alone_and_in_a_batch(engine):
+def test_sampling_does_not_depend_on_the_batch(engine):
     given = prompts(9, seed=3)
     together = run(engine, [request(i, p) for i, p in enumerate(given)])
     for i, prompt in enumerate(given):
@@ -123,8 +123,8 @@ def test_a_seed_gives_the_same_action_alone_and_in_a_batch(engine):
     assert any(other[i].action_ids != together[i].action_ids for i in range(9))
 
 
-def test_episodes_go_at_their_own_pace(engine):
-    """A short action is handed back while a long one is still written, and the episode's next turn joins in."""
+def test_episodes_advance_independently(engine):
+    """A short action is returned while a long one is in flight, and the next turn of its episode joins the batch."""
     engine.submit(request(0, [5, 6, 7], max_tokens=200))
     engine.submit(request(1, [8, 9], max_tokens=1))
     ended = []
@@ -155,7 +155,7 @@ def test_the_end_token_and_stop_texts_end_an_action(engine, chat):
         assert piece not in chat.decode(completion.action_ids[:-1])
 
 
-def test_a_released_episode_gives_nothing_more(engine):
+def test_a_released_episode_returns_no_completion(engine):
     engine.submit(request(0, [5, 6, 7], max_tokens=100))
     engine.submit(request(1, [5, 6, 8], max_tokens=100))
     engine.step()
@@ -167,8 +167,8 @@ def test_a_released_episode_gives_nothing_more(engine):
     assert engine.step() == []
 
 
-def test_a_prompt_past_the_limit_is_refused(engine):
-    with pytest.raises(ValueError, match="pass the 512 tokens"):
+def test_a_prompt_that_is_too_long_is_an_error(engine):
+    with pytest.raises(ValueError, match="expected at most 512 tokens in total"):
         engine.submit(request(0, [1] * 505))
 
 
@@ -177,7 +177,7 @@ def test_a_prompt_past_the_limit_is_refused(engine):
 
 @pytest.fixture
 def changed(engine, model):
-    """Changes the trainer's weights on call (all of them, the tied embedding too) and puts the old ones back."""
+    """Function that changes all weights of the trainer. They are restored after the test."""
     kept = copy.deepcopy(model.state_dict())
 
     def change(seed):
@@ -194,7 +194,7 @@ def changed(engine, model):
 
 
 def freshly_loaded(model, asked, chat, folder):
-    """What vLLM alone answers, in a process of its own, with the weights that it loads from a checkpoint."""
+    """Returns the completions of plain vLLM in a separate process, with weights loaded from a checkpoint."""
     from paw_fast.rollout.engines.vllm import _seed
 
     model.save_pretrained(folder)
@@ -210,8 +210,8 @@ def freshly_loaded(model, asked, chat, folder):
     return json.loads((folder / "answers.json").read_text())
 
 
-def test_after_a_sync_all_is_as_with_freshly_loaded_weights(engine, model, changed, chat, tmp_path):
-    """Tokens are equal and log-probs too but for rounding, for a model whose head is tied to the embedding."""
+def test_updated_weights_equal_freshly_loaded_ones(engine, model, changed, chat, tmp_path):
+    """For a model with a tied head: tokens are equal, and log-probs are equal up to rounding."""
     assert model.config.tie_word_embeddings
     asked = [request(i, p) for i, p in enumerate(prompts(8, LONG, seed=4))]
     before = run(engine, asked)
@@ -222,14 +222,14 @@ def test_after_a_sync_all_is_as_with_freshly_loaded_weights(engine, model, chang
     assert any(after[i].action_ids != before[i].action_ids for i in range(8))
     for i, one in enumerate(asked):
         assert list(after[i].action_ids) == expected[i]["ids"]
-        # Two processes may use other numbers of threads: 2.4e-7 (one float32 step) was seen. Stale weights are far off.
+        # The number of threads may differ: 2.4e-7 (one float32 step) was observed. Stale weights differ far more.
         assert list(after[i].logprobs) == pytest.approx(expected[i]["logprobs"], abs=2e-6)
         assert after[i].policy_versions == (7,) * len(after[i].action_ids)
         assert after[i].logprobs == pytest.approx(plain_logprobs(model, one.prompt_ids, after[i].action_ids), abs=2e-4)
 
 
-def test_without_the_reset_the_cache_is_stale_and_that_is_noticed(engine, model, changed, monkeypatch):
-    """The danger is real (log-probs of the old weights' keys come out), and a sync that leaves it in raises."""
+def test_a_stale_prefix_cache_is_detected(engine, model, changed, monkeypatch):
+    """Without the reset, log-probs use keys of the old weights; the update detects this and raises."""
     prompt = prompts(1, (150, 151), seed=5)[0]
     run(engine, [request(0, prompt)])
     changed(seed=2)
@@ -245,15 +245,15 @@ def test_without_the_reset_the_cache_is_stale_and_that_is_noticed(engine, model,
     assert exact.logprobs == pytest.approx(plain_logprobs(model, prompt, exact.action_ids), abs=2e-4)
 
 
-def test_a_reset_that_vllm_refuses_is_an_error(engine, changed, monkeypatch):
+def test_a_failed_reset_is_an_error(engine, changed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine._engine, "reset_prefix_cache", lambda *a, **k: False)
-        with pytest.raises(EngineError, match="did not drop its prefix cache"):
+        with pytest.raises(EngineError, match="did not reset its prefix cache"):
             engine.update_weights(1)
 
 
-def test_actions_in_flight_go_on_under_the_new_weights(engine, model, changed):
-    """Tokens are stamped with the weights they were sampled with, and each log-prob is exact under those."""
+def test_actions_in_flight_continue_with_the_new_weights(engine, model, changed):
+    """Each token records the version of its weights, and its log-prob is exact for them."""
     old = copy.deepcopy(model)
     prompt = prompts(1, LONG, seed=6)[0]
     for seed in range(50):  # an action that does not end early
@@ -276,20 +276,20 @@ def test_actions_in_flight_go_on_under_the_new_weights(engine, model, changed):
     assert done[0].logprobs[cut:] == pytest.approx(plain_logprobs(model, prompt, ids)[cut:], abs=2e-4)
 
 
-def test_vllm_leaves_the_process_as_it_was(engine, process):
-    """vLLM seeds the global generators and puts a function of its own in place of torch.set_num_threads."""
+def test_vllm_does_not_change_the_process_state(engine, process):
+    """vLLM seeds the global random generators and replaces torch.set_num_threads."""
     assert process["random numbers"] == process["expected"]
     assert process["threads"] == torch.get_num_threads()
     assert torch.set_num_threads is process["setter"]
 
 
-def test_a_second_engine_in_the_process_is_refused(engine, model, chat, tmp_path):
-    with pytest.raises(EngineError, match="one vLLM engine"):
+def test_a_second_engine_in_the_process_is_an_error(engine, model, chat, tmp_path):
+    with pytest.raises(EngineError, match="already has a vLLM engine"):
         start(model, chat, tmp_path)
 
 
-def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, chat):
-    """Few of them get a bias, many leave a list of those that may be sampled; holes count."""
+def test_ids_without_a_token_are_excluded(tokenizer, chat):
+    """If they are few, by a bias; if they are many, by a list of the allowed ids."""
     from paw_fast.rollout.engines.vllm import _restriction
 
     known = len(tokenizer)
@@ -299,8 +299,8 @@ def test_ids_that_the_tokenizer_does_not_know_are_not_sampled(tokenizer, chat):
 
 
 @pytest.mark.parametrize("padding", [64, 1000])
-def test_a_padded_vocabulary_is_not_sampled_past_its_tokens(engine, tokenizer, chat, padding, tmp_path, monkeypatch):
-    """As if the tokenizer ended that many ids earlier: half of the ids of the model, or none but ten, are unknown."""
+def test_padding_of_the_vocabulary_is_not_sampled(engine, tokenizer, chat, padding, tmp_path, monkeypatch):
+    """As if the tokenizer had `padding` fewer tokens, but at least ten."""
     from paw_fast.rollout.engines import vllm
 
     size = engine._engine.vllm_config.model_config.get_vocab_size()

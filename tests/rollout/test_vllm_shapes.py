@@ -1,4 +1,4 @@
-"""vLLM in processes of its own, on models of other shapes: a head of its own, and a model that two processes share."""
+"""Tests of vLLM in separate processes: a model with an untied head, and tensor parallelism over two processes."""
 
 import copy
 
@@ -14,7 +14,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-c
 
 
 def spread(model, seed=0):
-    """Other weights, every one of them, large enough that different tokens get sampled."""
+    """Changes all weights, and scales them so that different tokens are sampled."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -23,9 +23,7 @@ def spread(model, seed=0):
 
 
 @pytest.mark.parametrize(("tied", "parallel"), [(False, 1), (True, 2)])
-def test_after_a_sync_the_logprobs_are_those_of_the_new_weights(
-    small_config, small_env, tokenizer, tmp_path, tied, parallel
-):
+def test_logprobs_after_a_weight_update(small_config, small_env, tokenizer, tmp_path, tied, parallel):
     model = tiny.build_model(len(tokenizer), hidden=64, layers=2, heads=2, kv_heads=2, ffn=96, seed=3)
     if not tied:
         model.config.tie_word_embeddings = False

@@ -1,4 +1,4 @@
-"""Weights in shared memory: what a reader gets, tied ones once, and never a mixture of two versions."""
+"""Tests of weights in shared memory: exact copies, tied weights once, and never a mixture of two versions."""
 
 import multiprocessing
 
@@ -22,14 +22,14 @@ def read(source, version, answer):
     answer.send(raw(source.tensors(version)))
 
 
-def test_a_tied_head_is_sent_once(model):
+def test_tied_weights_are_sent_once(model):
     assert model.config.tie_word_embeddings
     assert "model.embed_tokens.weight" in named_weights(model)
     assert "lm_head.weight" not in named_weights(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_another_process_reads_every_weight_to_the_bit(model, dtype):
+def test_another_process_reads_exact_copies(model, dtype):
     model = model.to(dtype)
     publisher = SharedMemoryPublisher(model)
     publisher.publish(3)
@@ -42,7 +42,7 @@ def test_another_process_reads_every_weight_to_the_bit(model, dtype):
     assert got == raw(ModelWeights(model).tensors(3))
 
 
-def test_a_later_version_is_seen_and_an_earlier_one_is_not_given_out(model):
+def test_an_outdated_version_is_an_error(model):
     publisher = SharedMemoryPublisher(model)
     publisher.publish(0)
     source = publisher.source()
@@ -50,15 +50,15 @@ def test_a_later_version_is_seen_and_an_earlier_one_is_not_given_out(model):
         model.model.norm.weight.fill_(5.0)
     publisher.publish(1)
     assert float(dict(source.tensors(1))["model.norm.weight"].mean()) == 5.0
-    with pytest.raises(RuntimeError, match=r"asked for the weights of version 0, .* are those of version 1"):
+    with pytest.raises(RuntimeError, match=r"expected weights of version 0, .* have version 1"):
         list(source.tensors(0))
 
 
-def test_weights_that_change_while_they_are_read_are_refused(model):
+def test_weights_that_change_during_reading_are_an_error(model):
     publisher = SharedMemoryPublisher(model)
     publisher.publish(0)
     reading = publisher.source().tensors(0)
     next(reading)
     publisher.publish(1)
-    with pytest.raises(RuntimeError, match="are those of version 1"):
+    with pytest.raises(RuntimeError, match="have version 1"):
         list(reading)

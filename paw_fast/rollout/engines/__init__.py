@@ -1,1 +1,1 @@
-"""Generation engines: what samples the tokens of an action."""
+"""Engines that sample the tokens of actions: Hugging Face transformers and vLLM."""

@@ -1,4 +1,4 @@
-"""What every generator offers to the agent loop: token ids in, token ids out, episodes at their own pace."""
+"""Defines the interface between the agent loop and the engines, in token ids."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from paw_fast.rollout.chat_format import ChatFormat
 
 @dataclass(frozen=True)
 class ActionRequest:
-    """One action to be sampled. Produced by the agent loop, consumed by an engine.
+    """A request to sample one action. Produced by the agent loop, consumed by an engine.
 
-    `episode` names the episode whose keys and values may be reused; `seed` decides the sampling, whatever else
-    is in the batch.
+    episode: identifies the episode, whose cached keys and values can be reused.
+    prompt_ids: all tokens of the prompt.
+    seed: determines the sampling, independently of other requests in the batch.
+    max_tokens: the action is cut after this many tokens.
+    stop: texts that end the action, in addition to the end tokens.
 
     >>> ActionRequest(episode=3, prompt_ids=[1, 2, 3], seed=(0, 7, 3, 0), max_tokens=16, temperature=1.0).episode
     3
@@ -31,10 +34,11 @@ class ActionRequest:
 class Completion:
     """A sampled action. Produced by an engine, consumed by the agent loop.
 
-    `logprobs` are those of the model's distribution (temperature applied). Ids that the tokenizer does not know are not
-    sampled, but the transformers engine leaves their probability in the softmax, as the trainer does. `stopped` is
-    False when the action was cut at `max_tokens`; `policy_versions` says for each token which weights it was sampled
-    with.
+    action_ids: [A] the sampled tokens, including a sampled end token.
+    logprobs: [A] their log-probs at the temperature of the request. Ids without a token in the tokenizer are never
+        sampled, but the transformers engine includes them in the softmax, as the trainer does.
+    stopped: False if the action was cut at `max_tokens`.
+    policy_versions: [A] version of the weights with which each token was sampled.
 
     >>> Completion(3, (5, 2), (-0.1, -0.01), True, (0, 0)).action_ids
     (5, 2)
@@ -48,7 +52,7 @@ class Completion:
 
 
 def unknown_ids(tokenizer: Any, size: int) -> list[int]:
-    """Rows of a model's vocabulary of `size` that no token of the tokenizer has: padding, and holes between tokens.
+    """Returns the ids below `size` without a token in the tokenizer: padding of the vocabulary, and gaps in it.
 
     >>> class Two:
     ...     def get_vocab(self):
@@ -61,35 +65,35 @@ def unknown_ids(tokenizer: Any, size: int) -> list[int]:
 
 
 class EngineError(RuntimeError):
-    """A generator failed: it died, hangs, or was found to use stale state. The message says what was waited for."""
+    """An engine failed: it died, hangs or uses stale state. The message says what was waited for."""
 
 
 class RolloutEngine(Protocol):
-    """A generator. An episode holds resources from its first request until `release`."""
+    """Samples actions for many episodes. An episode holds resources from its first request until `release`."""
 
     policy_version: int
     chat: ChatFormat
 
     def submit(self, request: ActionRequest) -> None:
-        """Queues an action; an episode has at most one in flight."""
+        """Queues a request. Each episode can have one request in flight. Raises `ValueError` if it is too long."""
         ...
 
     def step(self) -> list[Completion]:
-        """Advances what is in flight and returns the actions that ended; empty when nothing did."""
+        """Advances the requests in flight and returns those that are completed."""
         ...
 
     def release(self, episode: int) -> None:
-        """The episode is over: what was kept for it goes, and so does an action in flight."""
+        """Frees the resources of an episode and drops its request in flight, if any."""
         ...
 
     def close(self) -> None:
-        """Gives back what it holds (memory, processes). Safe to call twice."""
+        """Frees memory and processes. Safe to call twice."""
         ...
 
     def update_weights(self, policy_version: int) -> None:
-        """The policy was updated: nothing computed with older weights may be used again.
+        """Switches to the updated weights and discards everything computed with older ones.
 
-        An engine that does not share the policy's tensors reads them from its weight source. Actions that are in
-        flight go on, token by token under the new weights, and are stamped accordingly.
+        An engine that does not share the policy's tensors reads them from its weight source. Requests in flight
+        continue with the new weights; `Completion.policy_versions` records the version of each token.
         """
         ...

