@@ -1,4 +1,4 @@
-// What both CUDA versions of (b) do with a row's sums.
+// Shared by both CUDA implementations of paw_loss: losses and outputs of a row, given its reductions.
 #pragma once
 
 #include "common/paw_row.h"
@@ -20,7 +20,7 @@ __device__ __forceinline__ RowLoss<float> loss_of_row(const PawLossArgs& a, int6
                            a.importance ? a.importance[row] : 1.0f);
 }
 
-// By one thread.
+// Called by one thread per row.
 __device__ __forceinline__ void write_row_outputs(const PawLossArgs& a, int64_t row, const RowLoss<float>& loss,
                                                   float logp, float entropy) {
   a.losses[row] = loss.loss;

@@ -1,5 +1,5 @@
-// Argument checks of the C++ entry points. Python has checked already; these keep a wrong caller from reading
-// outside its buffers. They throw std::invalid_argument, which pybind11 turns into a ValueError.
+// Argument checks of the C++ entry points. The Python wrappers check arguments too; these checks prevent other callers
+// from reading out of bounds. They throw std::invalid_argument, which pybind11 turns into a ValueError.
 #pragma once
 
 #include <cstdint>

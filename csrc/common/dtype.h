@@ -1,4 +1,4 @@
-// Element types of the logits, and the 16-bit formats on a host without native support for them.
+// Element types of the logits, with storage types for the 16-bit formats, which the host may not support natively.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
-// The losses of one row as a function of its target's log-probability and its entropy: the same lines for the CPU
-// (doubles) and for CUDA (floats).
+// Losses of one row as functions of the log-probability of its target and its entropy. Shared by the CPU code (doubles)
+// and the CUDA code (floats).
 #pragma once
 
 #include <math.h>
@@ -12,14 +12,14 @@ namespace {
 
 template <typename R>
 struct RowLoss {
-  R loss;          // weighted
+  R loss;          // times the weight
   R grad_logp;     // d loss / d logp, times grad_scale
   R grad_entropy;  // coefficient of p (log p + H), times grad_scale
-  R kl;            // k3, clamped, neither weighted nor scaled
+  R kl;            // k3 estimate, clamped, without weight and grad_scale
   uint8_t flags;
 };
 
-// Lets NaN through, unlike fmin(fmax()).
+// Propagates NaN, unlike fmin(fmax()).
 template <typename R>
 PAW_HOST_DEVICE R clamp_keep_nan(R x, R low, R high) {
   return x < low ? low : (x > high ? high : x);
@@ -30,7 +30,7 @@ PAW_HOST_DEVICE RowLoss<R> policy_row(const PawLossSettings& s, R weight, R logp
                                       R ref_logp, R advantage, R importance) {
   RowLoss<R> out;
   out.flags = 0;
-  const R bound = R(20);  // of the log-ratios; outside it the gradient is zero, as that of a clamp is
+  const R bound = R(20);  // on the log-ratios; like a clamp, the gradient is zero outside it
   const R raw = logp - old_logp;
   const R ratio = exp(clamp_keep_nan(raw, -bound, bound));
   const R clipped = clamp_keep_nan(ratio, R(1) - R(s.clip_low), R(1) + R(s.clip_high));

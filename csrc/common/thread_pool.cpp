@@ -35,7 +35,7 @@ class Pool {
         try {
           std::thread(&Pool::work, this).detach();
         } catch (const std::system_error&) {
-          break;  // no more threads to be had: the ones that exist do the work
+          break;  // no more threads available: continue with the existing ones
         }
         ++size_;
       }
@@ -47,7 +47,7 @@ class Pool {
     job.run();
     t_inside = false;
     std::unique_lock<std::mutex> lock(mutex_);
-    seats_ = 0;  // who has not started by now finds nothing left to do
+    seats_ = 0;  // helpers that have not started yet would find no work
     done_.wait(lock, [&] { return active_ == 0; });
     job_ = nullptr;
   }
@@ -75,7 +75,7 @@ class Pool {
   int size_ = 0, seats_ = 0, active_ = 0;
 };
 
-// Never destroyed: its workers sleep until the process ends. A forked child has none of them and gets a new pool.
+// Never destroyed: its threads sleep until the process ends. A forked child has no copies of them and gets a new pool.
 Pool& pool() {
   static std::mutex mutex;
   static Pool* instance = nullptr;

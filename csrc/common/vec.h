@@ -1,7 +1,7 @@
-// A vector of floats in whatever width the instruction set has, written with the compilers' vector extension so that
-// one source serves all of them. Included only by files that are compiled once per instruction set (PAW_ISA names
-// it): everything here is in a namespace of its own, and no standard template is instantiated, because the linker
-// could otherwise keep the AVX-512 copy of a shared inline function for a machine that has none.
+// Vectors of floats with the width of the instruction set, written with the vector extension of the compilers so that
+// all instruction sets share one source. Include it only in files that are compiled once per instruction set (named by
+// PAW_ISA). Everything here is in a separate namespace and no standard template is instantiated: otherwise the linker
+// could keep the AVX-512 copy of a shared inline function, which would crash on machines without AVX-512.
 #pragma once
 
 #include <stdint.h>
@@ -23,7 +23,7 @@ constexpr int kWidth = 16;
 #elif defined(PAW_ISA_avx2)
 constexpr int kWidth = 8;
 #else
-constexpr int kWidth = 4;  // what SSE2 and NEON have; wider vectors would be taken apart element by element
+constexpr int kWidth = 4;  // the width of SSE2 and NEON; compilers split wider vectors into single elements
 #endif
 
 typedef float VF __attribute__((vector_size(4 * kWidth)));
@@ -39,7 +39,7 @@ PAW_INLINE float neg_inf() {
   return -__builtin_inff();
 }
 
-// Gives b where either is NaN, as the x86 instruction does: keep_nan_max(floor, x) lets a NaN in x through.
+// Returns b if either is NaN, like the x86 instruction: keep_nan_max(floor, x) propagates a NaN in x.
 PAW_INLINE VF keep_nan_max(VF a, VF b) {
 #if defined(PAW_ISA_avx512)
   return (VF)_mm512_max_ps((__m512)a, (__m512)b);
@@ -179,8 +179,8 @@ PAW_INLINE void store_one(T* p, float x) {
 
 // --- elementary functions ---
 
-// e^x for x <= 0 to 2 ulp; exactly 0 below -87.3 (where e^x leaves the normal floats) and for -inf; NaN stays NaN.
-// `clamped` is x with a floor, so that clamped * e^x is 0 and not NaN where x is -inf.
+// e^x for x <= 0 within 2 ulp. Exactly 0 for x < -87.3 (where e^x is subnormal) and -inf; NaN gives NaN. `clamped` is
+// max(x, -87.3), so that clamped * e^x is 0 and not NaN for x = -inf.
 PAW_INLINE VF exp_nonpositive(VF x, VF* clamped) {
   const float lowest = -87.33f;
   const VF d = keep_nan_max(splat(lowest), x);
@@ -188,7 +188,7 @@ PAW_INLINE VF exp_nonpositive(VF x, VF* clamped) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const VF shifted = d * 1.44269504088896341f + magic;
   const VF n = shifted - magic;
-  VF r = d - n * 0.693359375f;  // exact: the constant has nine bits
+  VF r = d - n * 0.693359375f;  // exact, because the constant has only nine bits
   r = r + n * 2.12194440054690583e-4f;
   VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -202,7 +202,7 @@ PAW_INLINE VF exp_nonpositive(VF x, VF* clamped) {
   return zero_where(gone, scaled);
 }
 
-// tanh(x) to 3 ulp; NaN stays NaN.
+// tanh(x) within 3 ulp; NaN gives NaN.
 PAW_INLINE VF tanh(VF x) {
   const VF a = abs(x);
   VF unused;

@@ -1,4 +1,4 @@
-"""Fixtures of the kernel tests: every instruction set this machine can run, and a fixed seed."""
+"""Fixtures of the kernel tests: all instruction sets of this machine, and a fixed seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels let other Python threads run while they compute."""
+"""Tests that the kernels release the GIL while they compute."""
 
 import sys
 import threading
@@ -11,7 +11,7 @@ from paw_fast.kernels import native
 
 
 def test_another_thread_runs_while_a_kernel_computes(monkeypatch):
-    """With a switch interval that never ends, the other thread gets in only where the lock is given up."""
+    """With an infinite switch interval, the other thread can run only if the kernel releases the lock."""
     extension = native._native
     inside = stop = seen = False
 
@@ -43,7 +43,7 @@ def test_another_thread_runs_while_a_kernel_computes(monkeypatch):
     watcher.start()
     try:
         sys.setswitchinterval(1000)
-        for _ in range(1000):  # until the other thread has been woken within a call, however busy the machine is
+        for _ in range(1000):  # until the other thread was woken during a call, even on a busy machine
             kernels.token_logprobs(logits, targets)
             if seen:
                 break

@@ -1,4 +1,4 @@
-"""More than 2^31 logits, and the memory that the process really takes. Slow: gigabytes."""
+"""Tests with more than 2^31 logits, and of the memory use of the process. Slow, and needs gigabytes of memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCAB, BLOCK = 1 << 16, 1 << 9
 
 @pytest.fixture
 def many_rows():
-    """2^31 + 2^25 logits in bf16, 4.4 GB: the same 512 rows again and again."""
+    """2^31 + 2^25 logits in bf16 (4.4 GB): 512 rows, repeated."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) >> 20
     if available < 7:
@@ -57,7 +57,7 @@ def kilobytes(name):
 def extra(call):
     call(8)  # threads, workspaces
     inputs = call.inputs()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the maximum
     before = kilobytes("VmRSS")
     call.run(*inputs)
     return (kilobytes("VmHWM") - before) << 10
@@ -82,8 +82,9 @@ print(extra(Loss()), extra(Linear()))
 """
 
 
-def test_memory_that_the_process_takes():
-    """(b): under 1 % of 311 MB of logits. (c): one chunk of 16 MB, d_hidden and d_weight, of 410 MB of logits."""
+def test_memory_use_of_the_process():
+    """paw_loss: less than 1 % of 311 MB of logits. linear_paw_loss: a chunk of 16 MB and the gradients, not the 410 MB
+    of logits."""
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     loss, linear = (int(x) for x in done.stdout.split())

@@ -1,4 +1,4 @@
-"""Op (c): the same numbers as the loss over whole logits, in bounded memory."""
+"""Tests of linear_paw_loss: the same results as paw_loss on all logits, in bounded memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_matches_float64(dtype, chunk_bytes):
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, 1 << 20])
 @pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
 def test_rows_without_gradient(dtype, chunk_bytes, share):
-    """Saturated, ignored and weightless rows, whose products are left out on the CPU."""
+    """Saturated rows, ignored rows and rows of weight 0, whose matrix products are skipped on the CPU."""
     x, w, b, rows = case(dtype, num=40)
     g = torch.Generator().manual_seed(8)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_rows_without_gradient(dtype, chunk_bytes, share):
         assert (mine.grad.double() - exact).norm() <= tolerance / 2 * exact.norm()
 
 
-def test_plain_mae_and_cross_entropy_leave_no_row_out():
+def test_mae_and_cross_entropy_skip_no_row():
     for loss in ("mae", "ce"):
         x, w, _, rows = case()
         rows.kinds[:] = K.WORLD_MODEL
@@ -84,7 +84,7 @@ def test_plain_mae_and_cross_entropy_leave_no_row_out():
         assert x.grad.any(1).all()
 
 
-def test_a_row_that_is_not_a_number_stays_one():
+def test_nan_rows_stay_nan():
     x, w, _, rows = case()
     rows.kinds[:] = K.WORLD_MODEL
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_row_that_is_not_a_number_stays_one():
     assert w.grad.isnan().all()
 
 
-def test_same_as_paw_loss_over_whole_logits():
+def test_equals_paw_loss_on_all_logits():
     x, w, _, rows = case()
     K.paw_loss(x @ w.T, rows, SETTINGS).loss.backward()
     want = x.grad.clone(), w.grad.clone()
@@ -108,7 +108,7 @@ def test_same_as_paw_loss_over_whole_logits():
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_frozen_side_gets_no_gradient(frozen):
+def test_frozen_input_gets_no_gradient(frozen):
     x, w, _, rows = case()
     (x if frozen == "hidden" else w).requires_grad_(False)
     K.linear_paw_loss(x, w, rows, SETTINGS).loss.backward()
@@ -126,7 +126,7 @@ def test_tied_head():
 
 
 def test_weight_gradient_is_summed_in_fp32():
-    """4096 contributions of one size: bf16 sums would stop growing at 256 of them."""
+    """4096 equal contributions: a sum in bf16 would stop growing after 256 of them."""
     x = torch.ones(4096, 1, dtype=torch.bfloat16)
     w = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     rows = K.LossRows(
@@ -140,17 +140,17 @@ def test_weight_gradient_is_summed_in_fp32():
     assert w.grad.flatten().tolist() == [-2048.0, 2048.0]
 
 
-def test_never_more_than_one_chunk_of_logits():
+def test_at_most_one_chunk_of_logits_exists():
     x, w = torch.randn(512, 8, requires_grad=True), torch.randn(20000, 8, requires_grad=True)
     rows = random_rows((x @ w.T).detach(), 20000, torch.Generator().manual_seed(1))
-    rows.weights[::3] = 0.0  # the others are moved together
+    rows.weights[::3] = 0.0  # the remaining rows are compacted
     with torch.profiler.profile(profile_memory=True) as profile:
         K.linear_paw_loss(x, w, rows, K.LossSettings(), chunk_bytes=1 << 20)
     largest = max(e.cpu_memory_usage for e in profile.events())
-    assert largest < 2 << 20  # all logits are 41 MB
+    assert largest < 2 << 20  # all logits would take 41 MB
 
 
-def test_second_backward_is_refused():
+def test_second_backward_is_an_error():
     x, w, _, rows = case()
     loss = K.linear_paw_loss(x, w, rows, SETTINGS).loss
     loss.backward(retain_graph=True)
@@ -186,7 +186,7 @@ def test_opcheck(frozen):
     if frozen:
         w.requires_grad_(False)
     arguments = op_arguments(w.T, rows, SETTINGS)
-    # The gradient is that of `loss` alone and comes out of the forward, so the numeric check of gradients is elsewhere.
+    # Only `loss` has a gradient, which the forward pass computes. The numeric check of gradients is elsewhere.
     torch.library.opcheck(
         torch.ops.paw_fast.linear_paw_loss.default, (x, w, b, *arguments, 7, True, not frozen, True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),

@@ -1,4 +1,4 @@
-"""Op (b) against float64 and by hand, what it overwrites, and what it refuses."""
+"""Tests of paw_loss against float64 and values computed by hand, of its in-place gradient and its errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_matches_float64(isa, seed, num, vocab, dtype, padding, gap, spread, set
     exact = paw_loss_reference(exact_in, rows, settings)
     exact.loss.backward()
     buffer[:, width:] = 77.0
-    logits[ignored] = torch.nan  # whatever stands in an ignored row or in the padding
+    logits[ignored] = torch.nan  # ignored rows and padding may contain anything
     logits[:, vocab:] = torch.nan
     got = K.paw_loss(logits, rows, settings)
 
@@ -121,7 +121,7 @@ def test_dual_clip_by_hand(isa):
     assert torch.equal(grad, torch.zeros(3))
 
 
-def test_importance_multiplies_the_surrogate_alone(isa):
+def test_importance_multiplies_only_the_surrogate(isa):
     # surrogate -2 * 0.5; k3 with ref / p = 2: 2 - ln 2 - 1, times 0.1
     settings = K.LossSettings(kl_coef=0.1)
     out, grad = run(
@@ -137,14 +137,14 @@ def test_importance_multiplies_the_surrogate_alone(isa):
 @pytest.mark.parametrize(
     ("gap", "clamp", "kl", "g"),
     [
-        (8.0, 10.0, 10.0, 0.0),  # verl: 2971.96 - 9 is clamped to 10, and a clamp has no gradient
+        (8.0, 10.0, 10.0, 0.0),  # verl: 2971.96 - 9 is clamped to 10, without gradient
         (8.0, None, math.exp(8) - 9, 0.01 * (1 - math.exp(8))),  # -29.8
         (2.6, 10.0, math.exp(2.6) - 3.6, 0.01 * (1 - math.exp(2.6))),  # 9.86, just below
         (-8.0, 10.0, math.exp(-8) + 7, 0.01 * (1 - math.exp(-8))),
         (-12.0, 10.0, 10.0, 0.0),  # 11.00
     ],
 )
-def test_the_kl_is_clamped_as_in_verl(isa, gap, clamp, kl, g):
+def test_kl_is_clamped_as_in_verl(isa, gap, clamp, kl, g):
     """verl's low_var_kl: clamp(exp(d) - d - 1, -10, 10) with d = ref - logp."""
     settings = K.LossSettings(kl_coef=0.01, kl_clamp=clamp)
     out, grad = run(K.POLICY, 1, settings, old_logprobs=math.log(0.3), ref_logprobs=math.log(0.3) + gap)
@@ -156,8 +156,8 @@ def test_the_kl_is_clamped_as_in_verl(isa, gap, clamp, kl, g):
 
 
 @given(seed=st.integers(0, 2**31), dtype=st.sampled_from(DTYPES), clamp=st.sampled_from([None, 0.5, 10.0]))
-def test_references_far_away_match_float64(isa, seed, dtype, clamp):
-    """Gaps of up to 8 nats and more on both sides, where the clamp decides; verl's own lines as the truth."""
+def test_large_gaps_to_the_reference_match_float64(isa, seed, dtype, clamp):
+    """Gaps of 8 nats and more in both directions, where the clamp matters, against the code of verl."""
     g = torch.Generator().manual_seed(seed)
     logits = torch.randn(8, 33, generator=g).to(dtype)
     targets = torch.randint(0, 33, (8,), generator=g)
@@ -179,8 +179,8 @@ def test_references_far_away_match_float64(isa, seed, dtype, clamp):
         assert bool(logits[row].any()) == bool(exact_in.grad[row].any())
 
 
-def test_world_model_rows_have_a_temperature_of_their_own(isa):
-    """At temperature 0.5 a policy row's p is 0.3^2 / 0.46; a world-model row's stays 0.3."""
+def test_world_model_rows_have_temperature_1(isa):
+    """At temperature 0.5, p is 0.3^2 / 0.46 for policy rows and 0.3 for world-model rows."""
     for wm, p in ((1.0, 0.3), (0.5, 0.09 / 0.46)):
         out, grad = run(K.WORLD_MODEL, 1, K.LossSettings(temperature=0.5, wm_temperature=wm, wm_loss="mae"))
         torch.testing.assert_close(out.loss, torch.tensor(1 - p))
@@ -224,7 +224,7 @@ def test_log_ratio_is_clamped_before_exp(isa):
         assert torch.equal(grad, torch.zeros(3))
 
 
-def test_target_gradient_survives_a_sure_policy(isa):
+def test_target_gradient_for_probabilities_close_to_1(isa):
     """1 - p_y for p_y = 1 - 1e-9 is 1e-9, not 0 and not 6e-8."""
     logits = torch.tensor([[math.log(1e9), 0.0]])
     K.paw_loss(logits, rows_of(K.WORLD_MODEL, 0), K.LossSettings(wm_loss="ce"))
@@ -243,7 +243,7 @@ def test_grad_scale_saves_fp16_gradients_from_underflow(isa):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), "all -inf"])
-def test_bad_row_touches_no_other(isa, bad):
+def test_non_finite_rows_do_not_affect_others(isa, bad):
     logits = torch.randn(3, 1500)
     g = torch.Generator().manual_seed(3)
     rows = dataclasses.replace(random_rows(logits, 1500, g), kinds=torch.tensor([1, 1, 2], dtype=torch.uint8))
@@ -262,7 +262,7 @@ def test_bad_row_touches_no_other(isa, bad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_row_same_bits(isa, dtype):
+def test_results_do_not_depend_on_other_rows(isa, dtype):
     logits = torch.randn(12, 2051).to(dtype)
     rows = random_rows(logits, 2051, torch.Generator().manual_seed(5))
     settings = K.LossSettings(entropy_coef=0.1, kl_coef=0.1)
@@ -288,7 +288,7 @@ def head(num=9, hidden=16, vocab=50):
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_under_autograd(factor):
+def test_autograd(factor):
     x, w, rows = head()
     settings = K.LossSettings(kl_coef=0.1, entropy_coef=0.02)
     (factor * paw_loss_reference(x @ w.T, rows, settings).loss).backward()
@@ -312,7 +312,7 @@ def test_micro_batches_give_the_same_gradient():
     torch.testing.assert_close(w.grad, want[1])
 
 
-def test_backward_hands_over_the_buffer_once():
+def test_second_backward_is_an_error():
     x, w, rows = head()
     logits = x @ w.T
     seen = []
@@ -324,7 +324,7 @@ def test_backward_hands_over_the_buffer_once():
         loss.backward()
 
 
-def test_writing_to_the_gradient_before_backward_is_noticed():
+def test_writing_to_the_gradient_before_backward_is_an_error():
     x, w, rows = head()
     logits = x @ w.T
     loss = K.paw_loss(logits, rows, K.LossSettings()).loss
@@ -334,7 +334,7 @@ def test_writing_to_the_gradient_before_backward_is_noticed():
         loss.backward()
 
 
-def test_others_who_saved_the_logits_are_warned():
+def test_other_users_of_the_logits_get_an_error():
     x, w, rows = head()
     logits = x @ w.T
     squares = (logits * logits).sum()
@@ -343,7 +343,7 @@ def test_others_who_saved_the_logits_are_warned():
         (loss + squares).backward()
 
 
-def test_without_grad_mode_the_buffer_is_written_all_the_same():
+def test_no_grad_mode_also_writes_the_buffer():
     x, w, rows = head()
     with torch.no_grad():
         logits = x @ w.T
@@ -356,7 +356,7 @@ def test_without_grad_mode_the_buffer_is_written_all_the_same():
 
 
 def test_peak_extra_memory_is_per_row_only():
-    """The op allocates six vectors; nothing of the logits' size, which the allocator's log would show."""
+    """The op allocates six vectors and nothing of the size of the logits, according to the log of the allocator."""
     logits = torch.randn(64, 20000)
     rows = random_rows(logits, 20000, torch.Generator().manual_seed(1))
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -417,12 +417,12 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_settings_refuse(name):
+def test_invalid_settings_are_errors(name):
     with pytest.raises(ValueError, match=f"{name} must be"):
         K.LossSettings(**{name: BAD_SETTINGS[name]})
 
 
-def test_refuses_what_others_own():
+def test_logits_that_cannot_be_overwritten_are_errors():
     x, w, rows = head(num=50, hidden=50)
     with pytest.raises(ValueError, match="leaf"):
         K.paw_loss(w, rows, K.LossSettings())
@@ -432,7 +432,7 @@ def test_refuses_what_others_own():
         K.paw_loss(w[:], rows, K.LossSettings())
 
 
-def test_refuses_bad_rows():
+def test_invalid_rows_are_errors():
     logits = torch.randn(4, 6)
     rows = random_rows(logits, 6, torch.Generator().manual_seed(1))
 

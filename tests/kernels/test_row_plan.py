@@ -1,4 +1,4 @@
-"""How rows are divided among thread blocks (csrc/common/row_plan.h): plain arithmetic, checked without a GPU."""
+"""Tests of the division of rows among thread blocks (csrc/common/row_plan.h), which need no GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan(n, size, device=HOPPER, forced=0):
 
 
 def covers(slices, n):
-    """The slices follow one another from 0 to n, and begin where 16-byte pieces of either element type do."""
+    """Asserts that the slices are contiguous from 0 to n and aligned to 16 bytes for both element sizes."""
     at = 0
     for begin, count, *_ in slices:
         assert begin == min(at, n)
@@ -48,9 +48,9 @@ def test_every_element_is_in_one_slice_and_every_byte_in_one_copy(n, size, force
     for _, count, chunks in blocks:
         assert HEADER + -(-count // UNIT) * UNIT * size <= got["shared_bytes"]  # the last unit is readable
         assert len(chunks) <= 16
-        assert all(0 < c <= CHUNK and c % 16 == 0 for c in chunks)  # far below the 2^20 - 1 a barrier can count
+        assert all(0 < c <= CHUNK and c % 16 == 0 for c in chunks)  # far below 2^20 - 1, the limit of a barrier
         assert all(c == CHUNK for c in chunks[:-1])
-        assert 0 <= count * size - sum(chunks) < 16  # what threads copy
+        assert 0 <= count * size - sum(chunks) < 16  # the rest, which threads copy
 
 
 @pytest.mark.parametrize(
@@ -64,22 +64,22 @@ def test_clusters_of_known_vocabularies(n, size, cluster):
     got = plan(n, size)
     assert len(got["blocks"]) == cluster
     if n * size <= 8 * 76288:
-        assert 3 * (got["shared_bytes"] + 1024) <= HOPPER[1]  # three blocks a multiprocessor
+        assert 3 * (got["shared_bytes"] + 1024) <= HOPPER[1]  # three blocks per multiprocessor
 
 
-def test_where_no_cluster_can_be():
+def test_rows_without_a_cluster():
     assert "does not fit" in plan(1 << 20, 2)["reason"]
     assert "before sm_90" in plan(1000, 2, (-1, 164 << 10))["reason"]
     assert plan(900_000, 2)["reason"] is None
 
 
 @given(n=st.integers(1, 1 << 20), size=st.sampled_from([2, 4]), device=st.sampled_from(sorted(DEVICES)))
-def test_what_is_kept_is_whole_rounds_or_the_row(n, size, device):
+def test_kept_elements_are_whole_rounds_or_the_row(n, size, device):
     per_block, per_processor = DEVICES[device]
     round_, scratch = 512 * UNIT, 256
     kept = native._native.kept_elements(n, size, round_, scratch, per_block, per_processor)
     assert kept % round_ == 0
     assert 0 < kept < n + round_
     assert scratch + kept * size <= per_block
-    if kept < n:  # then there is no room for another round
+    if kept < n:  # there is no space for another round
         assert scratch + (kept + round_) * size > per_block

@@ -1,4 +1,4 @@
-"""One pool of threads: several callers at once, a fork, and no second OpenMP beside torch's."""
+"""Tests of the thread pool: concurrent callers, forks, and no second OpenMP runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paw_fast import kernels as K
 from paw_fast.kernels import native
 
 
-def test_callers_from_several_threads_get_their_own_results(isa):
+def test_concurrent_callers(isa):
     cases = [(torch.randn(40, 3000 + i), torch.randint(0, 3000, (40,))) for i in range(8)]
     want = [K.token_logprobs(*case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
@@ -36,12 +36,12 @@ K.token_logprobs(logits, targets)
 """
 
 
-def test_a_forked_child_starts_a_pool_of_its_own():
+def test_a_forked_child_starts_a_new_pool():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], timeout=60, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_the_extension_brings_neither_openmp_nor_torch():
+def test_the_extension_links_neither_openmp_nor_torch():
     binary = Path(native._native.__file__).read_bytes()
     for name in (b"libgomp", b"libomp", b"libiomp", b"libtorch", b"libc10"):
         assert name not in binary

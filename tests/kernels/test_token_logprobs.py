@@ -1,4 +1,4 @@
-"""Op (a) against float64, and each trap that ate a peer."""
+"""Tests of token_logprobs against float64, including known pitfalls of such kernels."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_hand_computed(isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_less_accurate_than_torch(isa, dtype):
+def test_at_least_as_accurate_as_torch(isa, dtype):
     logits = (torch.randn(64, 32001) * 4).to(dtype)
     targets = torch.randint(0, 32001, (64,))
     truth = token_logprobs_reference(logits.double(), targets)
@@ -79,7 +79,7 @@ def test_no_less_accurate_than_torch(isa, dtype):
 @pytest.mark.parametrize("vocab", [5, 1500, 3000])
 def test_minus_infinity(isa, vocab):
     logits = torch.randn(4, vocab)
-    logits[0, : vocab - 2] = -torch.inf  # whole first blocks with nothing finite
+    logits[0, : vocab - 2] = -torch.inf  # the first blocks contain no finite value
     logits[1, 1::2] = -torch.inf
     logits[2] = -torch.inf
     targets = torch.tensor([vocab - 1, 0, 0, 0])
@@ -98,7 +98,7 @@ def test_minus_infinity(isa, vocab):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", [0, 7, 1023, 1024, 2047, 2048, 2050])
-def test_nan_stays_in_its_row(isa, bad, where):
+def test_nan_does_not_affect_other_rows(isa, bad, where):
     logits = torch.randn(3, 2051)
     clean = K.token_logprobs(logits, torch.zeros(3, dtype=torch.int64))
     logits[1, where] = bad
@@ -109,7 +109,7 @@ def test_nan_stays_in_its_row(isa, bad, where):
         assert torch.equal(a[[0, 2]], b[[0, 2]])
 
 
-def test_nan_beside_minus_infinity_is_not_lost(isa):
+def test_nan_next_to_minus_infinity_is_kept(isa):
     for where in range(20):
         logits = torch.full((1, 20), -torch.inf)
         logits[0, where] = torch.nan
@@ -123,8 +123,8 @@ def test_extreme_logits(isa):
     torch.testing.assert_close(got.entropies, torch.tensor([0.0, math.log(2), math.log(3)]))
 
 
-def test_exponential_is_good_to_two_ulp(isa):
-    """The gradient of lse is p: with an lse of 0 that is e^z and nothing else."""
+def test_exponential_is_accurate_to_two_ulp(isa):
+    """The gradient of lse is p, which is e^z if lse is 0."""
     z = torch.linspace(-90.0, 0.0, 300001)[None]
     zero = torch.zeros(1)
     p = torch.ops.paw_fast.token_logprobs_backward(
@@ -139,7 +139,7 @@ def test_exponential_is_good_to_two_ulp(isa):
 
 
 def test_row_offsets_beyond_two_to_the_31(isa):
-    stride, rows = 1 << 16, (1 << 15) + 2  # the last row starts past element 2^31; only touched pages exist
+    stride, rows = 1 << 16, (1 << 15) + 2  # the last row starts after element 2^31; only accessed pages are allocated
     storage = torch.empty(stride * (rows - 1) + 40, dtype=torch.bfloat16)
     logits = storage.as_strided((rows, 40), (stride, 1))
     logits[0], logits[-1] = torch.randn(40), torch.randn(40)
@@ -158,7 +158,7 @@ def test_more_than_65535_rows(isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_row_same_bits(isa, dtype):
+def test_results_do_not_depend_on_other_rows(isa, dtype):
     logits = torch.randn(11, 4097).to(dtype)
     targets = torch.randint(0, 4097, (11,))
     whole = K.token_logprobs(logits, targets)
@@ -175,7 +175,7 @@ def test_same_row_same_bits(isa, dtype):
         assert torch.equal(whole[field], torch.cat([s[field] for s in single]))
 
 
-def test_outputs_do_not_depend_on_what_stood_there(isa, monkeypatch):
+def test_outputs_do_not_depend_on_uninitialized_memory(isa, monkeypatch):
     logits = torch.randn(5, 33)
     targets = torch.randint(0, 33, (5,))
     want = K.token_logprobs(logits, targets)
@@ -232,7 +232,7 @@ def test_in_place_backward_uses_the_logits_buffer():
     torch.testing.assert_close(mine, hidden.grad)
 
 
-def test_in_place_backward_is_noticed_by_other_users_of_the_logits():
+def test_other_users_of_the_logits_get_an_error():
     logits = torch.randn(2, 5, requires_grad=True) * 1.0
     squares = (logits * logits).sum()
     (K.token_logprobs(logits, torch.tensor([0, 1]), inplace_backward=True).logprobs.sum()).backward(retain_graph=True)
@@ -240,7 +240,7 @@ def test_in_place_backward_is_noticed_by_other_users_of_the_logits():
         squares.backward()
 
 
-REFUSED = {
+INVALID = {
     "three dimensions": (lambda x, t: K.token_logprobs(x[None], t), ValueError, r"\[N, V\]"),
     "float64": (lambda x, t: K.token_logprobs(x.double(), t), ValueError, "float64"),
     "columns not dense": (lambda x, t: K.token_logprobs(x.T.contiguous().T, t), ValueError, "contiguous"),
@@ -260,8 +260,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refuses(case):
-    call, error, message = REFUSED[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_arguments_are_errors(case):
+    call, error, message = INVALID[case]
     with pytest.raises(error, match=message):
         call(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
