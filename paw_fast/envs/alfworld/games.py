@@ -25,7 +25,7 @@ from paw_fast.envs.alfworld.pddl import PddlError, TooLarge, UnsupportedGame, pa
 from paw_fast.envs.alfworld.tables import SIZES, TASK_TYPES
 from paw_fast.envs.alfworld.text import WHEEL, Rules, is_plain, read_rules
 from paw_fast.envs.alfworld.world import World
-from paw_fast.envs.json_files import may_hold_halves, warn_once, whole
+from paw_fast.envs.json_files import may_contain_surrogates, replace_surrogates_in, warn_once
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
 from paw_fast.runs.atomic_files import cache_folder
@@ -169,7 +169,7 @@ def read_game(path: Path) -> dict:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
     try:
-        data = whole(json.loads(text)) if may_hold_halves(text) else json.loads(text)
+        data = replace_surrogates_in(json.loads(text)) if may_contain_surrogates(text) else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON at line {error.lineno} column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
@@ -303,22 +303,22 @@ def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: 
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+        staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
         try:
             seen: set[tuple] = set()
             if split == "valid_seen":  # the same rooms as train, so the same game could come twice
                 for _ in distinct_games(seed, size, "train", counts["train"], seen):
                     pass
             for game in distinct_games(seed, size, split, counts[split], seen):
-                folder = making / game.folder
+                folder = staging / game.folder
                 folder.mkdir(parents=True)
                 (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
                 (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
-            making.chmod(0o755)
+            staging.chmod(0o755)
             with contextlib.suppress(OSError):  # another process was first; its games are the same
-                making.rename(final)
+                staging.rename(final)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"cannot write generated games to {error.filename or root}: {error.strerror}; "

@@ -88,7 +88,7 @@ def make(
 def generated_folder(num_products: int, seed: int, cache: Path) -> Path:
     """A folder of generated files, made at the first use; WEBSHOP_DATA can name it too."""
     folder = cache / "webshop" / f"generated-{generate.VERSION}-{seed}-{num_products}"
-    return stores.cached(folder, lambda making: generate.write_catalogue(making, num_products, seed))
+    return stores.cached(folder, lambda staging: generate.write_catalogue(staging, num_products, seed))
 
 
 def existing(given: PathLike) -> Path:

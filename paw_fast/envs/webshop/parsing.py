@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from paw_fast.envs.json_files import HALF_REPLACED, may_hold_halves, whole
+from paw_fast.envs.json_files import SURROGATE_REPLACED, may_contain_surrogates, replace_surrogates_in
 from paw_fast.envs.webshop.records import NO_ATTRIBUTES, HumanInstruction, Product, ReadingReport
 from paw_fast.errors import UserError
 
@@ -69,7 +69,9 @@ class _Stream:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
                 if end < len(self._buffer) or self._ended:
-                    clean = whole(value) if may_hold_halves(self._buffer, self._at, end) else value
+                    clean = (
+                        replace_surrogates_in(value) if may_contain_surrogates(self._buffer, self._at, end) else value
+                    )
                     self._at, self.replaced = end, self.replaced or clean is not value
                     return clean
             except (json.JSONDecodeError, RecursionError) as error:
@@ -252,7 +254,7 @@ def read_products(
             report.note(str(why), number, asin)
             continue
         if replaced:
-            report.note(HALF_REPLACED, number, asin)
+            report.note(SURROGATE_REPLACED, number, asin)
         if not readable:
             report.note("a price without a number (taken as $100)", number, asin)
         if not all(product.options.values()):

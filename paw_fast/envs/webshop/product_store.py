@@ -156,14 +156,14 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
             with contextlib.suppress(OSError):
                 if time.time() - stale.stat().st_mtime > _STALE_S:
                     shutil.rmtree(stale, ignore_errors=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            build(making)
-            making.chmod(0o755)
+            build(staging)
+            staging.chmod(0o755)
             with contextlib.suppress(OSError):  # another process was first; what it wrote is the same
-                making.rename(folder)
+                staging.rename(folder)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     if not folder.is_dir():
         raise UserError(f"cannot write the catalogue's cache at {folder}: renaming the finished folder failed")
     return folder
