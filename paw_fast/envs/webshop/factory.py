@@ -18,7 +18,7 @@ from paw_fast.envs.webshop.expert import Shopper
 from paw_fast.envs.webshop.goals import Goals
 from paw_fast.envs.webshop.parsing import Annotations, read_products
 from paw_fast.envs.webshop.product_store import ProductStore
-from paw_fast.envs.webshop.records import ReadingReport
+from paw_fast.envs.webshop.records import CatalogueReport
 from paw_fast.envs.webshop.reward import SPACY_MODEL
 from paw_fast.envs.webshop.search import SearchEngine, build_index, require
 from paw_fast.errors import UserError
@@ -128,7 +128,7 @@ def open_store(
     """The store of a catalogue's files, built at the first use and after a file has changed."""
 
     def build(folder: Path) -> None:
-        report = ReadingReport()
+        report = CatalogueReport()
         stores.write_products(
             folder, read_products(products, Annotations(attributes, human), num_products, report), report
         )
