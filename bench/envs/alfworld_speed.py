@@ -22,7 +22,7 @@ from pathlib import Path
 from paw_fast import envs
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import load_world
-from paw_fast.envs.alfworld.textworld.caching import speed_up
+from paw_fast.envs.alfworld.textworld.caching import install_caches
 from paw_fast.envs.alfworld.textworld.worker import answer_request
 from paw_fast.types import Task
 
@@ -109,7 +109,7 @@ def main() -> None:
     out = sys.stdout  # the reference replaces it while it translates
     reference(slots, paths[0], 1)  # imports and first use
     rows["reference"] = [reference(slots, path, options.reference_steps) for path in paths]
-    assert speed_up() is None
+    assert install_caches() is None
     reference(slots, paths[0], 1)
     rows["reference, cached"] = [reference(slots, path, options.reference_steps * 4) for path in paths]
     sys.stdout = out
