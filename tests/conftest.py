@@ -1,6 +1,4 @@
-"""Shared fixtures: where the real test data lies, and the same random seed in every test.
-
-Lets the tests here import the helpers beside them."""
+"""Shared fixtures: the location of the test data, and Hypothesis settings. Makes helper modules here importable."""
 
 import os
 import sys
@@ -14,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def find_test_data() -> Path | None:
-    """`PAW_FAST_TEST_DATA`, or `../shared/data` beside the checkout; None where neither exists."""
+    """`PAW_FAST_TEST_DATA`, or `../shared/data` beside the checkout; None if neither exists."""
     named = os.environ.get("PAW_FAST_TEST_DATA")
     path = Path(named) if named else ROOT.parent / "shared" / "data"
     return path if path.is_dir() else None
@@ -28,6 +26,6 @@ def test_data() -> Path:
     return path
 
 
-# Tests hold no timing: a busy machine is no failure.
+# No deadlines: tests must not fail because the machine is busy.
 hypothesis.settings.register_profile("paw_fast", deadline=None)
 hypothesis.settings.load_profile("paw_fast")

@@ -1,12 +1,12 @@
-"""Speed and memory of the native ALFWorld engine against the reference, in one run.
+"""Measures speed and memory of the native ALFWorld engine against the reference engine, in one run.
 
     python bench/envs/alfworld_speed.py --data ../shared/data/alfworld      (needs the extra alfworld)
 
-Both engines play random admissible commands on the same games in this process, on one thread. Times are CPU time
-(`time.process_time`), so that a busy machine does not decide; medians over the games. "ours" is
-`AlfworldEnv.step` (text, admissible commands, records); "reference" is the packages as they come, "reference,
-cached" the same with `reference_speed`. A first reset reads the file; for "ours" and "reference, cached" a later
-one of the same game does not.
+Both engines execute random admissible commands on the same games in this process, on one thread. Times are medians
+over the games of CPU time (`time.process_time`), so that the load of the machine matters less. "ours" is
+`AlfworldEnv.step` (text, admissible commands, records), "reference" the unmodified packages, and "reference, cached"
+the packages with the caches of `textworld.caching`. The first reset of a game reads the file; for "ours" and
+"reference, cached", later ones do not.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from pathlib import Path
 from paw_fast import envs
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import load_world
-from paw_fast.envs.alfworld.textworld.caching import speed_up
+from paw_fast.envs.alfworld.textworld.caching import install_caches
 from paw_fast.envs.alfworld.textworld.worker import answer_request
 from paw_fast.types import Task
 
 
 def native(path: Path, num_steps: int, num_resets: int) -> dict[str, float]:
-    """Seconds a step and a reset take, through the environment."""
+    """CPU seconds of a step, of the first reset and of a later one, through the environment."""
     env, task, rng = (
         envs.make("alfworld", data=path.parents[3], max_steps=1 << 30),
         Task.from_file(path),
@@ -55,7 +55,7 @@ def native(path: Path, num_steps: int, num_resets: int) -> dict[str, float]:
 
 
 def reference(slots: dict, path: Path, num_steps: int) -> dict[str, float]:
-    """CPU seconds of a step, and of the first and the second reset."""
+    """CPU seconds of a step, and of the first and the second reset, of the reference engine."""
     times = []
     for _ in range(2):
         started = time.process_time()
@@ -71,7 +71,7 @@ def reference(slots: dict, path: Path, num_steps: int) -> dict[str, float]:
 
 
 def memory(paths: list[Path]) -> dict[str, float]:
-    """Bytes of a loaded game and of one more episode of it."""
+    """Memory of a loaded game and of each episode of it, in kB."""
 
     def traced() -> int:
         gc.collect()
@@ -99,17 +99,17 @@ def memory(paths: list[Path]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20_000, help="of our engine, for each game")
+    parser.add_argument("--steps", type=int, default=20_000, help="of the native engine, per game")
     parser.add_argument("--reference-steps", type=int, default=15)
     parser.add_argument("--games", type=int, default=12)
     options = parser.parse_args()
     paths = sorted(options.data.glob("**/game.tw-pddl"))[: options.games]
     rows: dict[str, list[dict[str, float]]] = {"ours": [native(path, options.steps, 30) for path in paths]}
     slots: dict = {}
-    out = sys.stdout  # the reference replaces it while it translates
+    out = sys.stdout  # the reference replaces it while it translates PDDL
     reference(slots, paths[0], 1)  # imports and first use
     rows["reference"] = [reference(slots, path, options.reference_steps) for path in paths]
-    assert speed_up() is None
+    assert install_caches() is None
     reference(slots, paths[0], 1)
     rows["reference, cached"] = [reference(slots, path, options.reference_steps * 4) for path in paths]
     sys.stdout = out
@@ -125,7 +125,7 @@ def main() -> None:
         for key in ("step_s", "first_reset_s", "reset_s")
     }
     for key, values in ratios.items():
-        print(f"ours is faster, {key[:-2]:<12}: median {statistics.median(values):8.0f}x, least {min(values):8.0f}x")
+        print(f"speed-up, {key[:-2]:<12}: median {statistics.median(values):8.0f}x, least {min(values):8.0f}x")
     print(json.dumps(memory(paths)))
 
 

@@ -1,12 +1,12 @@
-"""Start-up time, speed and memory of WebShop in one process.
+"""Measures start-up time, speed and memory of the WebShop environment.
 
     python bench/envs/webshop_speed.py --data ../shared/data/webshop                 # the 1,000-product set
     python bench/envs/webshop_speed.py --generate 1000000 --cache FOLDER             # a catalogue of full size
 
-Reports the start with an empty cache (reading the files, building store, index and goals) and with a full one, the
-resident memory after each, the latency of searches, and steps a second with 128 episodes in flight that play random
-commands the pages offer and search with words of their goals. Times are wall time, beside the process's CPU time.
-Every start is a process of its own.
+Reports the start-up time with an empty cache (reading the files, building product store, index and goals) and with a
+filled one, the resident memory after each, the latency of searches, and the steps per second of 128 concurrent episodes
+that click at random and search for words of their goals. Times are wall time and CPU time. Every start is a separate
+process.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 def resident_mb() -> float:
-    """Memory of this process now, in MiB; pages of mapped files that were read count too."""
+    """Resident memory of this process in MiB, including pages of mapped files."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
@@ -30,7 +30,7 @@ def resident_mb() -> float:
 
 
 def anonymous_mb() -> float:
-    """The same without mapped files, which the system can drop at any time."""
+    """Resident memory of this process in MiB without mapped files, which the system can evict at any time."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
@@ -38,20 +38,20 @@ def anonymous_mb() -> float:
 
 
 def search_times(env, num_queries: int) -> list[float]:
-    """Milliseconds of searches for words of random goals, none of them cached."""
-    rng, goals = random.Random(1), env.shop.goals
+    """Milliseconds of uncached searches for words of random goals."""
+    rng, goals = random.Random(1), env.catalogue.goals
     times = []
     for _ in range(num_queries):
         words = goals[rng.randrange(len(goals))].instruction_text.split()
         query = " ".join(rng.sample(words, min(6, len(words))))
         started = time.perf_counter()
-        env.shop.results(query)
+        env.catalogue.results(query)
         times.append(1000 * (time.perf_counter() - started))
     return times
 
 
 def play(env, num_slots: int, num_steps: int) -> dict[str, float]:
-    """Steps and episodes a second over `num_slots` episodes in flight."""
+    """Counts and rates of steps and episodes, with `num_slots` concurrent episodes."""
     rng = random.Random(0)
     tasks = env.tasks("train")
     slots = [env.spawn() for _ in range(num_slots)]
@@ -80,7 +80,7 @@ def play(env, num_slots: int, num_steps: int) -> dict[str, float]:
 
 
 def one_start(options) -> dict:
-    """Opens the catalogue in this process and measures it."""
+    """Opens the catalogue in this process and returns the measurements."""
     wall, cpu = time.perf_counter(), time.process_time()
     from paw_fast import envs
 
@@ -95,13 +95,13 @@ def one_start(options) -> dict:
     env.reset(tasks[0])
     result = {
         "import_s": imported, "start_s": time.perf_counter() - wall, "start_cpu_s": time.process_time() - cpu,
-        "products": len(env.shop.store), "goals": len(env.shop.goals), "resident_mb": resident_mb(),
+        "products": len(env.catalogue.product_store), "goals": len(env.catalogue.goals), "resident_mb": resident_mb(),
         "anonymous_mb": anonymous_mb(),
     }  # fmt: skip
     if options.measure:
         times = sorted(search_times(env, options.queries))
         result |= {"search_ms_median": statistics.median(times), "search_ms_p95": times[int(0.95 * len(times))]}
-        env.shop.judge(env.shop.goals[0], env.shop.goals[0].asin, {})  # loads the language model where one is needed
+        env.catalogue.score_purchase(env.catalogue.goals[0], env.catalogue.goals[0].asin, {})  # loads spaCy
         result |= play(env, 128, options.steps) | {
             "resident_after_mb": resident_mb(), "anonymous_after_mb": anonymous_mb(),
         }  # fmt: skip
@@ -112,8 +112,8 @@ def one_start(options) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the official files")
-    parser.add_argument("--generate", type=int, default=0, help="a generated catalogue of so many products instead")
-    parser.add_argument("--cache", type=Path, help="where store and index go; default: a folder that is removed again")
+    parser.add_argument("--generate", type=int, default=0, help="generate a catalogue with this many products instead")
+    parser.add_argument("--cache", type=Path, help="cache folder (default: a temporary folder)")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

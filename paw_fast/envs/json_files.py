@@ -1,7 +1,8 @@
-"""Reads JSON that others wrote: replaces half characters in texts, and counts what is replaced or left out.
+"""Reads JSON and JSON-lines data files, replaces lone surrogates, and counts the records that were changed or skipped.
 
-JSON may escape half of a surrogate pair (a cut emoji, common in scraped text). Python reads it, and the first
-tokenizer, file or socket that meets it fails. Every reader of foreign data puts U+FFFD in its place.
+JSON may contain an escaped half of a surrogate pair (a truncated emoji, common in scraped text). Python decodes it
+without an error, but the first tokenizer, file or socket that encodes it fails. Every reader of external data
+therefore replaces it by U+FFFD.
 """
 
 from __future__ import annotations
@@ -19,93 +20,96 @@ from typing import IO, Any
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors
 
-_HALF = re.compile(r"[\ud800-\udfff]")
-_HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
-HALF_REPLACED = "half a character (a lone surrogate), replaced by U+FFFD"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+SURROGATE_REPLACED = "a lone surrogate (replaced by U+FFFD)"
 
 
-class ReadingNotes:
-    """Counts the records of a file that were changed or left out, by reason, and where each reason was first met.
+class DataIssues:
+    """Counts the records of a file that were changed or skipped, by reason, with the first location of each reason.
 
-    >>> notes = ReadingNotes()
-    >>> notes.note("no answer", "nq.jsonl:3")
-    >>> notes.lines()
-    ['1 with no answer (first: nq.jsonl:3)']
+    >>> issues = DataIssues()
+    >>> issues.add("no answer", "nq.jsonl:3")
+    >>> issues.lines()
+    ['1 record with no answer (first: nq.jsonl:3)']
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
-    def note(self, reason: str, where: str) -> None:
-        """Counts one record."""
+    def add(self, reason: str, where: str) -> None:
+        """Counts one record; `where` names it, as in `nq.jsonl:3`."""
         self.counts[reason] += 1
         self.first.setdefault(reason, where)
 
     def lines(self) -> list[str]:
-        """One line for each reason."""
-        return [f"{number} with {reason} (first: {self.first[reason]})" for reason, number in self.counts.items()]
+        """One line per reason."""
+        return [
+            f"{number} {'record' if number == 1 else 'records'} with {reason} (first: {self.first[reason]})"
+            for reason, number in self.counts.items()
+        ]
 
 
-_SAID: set[str] = set()
+_WARNED: set[str] = set()
 
 
 def warn_once(text: str) -> None:
-    """One warning to the user, the first time that this process has this one."""
-    if text not in _SAID:
-        _SAID.add(text)
+    """Logs a warning, unless this process has logged the same text before."""
+    if text not in _WARNED:
+        _WARNED.add(text)
         logging.getLogger("paw_fast.envs").warning("%s", text)
 
 
-def whole_text(text: str) -> str:
-    """The text with U+FFFD for every surrogate; the same object where there is none.
+def replace_surrogates(text: str) -> str:
+    """Replaces every surrogate in `text` by U+FFFD; returns the same object if there is none.
 
-    >>> whole_text("cut " + chr(0xD83D)) == "cut " + chr(0xFFFD)
+    >>> replace_surrogates("cut " + chr(0xD83D)) == "cut " + chr(0xFFFD)
     True
     """
-    return text if text.isascii() or _HALF.search(text) is None else _HALF.sub("\ufffd", text)
+    return text if text.isascii() or _SURROGATE.search(text) is None else _SURROGATE.sub("\ufffd", text)
 
 
-def whole(value: Any) -> Any:
-    """A decoded JSON value with `whole_text` applied to all its texts; the same object where nothing changes."""
+def replace_surrogates_in(value: Any) -> Any:
+    """Applies `replace_surrogates` to all strings of a decoded JSON value; returns the same object if none changes."""
     if isinstance(value, str):
-        return whole_text(value)
+        return replace_surrogates(value)
     if isinstance(value, list):
-        items = [whole(one) for one in value]
+        items = [replace_surrogates_in(one) for one in value]
         return value if all(a is b for a, b in zip(items, value, strict=True)) else items
     if isinstance(value, dict):
-        pairs = [(whole_text(key), whole(one)) for key, one in value.items()]
+        pairs = [(replace_surrogates(key), replace_surrogates_in(one)) for key, one in value.items()]
         same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, value.items(), strict=True))
         return value if same else dict(pairs)
     return value
 
 
-def may_hold_halves(source: str, start: int = 0, end: int | None = None) -> bool:
-    """Whether JSON text escapes a surrogate, so that its value must go through `whole`; quick."""
-    return _HALF_ESCAPED.search(source, start, len(source) if end is None else end) is not None
+def may_contain_surrogates(source: str, start: int = 0, end: int | None = None) -> bool:
+    """Whether JSON text escapes a surrogate, so that its value must go through `replace_surrogates_in`."""
+    return _ESCAPED_SURROGATE.search(source, start, len(source) if end is None else end) is not None
 
 
 def decode(source: str) -> tuple[Any, bool]:
-    """(the value of JSON text, whether half characters in it were replaced). Raises `ValueError` for other text."""
+    """Returns (the decoded value, whether surrogates in it were replaced). Raises `ValueError` for invalid JSON."""
     try:
         value = json.loads(source)
-        clean = whole(value) if may_hold_halves(source) else value
+        clean = replace_surrogates_in(value) if may_contain_surrogates(source) else value
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return clean, clean is not value
 
 
 def open_text(path: Path) -> IO[str]:
-    """Opens a plain or gzipped text file, with or without a byte-order mark. Raises `UserError` otherwise."""
+    """Opens a plain or gzipped UTF-8 file, with or without a byte-order mark. Raises `UserError` if it cannot."""
     with user_errors("read the file", path):
-        if path.exists() and not path.is_file():  # a folder; and opening a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # a folder, or a named pipe, which would block forever
             raise UserError(f"cannot read {path}: it is not a file")
         if path.suffix == ".gz":
             return gzip.open(path, "rt", encoding="utf-8-sig")
         return open(path, encoding="utf-8-sig")
 
 
-_BROKEN = (ValueError, EOFError, gzip.BadGzipFile, zlib.error)
+_DECODE_ERRORS = (ValueError, EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def _reason(error: Exception) -> str:
@@ -114,8 +118,8 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def read_json_lines(path: Path, notes: ReadingNotes | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is not blank. Raises `UserError` naming file and line."""
+def read_json_lines(path: Path, issues: DataIssues | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, object) for every non-blank line. Raises `UserError` with the file and the line number."""
     with open_text(path) as lines:
         number = 0
         try:
@@ -128,33 +132,35 @@ def read_json_lines(path: Path, notes: ReadingNotes | None = None) -> Iterator[t
                             f"{path}:{number}: expected a JSON object, got {type(record).__name__}"
                             f"{array if isinstance(record, list) else ''}"
                         )
-                    if replaced and notes is not None:
-                        notes.note(HALF_REPLACED, f"{path}:{number}")
+                    if replaced and issues is not None:
+                        issues.add(SURROGATE_REPLACED, f"{path}:{number}")
                     yield number, record
-        except _BROKEN as error:
+        except _DECODE_ERRORS as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path}:{number + isinstance(error, UnicodeDecodeError)}: not JSON: {error}") from None
 
 
-def read_json(path: Path, notes: ReadingNotes | None = None) -> Any:
-    """The value of a whole JSON file. Raises `UserError` naming the file. Half characters are counted by the member
-    of the array or object that they stand in."""
+def read_json(path: Path, issues: DataIssues | None = None) -> Any:
+    """Returns the value of a JSON file. Raises `UserError` with the file's path.
+
+    `issues` counts replaced surrogates once per member of the top-level array or object.
+    """
     with open_text(path) as handle:
         try:
             source = handle.read()
             value = json.loads(source)
-            if not may_hold_halves(source):
+            if not may_contain_surrogates(source):
                 return value
-            clean = whole(value)
+            clean = replace_surrogates_in(value)
         except RecursionError:
             raise UserError(f"{path}: not JSON: nested too deeply") from None
-        except _BROKEN as error:
+        except _DECODE_ERRORS as error:
             raise UserError(f"{path}: not JSON: {_reason(error)}") from None
-    if clean is not value and notes is not None:
+    if clean is not value and issues is not None:
         before, after = (list(one.items()) if isinstance(one, dict) else one for one in (value, clean))
         members = zip(before, after, strict=False) if isinstance(before, list) else [(before, after)]
         for number, (one, other) in enumerate(members):
             if one != other:
-                notes.note(HALF_REPLACED, f"{path}: record {number}")
+                issues.add(SURROGATE_REPLACED, f"{path}: record {number}")
     return clean

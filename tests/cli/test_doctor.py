@@ -216,9 +216,9 @@ def test_alfworld_data_of_which_files_are_left_out(monkeypatch, tmp_path):
     info = doctor.collect()
     assert info["data"]["alfworld"]["splits"] == {"valid_unseen": 1}
     assert info["data"]["alfworld"]["left_out"] == {
-        "valid_unseen": {"empty": 1, "not whole JSON (downloaded in part?)": 1}
+        "valid_unseen": {"empty": 1, "not valid JSON (incomplete download?)": 1}
     }  # fmt: skip
-    assert "left out of valid_unseen: empty 1, not whole JSON (downloaded in part?) 1" in printed(info, width=300)
+    assert "left out of valid_unseen: empty 1, not valid JSON (incomplete download?) 1" in printed(info, width=300)
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "gone", lambda p: p, lambda p: (p / "train").mkdir() or p])

@@ -1,9 +1,9 @@
-"""What can be done in a state, what it does, and what is said about it: ALFWorld's rules.
+"""Implements ALFWorld's rules: the admissible commands of a state, their effects, and the observations.
 
-The wording and the quirks are the reference's (alfworld 0.4.2 on textworld 1.7.0); a differential test holds
-the two together. Quirks worth knowing: an object can be examined only while it is held; heating, cooling and
-cleaning ignore whether the appliance is open; `use` works inside closed receptacles, never turns anything
-off; slicing needs the object to be *at the place*, even in a closed receptacle.
+Texts and quirks are those of the reference (alfworld 0.4.2 on textworld 1.7.0); a differential test compares the
+two. Quirks: an object can be examined only while it is held; heating, cooling and cleaning ignore whether the
+appliance is open; `use` works inside closed receptacles and never turns anything off; slicing needs the object to
+be at the agent's place, even in a closed receptacle.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paw_fast.envs.alfworld.text import HELP, MIDDLE, NOTHING_HAPPENS, TASK_PREF
 
 
 class Action(NamedTuple):
-    """What a command does: a verb, an object (or -1), a receptacle or second object (or -1)."""
+    """The effect of a command: a verb, an object (or -1), and a receptacle or second object (or -1)."""
 
     verb: str
     thing: int = -1
@@ -26,7 +26,7 @@ _LOOK, _INVENTORY, _HELP = Action("look"), Action("inventory"), Action("help")
 
 
 def commands(state: State) -> dict[str, Action]:
-    """The admissible commands, sorted, each with its action. Computed once for a state and kept."""
+    """The admissible commands in sorted order, each with its action. Computed once per state and cached in it."""
     if state.commands is None:
         found = _find_commands(state)
         state.commands = {text: found[text] for text in sorted(found)}
@@ -81,13 +81,13 @@ def _find_uses(state: State, o: int, r: int, is_open: bool, found: dict[str, Act
 
 
 def play(state: State, command: str) -> str:
-    """Carries the command out on `state` and returns what the game says."""
+    """Executes a command on `state` and returns the observation."""
     action = commands(state).get(command.strip())
     return NOTHING_HAPPENS if action is None else act(state, action)
 
 
 def act(state: State, action: Action) -> str:
-    """Carries out one admissible action on `state` and returns what the game says."""
+    """Executes an admissible action on `state` and returns the observation."""
     world, (verb, o, r) = state.world, action
     say = world.rules.dialect
     if verb in _QUIET:
@@ -137,7 +137,7 @@ def act(state: State, action: Action) -> str:
 
 
 def introduction(state: State) -> str:
-    """The first observation: the room and the task."""
+    """The first observation: the room and the task's sentence."""
     world = state.world
     if world.at_place[state.place]:
         room = _look(state, _LOOK)
@@ -148,7 +148,7 @@ def introduction(state: State) -> str:
 
 
 def describe_receptacle(state: State, r: int) -> str:
-    """What `examine` says about a receptacle."""
+    """The observation of `examine` for a receptacle."""
     world, say = state.world, state.world.rules.dialect
     if r in world.openable and r not in state.opened:
         return say.is_closed.format(r=world.receptacles[r])

@@ -1,7 +1,7 @@
-"""Game files: which there are, reading one, and writing generated ones to the cache.
+"""Lists and reads ALFWorld game files, and writes generated games to the cache.
 
-The layout is ALFWorld's, `<root>/json_2.1.1/<split>/<task>-...-<scene>/trial_*/game.tw-pddl`, for the official data
-set and for generated games alike, so a cache folder can itself be named by ALFWORLD_DATA.
+Official and generated games have ALFWorld's layout, so that ALFWORLD_DATA can name a cache folder too:
+`<root>/json_2.1.1/<split>/<task>-...-<scene>/trial_*/game.tw-pddl`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from paw_fast.envs.alfworld.pddl import PddlError, TooLarge, UnsupportedGame, pa
 from paw_fast.envs.alfworld.tables import SIZES, TASK_TYPES
 from paw_fast.envs.alfworld.text import WHEEL, Rules, is_plain, read_rules
 from paw_fast.envs.alfworld.world import World
-from paw_fast.envs.json_files import may_hold_halves, warn_once, whole
+from paw_fast.envs.json_files import may_contain_surrogates, replace_surrogates_in, warn_once
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
 from paw_fast.runs.atomic_files import cache_folder
 from paw_fast.types import Task
 
-MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
+MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000 bytes
 OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
-"""Playable games of the official data set, json_2.1.1."""
+"""Number of playable games in the official data set, json_2.1.1."""
 _SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
 _END_BYTES = 400
 _STALE_S = 24 * 3600
 
 
 def split_name(split: str) -> str:
-    """The folder's name of a split. Raises `UserError` for one that does not exist."""
+    """The folder name of a split. Raises `UserError` for an unknown split."""
     name = {"unseen": "valid_unseen", "seen": "valid_seen"}.get(split, split)
     if name not in SPLITS:
         raise UserError(f"alfworld has no split {split!r}: choose train, valid_seen or valid_unseen (short: unseen)")
@@ -48,24 +48,24 @@ def split_name(split: str) -> str:
 
 
 def dataset_root(data: str | os.PathLike[str]) -> Path:
-    """The folder that holds the splits: `data` itself or `data/json_2.1.1`. Raises `UserError` otherwise."""
+    """The folder that contains the splits: `data` or `data/json_2.1.1`. Raises `UserError` if neither does."""
     base = Path(data).expanduser()
     if not base.is_dir():
-        raise UserError(f"no ALFWorld data at {base}: it should be a folder that holds json_2.1.1")
+        raise UserError(f"no ALFWorld data at {base}: expected a folder that contains json_2.1.1")
     for root in (base / "json_2.1.1", base):
         if any((root / split).is_dir() for split in SPLITS):
             return root
-    raise UserError(f"no ALFWorld data in {base}: neither json_2.1.1/train nor json_2.1.1/valid_unseen is there")
+    raise UserError(f"no ALFWorld data in {base}: neither json_2.1.1/train nor json_2.1.1/valid_unseen exists")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The playable games of a split, and how many game files were left out for each reason.
+    """The playable games of a split, and how many game files were skipped for each reason.
 
-    Files that ALFWorld itself never plays (paths with "movable" or "Sliced") are not counted.
+    Files that ALFWorld ignores too (paths with "movable" or "Sliced") are not counted.
 
     >>> Listing("train", (), {"empty": 2}, 3).line()
-    'train: 2 of 3 game files left out: 2 empty'
+    'train: 2 of 3 game files skipped: 2 empty'
     """
 
     split: str
@@ -74,18 +74,19 @@ class Listing:
     num_files: int
 
     def line(self) -> str:
-        """What was left out, in one line; empty where nothing was."""
+        """A one-line summary of the skipped files; empty if there are none."""
         if not self.left_out:
             return ""
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
-        return f"{self.split}: {sum(self.left_out.values())} of {self.num_files} game files left out: {reasons}"
+        return f"{self.split}: {sum(self.left_out.values())} of {self.num_files} game files skipped: {reasons}"
 
 
 def list_games(root: Path, split: str) -> Listing:
-    """The games of a split: what the reference's loader takes, without reading it all.
+    """Lists the games that the reference's loader accepts, without reading the files completely.
 
-    Left out, as there: paths with "movable" or "Sliced", and files not marked solvable. The order is fixed and takes
-    the task types in turn (each sorted by path), so that any first N are as balanced as the split allows.
+    As in the reference, paths with "movable" or "Sliced" and files not marked solvable are skipped. The order is
+    deterministic and cycles through the task types (each sorted by path), so that any first N games are as balanced as
+    the split allows. Raises `UserError` for an unknown split or a missing folder.
     """
     name = split_name(split)
     folder = root / name
@@ -114,7 +115,7 @@ def list_games(root: Path, split: str) -> Listing:
 
 
 def list_tasks(root: Path, split: str) -> list[Task]:
-    """The tasks of `list_games`; what it leaves out is logged as one warning."""
+    """The tasks of `list_games`; logs one warning about the skipped files."""
     listing = list_games(root, split)
     if listing.left_out:
         warn_once(f"{root}: {listing.line()}")
@@ -122,8 +123,11 @@ def list_tasks(root: Path, split: str) -> list[Task]:
 
 
 def _why_left_out(path: Path) -> str | None:
-    """Why a file is no playable game; None where it is one. Reads the end of the file, where the mark stands in files
-    as published, and all of it only where the end says nothing."""
+    """The reason why a file is not a playable game, or None if it is.
+
+    Reads only the end of the file, where published files have the key `solvable`, and all of it if the key is not
+    there.
+    """
     if not path.is_file():
         return "not a file"
     try:
@@ -148,34 +152,34 @@ def _why_not_solvable(content: bytes) -> str | None:
     try:
         data = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return "not whole JSON (downloaded in part?)"
+        return "not valid JSON (incomplete download?)"
     if not isinstance(data, dict) or "solvable" not in data:
         return "without the key `solvable`"
     return None if data["solvable"] else "marked unsolvable"
 
 
 def read_game(path: Path) -> dict:
-    """The JSON of a game file. Raises `UserError` naming the file and the place of what is wrong."""
+    """Reads the JSON of a game file. Raises `UserError` with the file and the location of the error."""
     try:
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a named pipe would block forever
             raise UserError(f"cannot read {path}: it is not a file")
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise UserError(f"{path}: more than {MAX_FILE_BYTES} bytes: not an ALFWorld game")
+            raise UserError(f"{path}: larger than {MAX_FILE_BYTES} bytes: not an ALFWorld game")
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
     try:
-        data = whole(json.loads(text)) if may_hold_halves(text) else json.loads(text)
+        data = replace_surrogates_in(json.loads(text)) if may_contain_surrogates(text) else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON at line {error.lineno} column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not valid JSON: {str(error)[:80] or 'nested too deeply'}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: holds a JSON {type(data).__name__}, expected an object with pddl_problem")
+        raise UserError(f"{path}: contains a JSON {type(data).__name__}, expected an object with the key pddl_problem")
     for key in ("pddl_domain", "grammar", "pddl_problem"):
         if not isinstance(data.get(key), str):
             raise UserError(f"{path}: the key {key!r} is missing or not a string: not a game.tw-pddl file")
@@ -183,16 +187,21 @@ def read_game(path: Path) -> dict:
 
 
 def load_world(path: Path) -> World:
-    """The world of a game file.
+    """Loads the world of a game file.
 
-    Raises `UserError` for a file that is wrong, `UnsupportedGame` for one that only the reference may play.
+    Raises `UserError` for an invalid file, and `UnsupportedGame` for a game that only the reference may support.
     """
     data = read_game(path)
-    own = data.get("paw_fast")
-    if not data["pddl_domain"] and not data["grammar"] and isinstance(own, dict) and isinstance(own.get("task"), str):
-        rules, task = Rules(WHEEL), own["task"]
+    metadata = data.get("paw_fast")
+    if (
+        not data["pddl_domain"]
+        and not data["grammar"]
+        and isinstance(metadata, dict)
+        and isinstance(metadata.get("task"), str)
+    ):
+        rules, task = Rules(WHEEL), metadata["task"]
         if not is_plain(task):
-            raise UserError(f"{path}: its task is not a plain sentence: {show(task)}")
+            raise UserError(f"{path}: its task contains unsupported characters: {show(task)}")
     else:
         known = read_rules(data["pddl_domain"], data["grammar"])
         if isinstance(known, str):
@@ -201,7 +210,7 @@ def load_world(path: Path) -> World:
     try:
         return World(parse_problem(data["pddl_problem"]), rules, task)
     except TooLarge as error:
-        raise UserError(f"{path}: in pddl_problem: {error}; --env.engine textworld has limits of its own") from None
+        raise UserError(f"{path}: in pddl_problem: {error}; --env.engine textworld has other limits") from None
     except PddlError as error:
         raise UserError(f"{path}: in pddl_problem: {error}") from None
     except RecursionError:
@@ -210,7 +219,7 @@ def load_world(path: Path) -> World:
 
 @lru_cache(maxsize=1)
 def reference_texts() -> tuple[str, str] | None:
-    """(PDDL domain, text grammar) of the installed `alfworld` package, or None. Does not import it."""
+    """(PDDL domain, text grammar) of the installed `alfworld` package, or None. Does not import the package."""
     try:
         spec = importlib.util.find_spec("alfworld")
     except (ImportError, ValueError):
@@ -223,7 +232,7 @@ def reference_texts() -> tuple[str, str] | None:
 
 
 def game_json(game: Game) -> str:
-    """The text of a generated game's file."""
+    """The contents of a generated game's game.tw-pddl file."""
     domain, grammar = reference_texts() or ("", "")
     data = {
         "pddl_domain": domain,
@@ -237,7 +246,7 @@ def game_json(game: Game) -> str:
 
 
 def trajectory_json(game: Game) -> str:
-    """The part of ALFRED's traj_data.json that ALFWorld reads."""
+    """The contents of a generated game's traj_data.json: the part of ALFRED's format that ALFWorld reads."""
     lamp = game.task_type == "look_at_obj_in_light"
     params = {
         "mrecep_target": "",
@@ -260,7 +269,10 @@ def trajectory_json(game: Game) -> str:
 
 
 def distinct_games(seed: int, size: str, split: str, num: int, seen: set[tuple] | None = None) -> Iterator[Game]:
-    """The first `num` games of a split, no two alike and none in `seen`, which is added to."""
+    """Yields the first `num` games of a split, without duplicates and without those in `seen`, which is extended.
+
+    Raises `UserError` if the rooms of this size do not allow that many distinct games.
+    """
     seen = set() if seen is None else seen
     for number in range(num):
         stop_signals.check()
@@ -270,32 +282,32 @@ def distinct_games(seed: int, size: str, split: str, num: int, seen: set[tuple] 
                 break
         else:
             raise UserError(
-                f"{size} rooms give only {number} distinct games of the split {split}, {num} were asked for"
+                f"{size} rooms allow only {number} distinct games in the split {split}, {num} were requested"
             )
         seen.add(game.fingerprint)
         yield game
 
 
 def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str | os.PathLike[str] | None) -> Path:
-    """The json_2.1.1 folder for these generated games; `make_split` fills it.
+    """The json_2.1.1 folder in the cache of these generated games; `make_split` fills it.
 
-    Raises `UserError` for an unknown size or counts below 1.
+    Raises `UserError` for an unknown size or a count below 1.
     """
     if size not in SIZES:
         raise UserError(f"no game size {size!r}: choose {', '.join(SIZES)}")
     for split, num in counts.items():
         if num < 1:
-            raise UserError(f"{num} games asked for in the split {split}, expected at least 1")
-    kind = "ref" if reference_texts() else "own"  # files made without the extra do not carry its texts
+            raise UserError(f"{num} games requested in the split {split}, expected at least 1")
+    kind = "ref" if reference_texts() else "own"  # without the extra, the files lack its domain and grammar
     name = f"{size}-seed{seed}-{'-'.join(str(counts[split]) for split in SPLITS)}-v{GENERATOR_VERSIONS[size]}-{kind}"
     return cache_folder(cache_dir) / "alfworld" / name / "json_2.1.1"
 
 
 def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: str) -> None:
-    """Makes the games of a split in `root` where they are not there yet.
+    """Generates the games of a split in `root` if they do not exist yet.
 
-    Several processes may do so at once: each writes a folder of its own and the first to rename it wins.
-    Raises `UserError` when the folder cannot be written.
+    Safe if several processes do so at once: each writes a temporary folder, and the first rename wins. Raises
+    `UserError` if the folder cannot be written.
     """
     final = root / split
     if final.is_dir():
@@ -303,33 +315,33 @@ def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: 
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+        staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
         try:
             seen: set[tuple] = set()
-            if split == "valid_seen":  # the same rooms as train, so the same game could come twice
+            if split == "valid_seen":  # the same rooms as train, so that games could be duplicates
                 for _ in distinct_games(seed, size, "train", counts["train"], seen):
                     pass
             for game in distinct_games(seed, size, split, counts[split], seen):
-                folder = making / game.folder
+                folder = staging / game.folder
                 folder.mkdir(parents=True)
                 (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
                 (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
-            making.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was first; its games are the same
-                making.rename(final)
+            staging.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process finished first; its games are identical
+                staging.rename(final)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"cannot write generated games to {error.filename or root}: {error.strerror}; "
-            "set XDG_CACHE_HOME or the cache folder to one that can be written"
+            "set XDG_CACHE_HOME or the cache folder to a writable folder"
         ) from None
     if not final.is_dir():
         raise UserError(f"cannot write generated games to {final}: renaming the finished folder failed")
 
 
 def _remove_stale(parent: Path) -> None:
-    """Removes folders that a killed process left half made a day ago or earlier."""
+    """Removes temporary folders of killed processes that are older than a day."""
     for path in parent.glob(".making-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:

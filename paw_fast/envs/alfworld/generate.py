@@ -1,7 +1,7 @@
-"""Makes games: households of four room types, six task types, each proved solvable by playing a plan.
+"""Generates ALFWorld games with four room types and six task types, each verified by executing a shortest plan.
 
-A game is a function of (seed, size, split, number) alone: more games never change the earlier ones. A room's
-receptacles are a function of (seed, size, room number), so unseen rooms are unseen layouts.
+A game depends only on (seed, size, split, number), so that generating more games does not change earlier ones. A
+room's receptacles depend only on (seed, size, scene number), so that unseen rooms have unseen layouts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from paw_fast.envs.alfworld.tables import (
     CLEANABLE,
     CONTAINERS,
     COOLABLE,
-    CROWDED,
     HEATABLE,
     HOLDS,
     LAMP_STANDS,
     LAMPS,
     OPENABLE,
+    PLACEMENT_WEIGHTS,
     ROOMS,
     SENTENCES,
     SLICEABLE,
@@ -34,16 +34,16 @@ from paw_fast.envs.alfworld.tables import (
 from paw_fast.envs.alfworld.text import WHEEL, Rules
 from paw_fast.envs.alfworld.world import World
 
-GENERATOR_VERSIONS = {"small": 1, "medium": 2, "full": 2}  # raised whenever the same seed gives other games
+GENERATOR_VERSIONS = {"small": 1, "medium": 2, "full": 2}  # incremented when the games of a seed change
 SPLITS = ("train", "valid_seen", "valid_unseen")
 _RULES = Rules(WHEEL)
-# The reference's domain names these types, so each problem declares them.
+# The reference's domain refers to these types, so each problem must declare them.
 _TYPES_IN_DOMAIN = ("SinkBasin", "Microwave", "Fridge"), ("Knife", "ButterKnife")
 
 
 @dataclass(frozen=True)
 class Receptacle:
-    """A piece of furniture: PDDL id, type, its place's PDDL id, and whether it opens."""
+    """A receptacle: PDDL id, type, PDDL id of its place, and whether it can be opened."""
 
     pddl_id: str
     kind: str
@@ -53,10 +53,9 @@ class Receptacle:
 
 @dataclass(frozen=True)
 class Game:
-    """A generated game, ready to be written. `folder` is its path under the split's folder."""
+    """A generated game. `folder` is its path relative to the split's folder."""
 
     version: int
-
     task_type: str
     target: str
     goal: str
@@ -69,7 +68,7 @@ class Game:
 
 
 def make_game(seed: int, size: str, split: str, number: int, attempt: int = 0) -> Game:
-    """Game `number` of a split; `attempt` gives another draw (used when two games come out equal)."""
+    """Generates game `number` of a split; another `attempt` is another sample, used to replace duplicates."""
     task_type = TASK_TYPES[number % len(TASK_TYPES)]
     while True:
         rng = random.Random(f"paw-fast alfworld {GENERATOR_VERSIONS[size]} {seed} {size} {split} {number} {attempt}")
@@ -81,7 +80,7 @@ def make_game(seed: int, size: str, split: str, number: int, attempt: int = 0) -
 
 @lru_cache(maxsize=512)
 def room(seed: int, size: str, kind: RoomKind, scene: int) -> tuple[Receptacle, ...]:
-    """The receptacles of a room, the same for each of its games."""
+    """The receptacles of a room, which all its games share."""
     rng = random.Random(f"paw-fast room {GENERATOR_VERSIONS[size]} {seed} {size} {scene}")
     least, most = kind.num_receptacles[size]
     num = rng.randint(least, most)
@@ -99,14 +98,16 @@ def room(seed: int, size: str, kind: RoomKind, scene: int) -> tuple[Receptacle, 
         types.append(rng.choices(names, weights)[0])
     rng.shuffle(types)
     shared = {"small": 0.0, "medium": 0.06, "full": 0.1}[size]
-    stuck = {"small": 0.0, "medium": 0.1, "full": 0.25}[size]  # drawers and cabinets that are always open to see
+    always_open = {"small": 0.0, "medium": 0.1, "full": 0.25}[
+        size
+    ]  # share of drawers and cabinets that cannot be closed
     receptacles, places = [], []
     for kind_name in types:
         if not places or rng.random() >= shared:
             places.append(
                 f"loc_bar_{_code(rng.randint(-12, 12))}_bar_{_code(rng.randint(-12, 12))}_bar_{len(places)}_bar_45"
             )
-        openable = kind_name in OPENABLE and not (kind_name in ("Cabinet", "Drawer") and rng.random() < stuck)
+        openable = kind_name in OPENABLE and not (kind_name in ("Cabinet", "Drawer") and rng.random() < always_open)
         receptacles.append(Receptacle(_pddl_id(rng, kind_name), kind_name, places[-1], openable))
     return tuple(receptacles)
 
@@ -116,7 +117,7 @@ def _code(number: int) -> str:
 
 
 def _pddl_id(rng: random.Random, kind: str) -> str:
-    """An id in the official form: the type, then three coordinates."""
+    """A PDDL id in the format of the official games: the type, then three coordinates."""
     parts = [kind.removesuffix("Basin")]
     for low, high in ((-350, 350), (0, 250), (-350, 350)):
         value = rng.randint(low, high)
@@ -151,7 +152,7 @@ def _draw(rng: random.Random, seed: int, size: str, split: str, task_type: str) 
         plan.append(next(text for text, known in engine.commands(state).items() if known == action))
         engine.act(state, action)
     if not state.won():
-        raise AssertionError(f"a plan for {sentence!r} does not win: {plan}")
+        raise AssertionError(f"the plan for {sentence!r} does not reach the goal: {plan}")
     name = f"{task_type}-{target}-None-{goal}-{scene}"
     trial = f"trial_G{rng.getrandbits(60):015x}"
     contents = tuple(sorted((kind_name, where) for _, kind_name, where in objects))
@@ -164,7 +165,7 @@ def _draw(rng: random.Random, seed: int, size: str, split: str, task_type: str) 
 def _choose_task(
     rng: random.Random, task_type: str, kind: RoomKind, receptacles: tuple[Receptacle, ...]
 ) -> tuple[str, str] | None:
-    """(object type, goal receptacle type or lamp type) that the room allows, or None."""
+    """Samples (object type, goal receptacle type or lamp type) among those that the room allows, or None."""
     present = sorted({r.kind for r in receptacles})
     appliance, workable = APPLIANCES.get(task_type, (None, frozenset(kind.objects)))
     if appliance is not None and appliance not in present:
@@ -196,7 +197,10 @@ def _place_objects(
     kind: RoomKind,
     receptacles: tuple[Receptacle, ...],
 ) -> list[tuple[str, str, int]] | None:
-    """(PDDL id, type, receptacle's number) for each object. The target is never in the goal's type."""
+    """Samples (PDDL id, type, receptacle index) of each object; targets are never in receptacles of the goal type.
+
+    Returns None if the target fits nowhere, or if two PDDL ids are equal.
+    """
     appliance = APPLIANCES.get(task_type, (None,))[0]
     homes: dict[str, list[int]] = {}
 
@@ -216,7 +220,7 @@ def _place_objects(
     def place_for(o: str) -> int:
         if size == "small":
             return rng.choice(places_for(o))
-        return rng.choices(places_for(o), [CROWDED.get(receptacles[i].kind, 1) for i in places_for(o)])[0]
+        return rng.choices(places_for(o), [PLACEMENT_WEIGHTS.get(receptacles[i].kind, 1) for i in places_for(o)])[0]
 
     if not places_for(target):
         return None
@@ -231,8 +235,8 @@ def _place_objects(
         pool = [o for o in others if counts[o] < most]
         if not pool:
             break
-        fresh = [o for o in pool if counts[o] == 0] if size != "small" else []
-        o = rng.choice(fresh or pool)
+        unused = [o for o in pool if counts[o] == 0] if size != "small" else []
+        o = rng.choice(unused or pool)
         counts[o] += 1
         found.append((_pddl_id(rng, o), o, place_for(o)))
     if goal in LAMPS:
@@ -270,7 +274,7 @@ def _problem_text(
     receptacles: tuple[Receptacle, ...],
     objects: list[tuple[str, str, int]],
 ) -> str:
-    """The PDDL problem, with the facts that the reference's domain asks for."""
+    """The PDDL problem, with the facts that the reference's domain needs."""
     start = f"loc_bar_{_code(rng.randint(-12, 12))}_bar_{_code(rng.randint(-12, 12))}_bar_99_bar_30"
     places = sorted({r.place for r in receptacles} | {start})
     rtypes = sorted({r.kind for r in receptacles} | set(_TYPES_IN_DOMAIN[0]) | ({goal} - set(LAMPS)))

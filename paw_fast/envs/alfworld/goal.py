@@ -1,8 +1,8 @@
-"""Turns a PDDL goal into a check that costs microseconds.
+"""Compiles a PDDL goal into a form that is checked in microseconds.
 
-A goal is a conjunction of clauses; each clause says that objects, receptacles and places exist for which some
-facts hold. Facts that never change are settled once, here; what is left of a clause is a list of
-alternatives, each a set of facts that may change ("object 4 is in receptacle 2").
+A goal is a conjunction of clauses; each clause states that objects, receptacles and places exist for which some
+facts hold. Facts that never change are evaluated once, here. What remains of a clause is a list of alternatives,
+each a set of facts that may change ("object 4 is in receptacle 2").
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _FIXED = {
 
 
 class UnknownGoal(ValueError):
-    """A goal of a form this engine does not know: a clause without its subject, "its goal"."""
+    """A goal of an unsupported form. The message is a clause whose subject is "its goal"."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """clauses: all must hold; each is a tuple of alternatives; each of those a frozenset of literals."""
+    """A compiled goal. All clauses must hold; a clause is a tuple of alternatives, each a frozenset of literals."""
 
     clauses: tuple[tuple[frozenset[Literal], ...], ...]
 
 
 class _Budget:
-    """What settling the whole goal may cost, in facts looked at and alternatives found."""
+    """Limits the cost of compiling a goal: the number of facts tried and of alternatives found."""
 
     def __init__(self) -> None:
         self.tries = self.alternatives = 0
@@ -75,7 +75,7 @@ class _Clause:
 
 
 def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -> Goal:
-    """Raises `UnknownGoal` for forms that are not a conjunction of existential clauses."""
+    """Compiles the goal of a problem. Raises `UnknownGoal` unless it is a conjunction of existential clauses."""
     clauses: list[_Clause] = []
     ground = _Clause()
     for node in _conjuncts(problem.goal):
@@ -104,7 +104,7 @@ def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -
 
 
 def _check_atom(atom: tuple[str, ...], kinds: dict[str, str]) -> None:
-    """The reference takes every thing for an object too, so that a goal may name a receptacle where one is expected."""
+    """Checks an atom's arguments. In the reference every entity is also an object, so type mismatches are unknown."""
     signature = SIGNATURES[atom[0]]
     if len(atom) - 1 != len(signature):
         raise PddlError(f"the goal gives {atom[0]} {len(atom) - 1} arguments, expected {len(signature)}")
@@ -129,7 +129,7 @@ def _conjuncts(node: list) -> list[list]:
 
 
 def _flatten(node: list, scope: dict[str, str], out: _Clause) -> None:
-    """Adds a formula to a clause; each bound variable gets a name of its own."""
+    """Adds a formula to a clause, and renames bound variables so that they are unique in it."""
     if isinstance(node, list) and node[:1] == ["and"]:
         for child in _conjuncts(node):
             _flatten(child, scope, out)
@@ -217,7 +217,7 @@ def _alternatives(
 
 
 def _placed(problem: Problem, world: World, name: str) -> tuple[str, ...]:
-    """(name,) when the world knows the thing, () when no fact mentions it."""
+    """(name,) if a fact mentions the entity, else ()."""
     kind = problem.objects[name]
     if kind not in ("receptacle", "object", "location"):
         return (name,)
@@ -229,7 +229,7 @@ def _placed(problem: Problem, world: World, name: str) -> tuple[str, ...]:
 
 
 def _match(terms: tuple[str, ...], args: tuple[str, ...], binding: dict[str, str]) -> dict[str, str] | None:
-    """The binding under which the terms are the arguments, or None; their number and types are known to fit."""
+    """The binding that makes the terms equal to the arguments, or None; number and types are checked before."""
     new = binding
     for term, arg in zip(terms, args, strict=True):
         if not term.startswith("?"):
@@ -250,5 +250,5 @@ def _literal(atom: tuple[str, ...], binding: dict[str, str], world: World) -> Li
             try:
                 numbers.append(world.index(kind, name))
             except KeyError:
-                return None  # no fact mentions it, so this one can never hold
+                return None  # no fact mentions the entity, so this literal can never hold
     return atom[0], numbers[0], numbers[1] if len(numbers) > 1 else -1

@@ -1,7 +1,7 @@
-"""Reads the two PDDL texts of a game file: the problem into a `Problem`, the domain into a fingerprint.
+"""Parses the PDDL problem of a game file, and computes a fingerprint of its PDDL domain.
 
-Only what ALFWorld's problems use is understood. What is malformed raises `PddlError` with the line; what the reference
-engine may take all the same (it checks little) raises `UnsupportedGame`, and the caller may hand the file to it.
+Only the subset of PDDL that ALFWorld's problems use is supported. Malformed texts raise `PddlError` with the line.
+Texts that the reference engine may accept nevertheless (it checks little) raise `UnsupportedGame`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-MAX_PROBLEM_CHARS = 2_000_000  # official problems have up to 75,000; more is not a household
-MAX_DEPTH = 500  # official goals nest 10 deep; the reference ends with a RecursionError at 492
+MAX_PROBLEM_CHARS = 2_000_000  # official problems have up to 75,000 characters
+MAX_DEPTH = 500  # official goals nest 10 deep; the reference raises a RecursionError at depth 492
 
 KINDS = {"agent", "location", "receptacle", "object", "rtype", "otype"}
 # The kinds of the arguments of each predicate.
@@ -51,27 +51,27 @@ SIGNATURES = {
     "issliced": ("object",),
 }
 
-# A question mark begins a name, as in the reference: "?o?r" are two.
+# A question mark starts a new name, as in the reference: "?o?r" is two names.
 _TOKEN = re.compile(r"[()]|\??[^\s();?]+|\?|;[^\n]*")
 _COMMENT = re.compile(r";[^\n]*")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class PddlError(ValueError):
-    """What is wrong with a PDDL text, with the line where known."""
+    """An invalid PDDL text; the message has the line if it is known."""
 
 
 class TooLarge(PddlError):
-    """Beyond what this engine takes, to bound the time and memory of hostile files."""
+    """Exceeds a limit of the native engine; the limits bound time and memory for malicious files."""
 
 
 class UnsupportedGame(ValueError):
-    """Not what this engine plays, though the reference may: one clause that begins with "its"."""
+    """A game that the native engine does not support but the reference may. The message is a clause starting "its"."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A parsed problem; every name is lower-cased, as the reference does.
+    """A parsed problem. All names are lower-cased, as in the reference.
 
     objects: name -> type. facts: initial facts, in file order. goal: nested lists of names.
     """
@@ -82,9 +82,9 @@ class Problem:
 
 
 def read_sexpr(text: str) -> list:
-    """The nested lists of the one expression in `text`, lower-cased. Raises `PddlError` with the line."""
+    """Parses the single s-expression in `text` into nested lists, lower-cased. Raises `PddlError` with the line."""
     if len(text) > MAX_PROBLEM_CHARS:
-        raise TooLarge(f"{len(text)} characters long, at most {MAX_PROBLEM_CHARS} are read")
+        raise TooLarge(f"{len(text)} characters long, at most {MAX_PROBLEM_CHARS} are supported")
     if not text.isascii():
         text = _COMMENT.sub("", text)
         if (other := _NOT_ASCII.search(text)) is not None:
@@ -103,7 +103,7 @@ def read_sexpr(text: str) -> list:
             stack.append([])
         elif token == ")":
             if not stack:
-                raise PddlError(f"line {_line(text, i)}: a closing parenthesis too many")
+                raise PddlError(f"line {_line(text, i)}: unmatched closing parenthesis")
             node = stack.pop()
             if stack:
                 stack[-1].append(node)
@@ -111,17 +111,17 @@ def read_sexpr(text: str) -> list:
                 root = node
         elif token[0] != ";":
             if not stack:
-                raise PddlError(f"line {_line(text, i)}: {show(token)} stands outside of parentheses")
+                raise PddlError(f"line {_line(text, i)}: {show(token)} is outside of parentheses")
             stack[-1].append(token)
     if stack:
         raise PddlError(f"ends inside {len(stack)} open parentheses (truncated?)")
     if root is None:
-        raise PddlError("holds no PDDL expression")
+        raise PddlError("contains no PDDL expression")
     return root
 
 
 def _line(text: str, index: int) -> int:
-    """The line of the token with that number."""
+    """The line number of the token with this index."""
     for i, match in enumerate(_TOKEN.finditer(text)):
         if i == index:
             return text.count("\n", 0, match.start()) + 1
@@ -129,7 +129,10 @@ def _line(text: str, index: int) -> int:
 
 
 def parse_problem(text: str) -> Problem:
-    """Reads `(define (problem ...) (:domain ...) (:objects ...) (:init ...) (:goal ...))`."""
+    """Parses `(define (problem ...) (:domain ...) (:objects ...) (:init ...) (:goal ...))`.
+
+    Raises `PddlError` for malformed texts, and `UnsupportedGame` for those that the reference may accept nevertheless.
+    """
     root = read_sexpr(text)
     if not root or root[0] != "define":
         raise PddlError("does not begin with (define ...)")
@@ -138,23 +141,23 @@ def parse_problem(text: str) -> Problem:
         if not isinstance(node, list) or not node or not isinstance(node[0], str):
             raise PddlError(f"expected a section such as (:init ...), got {show(node)}")
         if node[0] in sections:
-            raise PddlError(f"has the section {show(node[0])} twice")
+            raise PddlError(f"has two sections {show(node[0])}")
         sections[node[0]] = node[1:]
         if node[0] == ":goal":
-            break  # the reference reads no further
+            break  # the reference ignores the rest
     for name in (":init", ":goal"):
         if name not in sections:
             raise PddlError(f"lacks the section ({name} ...)")
     if len(sections[":goal"]) != 1 or not isinstance(sections[":goal"][0], list):
-        raise PddlError("the section (:goal ...) must hold one formula")
+        raise PddlError("the section (:goal ...) must contain one formula")
     objects = typed_names(sections.get(":objects", []))
     facts = []
     for node in sections[":init"]:
         if isinstance(node, str) or node[:1] == ["not"]:
-            raise UnsupportedGame(f"its (:init ...) holds {show(node)}, which is not a plain fact")
+            raise UnsupportedGame(f"its (:init ...) contains {show(node)}, which is not a plain fact")
         if not node:
             raise PddlError(f"expected a fact in (:init ...), got {show(node)}")
-        if node[0] == "=":  # distances and costs, of which nothing is observable
+        if node[0] == "=":  # distances and costs, which are not observable
             continue
         if not all(isinstance(item, str) for item in node):
             raise PddlError(f"expected a plain fact in (:init ...), got {show(node)}")
@@ -166,7 +169,7 @@ def parse_problem(text: str) -> Problem:
 
 
 def typed_names(items: list) -> dict[str, str]:
-    """The types of names, by name, from `agent1 - agent ?r ?s - receptacle ...`; without a type it is object."""
+    """Parses `agent1 - agent ?r ?s - receptacle ...` into types by name; names without a type are objects."""
     names: dict[str, str] = {}
     pending: list[str] = []
     it = iter(items)
@@ -178,7 +181,7 @@ def typed_names(items: list) -> dict[str, str]:
             continue
         kind = next(it, None)
         if not isinstance(kind, str):
-            raise PddlError("a list of names ends in a '-' without a type after it, or has a list for a type")
+            raise PddlError("a list of names has a '-' that is not followed by a type")
         _declare(names, pending, kind)
         pending = []
     _declare(names, pending, "object")
@@ -192,14 +195,14 @@ def _declare(names: dict[str, str], new: list[str], kind: str) -> None:
 
 
 def show(node: object) -> str:
-    """A piece of a PDDL text for a message: at most 80 characters, all of them printable ASCII."""
+    """Formats a part of a PDDL text for a message: at most 80 characters of printable ASCII."""
     text = _text(node) if isinstance(node, list) else repr(node)
     text = ascii(text)[1:-1] if not (text.isascii() and text.isprintable()) else text
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _text(node: object) -> str:
-    """As much of the nested lists' text as `show` may need."""
+    """The start of the text of nested lists, at least as long as `show` needs."""
     if not isinstance(node, list):
         return str(node)[:90]
     return f"({' '.join(map(_text, node[:20]))})"
@@ -207,6 +210,6 @@ def _text(node: object) -> str:
 
 @lru_cache(maxsize=64)
 def fingerprint(text: str) -> str:
-    """SHA-256 of a PDDL text's tokens: white space, comments and upper case do not count."""
+    """SHA-256 of the tokens of a PDDL text; independent of white space, comments and case."""
     tokens = (t for t in _TOKEN.findall(text.lower()) if t[0] != ";")
     return hashlib.sha256(" ".join(tokens).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,9 +1,9 @@
-"""The expert that reads the true state: shortest plans, for proofs and upper bounds.
+"""Finds shortest plans from the true state of a game, to prove that games are solvable and to bound episode lengths.
 
-The goal is a conjunction of clauses with alternatives (see `goal`). For each choice of alternatives an A*
-search over the engine's own states looks for the shortest way; only commands that touch the chosen objects,
-their receptacles, the appliances they need and places to lay down what is in the hands are tried. The best
-choice wins; choices whose lower bound is not below the best plan so far are skipped.
+The goal is a conjunction of clauses with alternatives (see `goal`). For each combination of alternatives, an A* search
+over engine states finds the shortest plan. It tries only commands that involve the goal's objects, their receptacles,
+the appliances they need, and receptacles in which held objects can be put. The shortest plan of all combinations is
+returned; combinations whose lower bound is not below the best plan so far are skipped.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from paw_fast.envs.alfworld.engine import Action
 from paw_fast.envs.alfworld.goal import Literal
 from paw_fast.envs.alfworld.state import State
 
-MAX_NODES = 200_000  # a choice of alternatives needs 10 to 2,000
-MAX_CHOICES = 100_000  # the 12 official games of the test data have up to 22
+MAX_NODES = 200_000  # states of one search; 10 to 2,000 are typical
+MAX_CHOICES = 100_000  # combinations of alternatives; the 12 official games of the test data have up to 22
 
 _APPLIANCE = {"isclean": ("clean", "cleaners"), "ishot": ("heat", "heaters"), "iscool": ("cool", "coolers")}
 _PLANNED = {"inreceptacle", "holds", "istoggled", "atlocation", *_APPLIANCE}
 
 
 class Planner:
-    """Plays from the true state.
+    """Plans from the true state of a game.
 
     >>> from paw_fast.envs.alfworld.planner import Planner
     >>> Planner().act  # doctest: +ELLIPSIS
@@ -35,37 +35,38 @@ class Planner:
     """
 
     def act(self, state: State) -> str | None:
-        """The first command of a shortest plan; None when there is no plan or the goal holds already."""
+        """The first command of a shortest plan; None if there is no plan or the goal holds already."""
         plan = self.plan(state)
         return plan[0] if plan else None
 
     def plan(self, state: State) -> list[str] | None:
-        """The commands of a shortest plan: empty when the goal holds, None when there is no plan.
+        """The commands of a shortest plan: empty if the goal holds already, None if there is no plan.
 
-        Raises `NotImplementedError` for goals outside of the six task types (sliced objects, thousands of ways).
+        Raises `NotImplementedError` for goals other than those of the six task types (such as sliced objects), or with
+        more than `MAX_CHOICES` combinations of alternatives.
         """
         actions = plan_actions(state)
         if actions is None:
             return None
-        twin, texts = state.clone(), []
+        successor, texts = state.clone(), []
         for action in actions:
-            texts.append(next(text for text, known in engine.commands(twin).items() if known == action))
-            engine.act(twin, action)
+            texts.append(next(text for text, known in engine.commands(successor).items() if known == action))
+            engine.act(successor, action)
         return texts
 
 
 def plan_actions(state: State) -> list[Action] | None:
-    """A shortest plan as actions, empty when the goal holds, None when there is none."""
+    """A shortest plan as actions: empty if the goal holds already, None if there is no plan."""
     if state.won():
         return []
     if prod(map(len, state.world.goal.clauses)) > MAX_CHOICES:
-        raise NotImplementedError("no plans for goals that can be reached in more than 100,000 ways")
+        raise NotImplementedError(f"cannot plan for goals with more than {MAX_CHOICES} combinations of alternatives")
     choices = []
     for choice in product(*state.world.goal.clauses):
         literals = frozenset().union(*choice)
         unknown = {literal[0] for literal in literals} - _PLANNED
         if unknown:
-            raise NotImplementedError(f"no plans for goals with {', '.join(sorted(unknown))}")
+            raise NotImplementedError(f"cannot plan for goals with {', '.join(sorted(unknown))}")
         bound = _Search(state, literals).bound(state)
         if bound is not None:
             choices.append((bound, _signature(state, literals), sorted(literals)))
@@ -86,7 +87,7 @@ def plan_actions(state: State) -> list[Action] | None:
 
 
 def _signature(state: State, literals: frozenset[Literal]) -> object:
-    """Equal for choices that differ only by a goal receptacle that nothing tells apart (one of many cabinets)."""
+    """A key that is equal for combinations with equivalent goal receptacles, such as two of many closed cabinets."""
     goals = {b for predicate, _, b in literals if predicate == "inreceptacle"}
     if len(goals) != 1 or any(literal[0] in ("atlocation", "istoggled") for literal in literals):
         return literals
@@ -104,7 +105,7 @@ def _signature(state: State, literals: frozenset[Literal]) -> object:
 
 
 def _named_stops(actions: list[Action], place_of: tuple[int, ...]) -> list[Action]:
-    """At a shared place, goes to the receptacle that is used next; the state is the same."""
+    """Replaces each "go to" by one to the receptacle at the same place that is used next; the state is the same."""
     for i, (now, then) in enumerate(pairwise(actions)):
         if now.verb == "go" and then.other >= 0 and place_of[then.other] == place_of[now.other]:
             actions[i] = Action("go", other=then.other)
@@ -112,7 +113,7 @@ def _named_stops(actions: list[Action], place_of: tuple[int, ...]) -> list[Actio
 
 
 class _Search:
-    """A* for one set of facts that must all hold."""
+    """An A* search for a state in which all literals hold."""
 
     def __init__(self, state: State, literals: frozenset[Literal]) -> None:
         self.start, self.world = state, state.world
@@ -131,7 +132,7 @@ class _Search:
         self.relevant: list[int] | None = None
 
     def _relevant_receptacles(self) -> list[int]:
-        """Receptacles worth visiting: sources, goals, appliances, lamps' places, and places to lay things down."""
+        """Receptacles a shortest plan may visit: sources, goals, appliances, lamps, and places to put held objects."""
         world, state = self.world, self.start
         wanted = {r for r, group in enumerate(state.inside) if any(o in group for o in (*self.targets, *self.lamps))}
         wanted |= self.goal_receptacles
@@ -154,7 +155,7 @@ class _Search:
         return sorted(near)
 
     def bound(self, state: State) -> int | None:
-        """A lower bound of the steps still needed; None when no plan can exist."""
+        """A lower bound on the number of remaining steps; None if no plan exists."""
         world, needs_take, steps = self.world, False, 0
         opens_goal: set[int] = set()
         sources_shut: list[set[int]] = []
@@ -203,7 +204,7 @@ class _Search:
         return steps + self._arrivals(state, routes)
 
     def _arrivals(self, state: State, routes: list[list[set[int]]]) -> int:
-        """The fewest "go to" that visit each route's places in order, one route after the other."""
+        """The smallest number of "go to" steps that visits the places of each route in order, one route at a time."""
         last = [{self.final_place}] if self.final_place is not None else []
         fewest = None
         for order in permutations(routes) if len(routes) <= 3 else (routes,):
@@ -273,13 +274,13 @@ class _Search:
             if num_nodes > MAX_NODES:
                 raise RuntimeError(f"no plan within {MAX_NODES} states, expected at most a few thousand")
             for action in self._successors(state):
-                twin = state.clone()
-                engine.act(twin, action)
-                key = twin.state_key()
+                successor = state.clone()
+                engine.act(successor, action)
+                key = successor.state_key()
                 if best_depth.get(key, depth + 2) <= depth + 1:
                     continue
-                bound = self.bound(twin)
+                bound = self.bound(successor)
                 if bound is not None:
                     best_depth[key] = depth + 1
-                    heapq.heappush(heap, (depth + 1 + bound, -(depth + 1), next(ticket), twin, (trail, action)))
+                    heapq.heappush(heap, (depth + 1 + bound, -(depth + 1), next(ticket), successor, (trail, action)))
         return None

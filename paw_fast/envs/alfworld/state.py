@@ -1,4 +1,4 @@
-"""The changing part of a game: a `State` that can be cloned, compared, hashed and stored."""
+"""Defines the mutable part of a game: a `State` that can be cloned, compared, hashed and serialized."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SETS = ("held", "opened", "lying", "left", "clean", "hot", "cool", "sliced", "t
 
 
 class State:
-    """What changes while a game is played. Sets are frozen and replaced, never altered, so a clone is cheap.
+    """The mutable state of a game. Sets are frozen and replaced, never modified, so that cloning is cheap.
 
-    place: where the agent stands. inside[r]: objects in receptacle r. held, holds_any: what is carried, and
-    whether the hands count as full (two facts in ALFWorld). opened: open receptacles. lying: pairs (object,
-    place). left: pairs (object, receptacle) from which the object was taken and not put back.
-    clean, hot, cool, sliced, toggled: the objects that are so.
+    place: the agent's place. inside[r]: objects in receptacle r. held: objects held by the agent. holds_any: whether
+    the agent counts as holding something (a separate fact in ALFWorld). opened: open receptacles. lying: pairs
+    (object, place). left: pairs (object, receptacle) of objects taken from a receptacle and not put back.
+    clean, hot, cool, sliced, toggled: the objects in that condition.
     """
 
     __slots__ = ("commands", "holds_any", "inside", "place", "world", *_SETS)
@@ -44,7 +44,7 @@ class State:
         self.inside = [frozenset()] * len(world.receptacles)
         for name in _SETS:
             setattr(self, name, frozenset())
-        self.commands: dict | None = None  # filled by `engine.commands`, dropped by `engine.play`
+        self.commands: dict | None = None  # set by `engine.commands`, cleared by `engine.play`
 
     def clone(self) -> State:
         """An independent copy; the world is shared."""
@@ -57,7 +57,7 @@ class State:
         return twin
 
     def state_key(self) -> tuple:
-        """Equal for two states of one world exactly when every fact that commands can change is equal."""
+        """A key that is equal for two states of a world if and only if all facts that commands can change are equal."""
         return (self.place, self.holds_any, tuple(self.inside), *(getattr(self, name) for name in _SETS))
 
     def __eq__(self, other: object) -> bool:
@@ -67,19 +67,19 @@ class State:
         return hash(self.state_key())
 
     def to_bytes(self) -> bytes:
-        """The state without its world; equal states give equal bytes, in any process."""
+        """Serializes the state without its world; equal states give equal bytes in every process."""
         return repr((self.world.digest, *self.as_numbers())).encode("ascii")
 
     def as_numbers(self) -> tuple:
-        """All that changes, as sorted numbers: equal for equal states, in any process."""
+        """The state as sorted numbers; equal for equal states in every process."""
         sets = [sorted(getattr(self, name)) for name in _SETS]
         return self.place, int(self.holds_any), [sorted(s) for s in self.inside], sets
 
     @classmethod
     def from_bytes(cls, world: World, data: bytes) -> State:
-        """The state that `to_bytes` stored, over `world`, loaded from the same game in this process or another.
+        """Deserializes a state; `world` must be loaded from the same game, in this or another process.
 
-        Raises `ValueError` when the bytes are not such a state, or are one of another game.
+        Raises `ValueError` if the bytes are not a state, or belong to another game.
         """
         state = cls(world)
         try:
@@ -104,7 +104,7 @@ class State:
         return state
 
     def is_true(self, literal: Literal) -> bool:
-        """Whether a changing fact (see `goal.Literal`) holds now."""
+        """Whether a mutable fact (see `goal.Literal`) holds in this state."""
         predicate, a, b = literal
         if predicate == "inreceptacle":
             return a in self.inside[b]
@@ -115,7 +115,7 @@ class State:
         return a in getattr(self, _SET_OF[predicate])
 
     def won(self) -> bool:
-        """Whether the goal holds now. Not latched: undoing it makes it false again."""
+        """Whether the goal holds in this state. Not latched: undoing the goal makes it false again."""
         is_true = self.is_true
         return all(any(all(map(is_true, facts)) for facts in clause) for clause in self.world.goal.clauses)
 

@@ -1,8 +1,8 @@
-"""What is where in a household: facts of ALFWorld's game data, and the rooms that games are made of.
+"""Defines the objects, receptacles and room types of generated games.
 
 Which receptacle may hold which object, and what can be cleaned, heated, cooled and sliced, are facts of the
-reference's data set (ALFRED, MIT). Room contents and counts are our own, chosen so that generated games have the
-official games' sizes.
+reference's data set (ALFRED, MIT license). Room contents and counts were chosen for this package, so that generated
+games match the official games in size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text, as a tuple."""
+    """Splits a word list written as one string."""
     return tuple(text.split())
 
 
@@ -109,7 +109,7 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-# What the task needs: the appliance's receptacle type, and the objects that it works on.
+# For each task type: the receptacle type of the appliance, and the objects it can be used on.
 APPLIANCES = {
     "pick_clean_then_place_in_recep": ("SinkBasin", CLEANABLE),
     "pick_heat_then_place_in_recep": ("Microwave", HEATABLE),
@@ -129,11 +129,11 @@ SENTENCES = {
 class RoomKind:
     """One of the four room types.
 
-    scenes: room numbers, as in ALFWorld. tasks: the types that suit it. required: receptacle types that each
-    such room has one of (`full` alone adds those of required_full). optional: type -> (weight, most in
-    small, medium, full). objects: what may lie about; objects_full also in `full`. full_weights: weights that
-    differ there. types_per_object: how many object types there are, of the objects, but in `small`.
-    num_receptacles, num_objects: (least, most) by size.
+    scenes: scene numbers, as in ALFWorld. tasks: possible task types. required: receptacle types of which every such
+    room has one; rooms of size `full` also have those in required_full. optional: receptacle type -> (sampling
+    weight, maximum number in small, medium, full). objects: possible object types; objects_full: additional ones in
+    `full`. full_weights: weights in `full` that differ from those in optional. types_per_object: number of object
+    types divided by the number of objects, except in `small`. num_receptacles, num_objects: (minimum, maximum) by size.
     """
 
     name: str
@@ -150,13 +150,13 @@ class RoomKind:
     types_per_object: float = 0.55
 
 
-_ANYWHERE = {"pick_and_place_simple", "pick_two_obj_and_place"}
+_TASKS_EVERYWHERE = {"pick_and_place_simple", "pick_two_obj_and_place"}
 
 ROOMS = (
     RoomKind(
         name="kitchen",
         scenes=range(1, 31),
-        tasks=frozenset(_ANYWHERE | set(APPLIANCES)),
+        tasks=frozenset(_TASKS_EVERYWHERE | set(APPLIANCES)),
         required=("CounterTop", "Fridge", "Microwave", "SinkBasin"),
         required_full=(*["StoveBurner"] * 4, "CoffeeMachine", "Toaster", "GarbageCan", *["Cabinet"] * 4, "Drawer"),
         optional={
@@ -182,7 +182,7 @@ ROOMS = (
     RoomKind(
         name="living room",
         scenes=range(201, 231),
-        tasks=frozenset(_ANYWHERE | {"look_at_obj_in_light"}),
+        tasks=frozenset(_TASKS_EVERYWHERE | {"look_at_obj_in_light"}),
         required=("Sofa", "CoffeeTable", "SideTable"),
         required_full=("GarbageCan", "ArmChair"),
         optional={
@@ -209,7 +209,7 @@ ROOMS = (
     RoomKind(
         name="bedroom",
         scenes=range(301, 331),
-        tasks=frozenset(_ANYWHERE | {"look_at_obj_in_light"}),
+        tasks=frozenset(_TASKS_EVERYWHERE | {"look_at_obj_in_light"}),
         required=("Bed", "Desk", "Drawer"),
         required_full=("GarbageCan", "Drawer"),
         optional={
@@ -235,7 +235,7 @@ ROOMS = (
     RoomKind(
         name="bathroom",
         scenes=range(401, 431),
-        tasks=frozenset(_ANYWHERE | {"pick_clean_then_place_in_recep"}),
+        tasks=frozenset(_TASKS_EVERYWHERE | {"pick_clean_then_place_in_recep"}),
         required=("Toilet", "SinkBasin", "CounterTop", "Cabinet"),
         required_full=("GarbageCan", "ToiletPaperHanger", "HandTowelHolder", "TowelHolder"),
         optional={
@@ -259,12 +259,12 @@ ROOMS = (
         num_objects={"small": (5, 8), "medium": (9, 14), "full": (14, 24)},
     ),
 )
-# Rooms never seen in training; the official unseen rooms (10, 219, 308, 424) are among them.
+# Scene numbers modulo 100 that do not occur in training; they include the official unseen scenes 10, 219, 308, 424.
 UNSEEN_ROOMS = frozenset({4, 8, 10, 19, 24})
 SIZES = ("small", "medium", "full")
-# How likely an object is to lie in a receptacle of a type beside one of another (1 where none is named); as in the
-# official games, where a counter holds nine times as much as a cabinet. Not in `small`, where all are alike.
-CROWDED = {
+# Relative probability that an object is placed in a receptacle of this type (default 1), as in the official games,
+# where a counter holds nine times as many objects as a cabinet. Not used in `small`, where all are equally likely.
+PLACEMENT_WEIGHTS = {
     "CounterTop": 7, "DiningTable": 12, "CoffeeTable": 8, "Desk": 8, "Dresser": 8, "Fridge": 10, "Bed": 9, "Sofa": 6,
     "SinkBasin": 6, "SideTable": 5, "GarbageCan": 6, "Toilet": 3, "Microwave": 4, "ArmChair": 2, "Ottoman": 2,
     "Safe": 4, "Cart": 3, "BathtubBasin": 2, "TVStand": 2, "StoveBurner": 4, "CoffeeMachine": 2, "Drawer": 2,

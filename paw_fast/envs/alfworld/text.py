@@ -1,8 +1,8 @@
-"""The two wordings of ALFWorld, and how a game file tells which one it is played in.
+"""Defines the two text grammars of ALFWorld, and detects which one a game file uses.
 
-`WHEEL` is the grammar that the `alfworld` 0.4.2 package ships, `OFFICIAL` the one inside the json_2.1.1 files.
-A file is recognised by the hash of its grammar (the task's sentence left out) and of its PDDL domain; the
-combinations that are known to play alike are listed in `_DOMAINS`.
+`WHEEL` is the grammar in the `alfworld` 0.4.2 package, `OFFICIAL` the one in the json_2.1.1 game files. A file is
+identified by the hashes of its grammar (without the task's sentence) and of its PDDL domain; supported domains are
+listed in `_DOMAINS`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COMMANDS_HELP = (
 
 
 def _help_text() -> str:
-    # The line of "move" is indented by two spaces less than the others; the reference prints it so.
+    # As in the reference, the line of "move" is indented by two spaces less than the others.
     lines = []
     for usage, meaning in _COMMANDS_HELP:
         width = 33 if usage.startswith("move") else 35
@@ -50,9 +50,9 @@ HELP = _help_text()
 
 @dataclass(frozen=True)
 class Dialect:
-    """One wording: templates with {o} an object's name, {r} a receptacle's, {place} a location's, {list} a listing.
+    """The text templates of a grammar: {o} is an object, {r} a receptacle, {place} a location, {list} a listing.
 
-    article: put before each name in a listing. facing_state: `look` adds "(is open)" to openable receptacles.
+    article: precedes each name in a listing. facing_state: whether `look` adds "(is open)" to openable receptacles.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Dialect:
     slice: str
 
     def listing(self, names: Iterable[str]) -> str:
-        """ "a b 2, and a b 1" (or "nothing"): names with the article, joined the way the grammar joins."""
+        """Joins names with articles as the grammar does: "a mug 2, and a mug 1", or "nothing"."""
         return join_list([self.article + name for name in names])
 
 
 def join_list(items: list[str]) -> str:
-    """Joins with ", " and a last ", and "; an empty list reads "nothing"."""
+    """Joins items with ", " and a final ", and "; returns "nothing" for an empty list."""
     if len(items) > 1:
         return ", ".join(items[:-1]) + ", and " + items[-1]
     return items[0] if items else "nothing"
@@ -133,32 +133,32 @@ DIALECTS = {"wheel": WHEEL, "official": OFFICIAL}
 
 @dataclass(frozen=True)
 class Rules:
-    """What a game file's domain and grammar say together."""
+    """The rules of a game, determined by its PDDL domain and its text grammar."""
 
     dialect: Dialect
     has_help: bool = True
-    sink_cleans: bool = False  # an older domain also cleans at receptacles of the type SinkType
+    sink_cleans: bool = False  # in an older domain, receptacles of the type SinkType clean too
 
 
-# SHA-256 of the grammar with its task sentence replaced.
+# SHA-256 of the grammar with the task's sentence replaced.
 _GRAMMARS = {
     "c5b22f0f73309a7fd7c8e5b71de42ad4803b60766ab4a51cc2feb34162be036b": WHEEL,
     "7877085679b6f1dc5254c4a8a94fce7c98d7ab204d341b83b6c9a731106c0c7e": OFFICIAL,
 }
-# `pddl.fingerprint` of the domain: has the action help, cleans at SinkType too.
+# `pddl.fingerprint` of the domain -> (has the action help, SinkType cleans too).
 _DOMAINS = {
     "915e118f4f32b4d826bf53c99e860dd85831afffb1a31ad333f063ce005b7122": (True, False),
     "b0b8259a4e11c9f45e91c181404bde4c2c936ad872fdc4d368c7e63094eaafac": (False, False),
     "0c42dbe9f67ce2474749f02dd32a40bcc41ef44e8ed28bcedf4526fb02078fec": (False, True),
 }
-MAX_RULE_CHARS = 200_000  # the known ones have below 30,000 together
+MAX_RULE_CHARS = 200_000  # the supported domains and grammars have fewer than 30,000 characters together
 _SENTENCE = re.compile(r'"Your task is to: ([^"\n]*)\."')
-# Other characters mean something to the reference's grammar parser; such a sentence is left to it.
+# Other characters have a meaning in the reference's grammar; sentences that contain them are not supported.
 _PLAIN = re.compile(r"[A-Za-z0-9 ,.'!?:&()/-]+")
 
 
 def is_plain(task: str) -> bool:
-    """Whether a task's sentence is text alone, in both engines."""
+    """Whether both engines treat a task's sentence as plain text."""
     return _PLAIN.fullmatch(task) is not None and task == task.strip()
 
 
@@ -167,7 +167,7 @@ def _dialect(bare_grammar: str) -> Dialect | None:
 
 
 def read_rules(domain: str, grammar: str) -> tuple[Rules, str] | str:
-    """(rules, task sentence) of a game's domain and grammar, or one clause saying why they are not known."""
+    """(rules, task sentence) of a game's domain and grammar, or a clause saying why they are not supported."""
     if len(domain) + len(grammar) > MAX_RULE_CHARS:
         return f"its domain and grammar have more than {MAX_RULE_CHARS} characters"
     match = _SENTENCE.search(grammar)

@@ -1,8 +1,8 @@
-"""A game's unchanging part: an immutable `World` built from a parsed problem.
+"""Defines the immutable part of a game: a `World` built from a parsed problem.
 
-Receptacles, objects and places are numbers: positions in the world's lists, which are sorted by PDDL id, the
-order in which the reference lists them. What the reference calls facts is kept as is, one pair at a time, so
-that an object in two receptacles, shared places and odd initial states play as they do there.
+Receptacles, objects and places are represented by their indices in lists sorted by PDDL id, the order in which the
+reference lists them. The reference's facts are kept as they are, one pair at a time, so that objects in two
+receptacles, shared places and unusual initial states behave as in the reference.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from paw_fast.envs.alfworld.pddl import KINDS, SIGNATURES, PddlError, Problem, T
 from paw_fast.envs.alfworld.state import State
 from paw_fast.envs.alfworld.text import Rules
 
-# The reference writes these two in capitals at times, and reads braces in its texts as expressions.
+# The reference sometimes writes these two in capitals, and evaluates braces in its texts as expressions.
 _SPECIAL = ("i", "p")
 _ODD = re.compile(r"[^a-z0-9_.,+-]")
 _KNIVES = ("knifetype", "butterknifetype")
-# Official games name below 250 things in below 1,500 facts. The limits bound the time and memory of hostile files.
+# Official games have fewer than 250 entities and 1,500 facts. The limits bound time and memory for malicious files.
 MAX_ENTITIES = 1_000
 MAX_FACTS = 50_000
 MAX_HELD = 50
 
 
 class World:
-    """All of a game that never changes. Shared by every state; treat it as read-only.
+    """The immutable part of a game, shared by its states. Treat it as read-only.
 
-    receptacles, objects, places: display names by number. place_of[r]: the place of a receptacle.
-    at_place[p]: the receptacles there. holders[o]: the receptacles that may hold object o.
+    receptacles, objects, places: display names by index. place_of[r]: the place of receptacle r.
+    at_place[p]: the receptacles at place p. holders[o]: the receptacles that may hold object o.
+
+    Raises `UnsupportedGame` for games that only the reference may support, and `PddlError` for invalid ones.
     """
 
     def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
@@ -41,7 +43,7 @@ class World:
         self.task = task
         facts = list(dict.fromkeys(problem.facts))
         if len(facts) > MAX_FACTS:
-            raise TooLarge(f"holds {len(facts)} facts, at most {MAX_FACTS} are played")
+            raise TooLarge(f"contains {len(facts)} facts, at most {MAX_FACTS} are supported")
         _check_facts(problem, facts)
         ids = {"receptacle": set(), "object": set(), "location": set(), "agent": set()}
         entities: set[str] = set()
@@ -51,7 +53,7 @@ class World:
                 if (kind := problem.objects[name]) in ids:
                     ids[kind].add(name)
         if len(entities) > MAX_ENTITIES:
-            raise TooLarge(f"names {len(entities)} things, at most {MAX_ENTITIES} are played")
+            raise TooLarge(f"contains {len(entities)} entities, at most {MAX_ENTITIES} are supported")
         names = display_names(entities)
         by_predicate: dict[str, list[tuple[str, ...]]] = {predicate: [] for predicate in SIGNATURES}
         for fact in facts:
@@ -75,12 +77,12 @@ class World:
 
     @cached_property
     def digest(self) -> str:
-        """Tells games apart, the same in every process: of the ids, the places, the task and the beginning."""
+        """A hash of the ids, places, task and initial state that identifies the game in every process."""
         what = (self.receptacle_ids, self.object_ids, self.place_ids, self.place_of, self.rules.dialect.name, self.task)
         return hashlib.sha256(repr((what, self.initial.as_numbers())).encode("utf-8")).hexdigest()[:16]
 
     def index(self, kind: str, name: str) -> int:
-        """The number of a receptacle, object or location id."""
+        """The index of a receptacle, object or location by its PDDL id."""
         table = {"receptacle": self._receptacle_index, "object": self._object_index, "location": self._place_index}
         return table[kind][name]
 
@@ -90,7 +92,7 @@ class World:
             r, p = self._receptacle_index[receptacle], self._place_index[place]
             if place_of.setdefault(r, p) != p:
                 raise UnsupportedGame(f"its receptacle {show(receptacle)} is at two places")
-        # A receptacle without a place (-1) is never reached and never listed.
+        # A receptacle without a place (-1) cannot be reached and is never listed.
         self.place_of = tuple(place_of.get(r, -1) for r in range(len(self.receptacles)))
         at_place: list[list[int]] = [[] for _ in self.places]
         for r, p in enumerate(self.place_of):
@@ -156,7 +158,7 @@ class World:
         state.inside = [frozenset(inside.get(i, ())) for i in range(len(self.receptacles))]
         state.held = frozenset(o[args[1]] for args in facts["holds"])
         if len(state.held) > MAX_HELD:
-            raise TooLarge(f"has an agent that holds {len(state.held)} things, at most {MAX_HELD} are played")
+            raise TooLarge(f"has an agent that holds {len(state.held)} objects, at most {MAX_HELD} are supported")
         state.holds_any = bool(facts["holdsany"])
         state.opened = frozenset(r[args[0]] for args in facts["opened"])
         state.lying = frozenset((o[thing], p[place]) for thing, place in facts["objectatlocation"])
@@ -175,7 +177,10 @@ def _grouped(pairs: Iterable[tuple[str, ...]], index: dict[str, int]) -> tuple[t
 
 
 def _check_facts(problem: Problem, facts: list[tuple[str, ...]]) -> None:
-    """The reference checks neither names nor types of facts: such files are for it, but for those it fails at."""
+    """Checks the names and argument types of facts, which the reference does not.
+
+    Raises `PddlError` for those at which the reference would fail too, and `UnsupportedGame` for the others.
+    """
     for fact in facts:
         signature = SIGNATURES.get(fact[0])
         if signature is None:
@@ -189,11 +194,11 @@ def _check_facts(problem: Problem, facts: list[tuple[str, ...]]) -> None:
             raise UnsupportedGame(f"its {wrong}")
         for name in fact[1:]:
             if name in _SPECIAL or _ODD.search(name):
-                raise UnsupportedGame(f"its name {show(name)} is not an ordinary one")
+                raise UnsupportedGame(f"its name {show(name)} is not supported")
 
 
 def display_names(ids: Iterable[str]) -> dict[str, str]:
-    """The names the reference shows: "cabinet 3". Ids sorted upward are numbered downward."""
+    """The display names of the reference, such as "cabinet 3". Numbers descend in ascending order of the ids."""
     ids = sorted(ids)
     bases = {}
     for name in ids:
@@ -209,7 +214,7 @@ def display_names(ids: Iterable[str]) -> dict[str, str]:
             decoded = name
             for code, char in (("_minus_", "-"), ("_plus_", "+"), ("_dot_", "."), ("_comma_", ",")):
                 decoded = decoded.replace(code, char)
-            names[name] = f"{decoded} "  # the reference leaves a space where the number would stand
+            names[name] = f"{decoded} "  # the reference keeps the space before the missing number
         else:
             names[name] = f"{base} {left[base]}"
             left[base] -= 1

@@ -13,7 +13,7 @@ from typing import Any
 from paw_fast.envs.search_qa.datasets import Question
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
 from paw_fast.envs.search_qa.retrieval.records import Hit
-from paw_fast.envs.search_qa.reward import TokenStats, normalize, score
+from paw_fast.envs.search_qa.reward import AnswerScores, normalize, score
 from paw_fast.errors import UserError
 from paw_fast.types import Observation, Step, Task
 
@@ -71,15 +71,15 @@ class SearchEnv:
     name = "search"
 
     def __init__(
-        self, splits: Mapping[str, Callable[[], Sequence[Question]]], desk: QueryBatcher, max_steps: int = 5,
+        self, splits: Mapping[str, Callable[[], Sequence[Question]]], query_batcher: QueryBatcher, max_steps: int = 5,
         format_reward: float = 0.0, notes: bool = False, _tasks: dict[str, tuple[Task, ...]] | None = None,
     ):  # fmt: skip
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
         if not 0 <= format_reward < 1:
             raise UserError(f"--env.format-reward is {format_reward}, expected a share in [0, 1)")
-        self._splits, self._desk, self._max_steps, self._format_reward = splits, desk, max_steps, format_reward
-        self._notes = notes
+        self._splits, self._query_batcher = splits, query_batcher
+        self._max_steps, self._format_reward, self._notes = max_steps, format_reward, notes
         self._tasks = {} if _tasks is None else _tasks
         self._task: Task | None = None
         self._command: str | None = None
@@ -117,7 +117,7 @@ class SearchEnv:
         self._command = command
         action = read_command(command)
         if action is not None and action[0] == "search" and not self._is_last():
-            self._desk.enqueue(action[1])
+            self._query_batcher.enqueue(action[1])
 
     def finish_step(self) -> Step:
         """The answer to the command that `begin_step` took."""
@@ -130,7 +130,7 @@ class SearchEnv:
             return self._finish(answer, action is not None)
         if action is None:
             return Step(self._observe(NOT_UNDERSTOOD), 0.0, False, {"won": False, "admissible": False})
-        text, places = show_passages(self._desk.result(action[1]))
+        text, places = show_passages(self._query_batcher.result(action[1]))
         return Step(self._observe(text, {"passages": places}), 0.0, False, {"won": False, "admissible": True})
 
     def _is_last(self) -> bool:
@@ -138,7 +138,7 @@ class SearchEnv:
 
     def _finish(self, answer: str | None, valid: bool) -> Step:
         assert self._task is not None
-        got: TokenStats = score(answer, self._task.info["golden"])
+        got: AnswerScores = score(answer, self._task.info["golden"])
         self._done = True
         won = got.exact_match == 1.0
         reward = 1.0 if won else self._format_reward if answer is not None else 0.0
@@ -163,17 +163,19 @@ class SearchEnv:
 
     def while_waiting(self, check: Callable[[], None]) -> None:
         """`check` is called while a retriever that is down is waited for."""
-        self._desk.while_waiting(check)
+        self._query_batcher.while_waiting(check)
 
     def take_metrics(self) -> dict[str, float]:
         """What was retrieved since the last call, by all episode slots together."""
-        return self._desk.take_metrics()
+        return self._query_batcher.take_metrics()
 
     def spawn(self) -> SearchEnv:
         """Another episode over the same questions and passages."""
-        return SearchEnv(self._splits, self._desk, self._max_steps, self._format_reward, self._notes, self._tasks)
+        return SearchEnv(
+            self._splits, self._query_batcher, self._max_steps, self._format_reward, self._notes, self._tasks
+        )
 
     def close(self) -> None:
         """Closes the index or the connections. Safe to call twice."""
-        self._desk.retriever.close()
+        self._query_batcher.retriever.close()
         self._done = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from paw_fast.envs.search_qa.synthetic_facts import read_fact, understand
+from paw_fast.envs.search_qa.synthetic_facts import parse_question, read_fact
 from paw_fast.envs.search_qa.synthetic_names import TRADES
 from paw_fast.types import Observation
 
@@ -56,7 +56,7 @@ class SearchExpert:
         if notes := observation.info.get("teacher"):
             titles = tuple(notes["supporting"]) or (observation.text,)
             self._notes = [*(f"search[{title}]" for title in titles), f"answer[{notes['golden'][0]}]"]
-        elif found := understand(observation.text):
+        elif found := parse_question(observation.text):
             self._at, self._chain = found
         else:
             raise ValueError(f"not a question this expert knows: {observation.text!r}")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from paw_fast.config.env import EnvConfig
-from paw_fast.envs.json_files import ReadingNotes, warn_once
+from paw_fast.envs.json_files import DataIssues, warn_once
 from paw_fast.envs.search_qa.datasets import Question, load_mixture
 from paw_fast.envs.search_qa.env import SearchEnv
 from paw_fast.envs.search_qa.expert import SearchExpert
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
-from paw_fast.envs.search_qa.retrieval import Retriever, cache_folder, index_notes, index_of, open_index
+from paw_fast.envs.search_qa.retrieval import Retriever, cache_folder, index_issues, index_of, open_index
 from paw_fast.envs.search_qa.retrieval.records import MAX_TOPK
 from paw_fast.envs.search_qa.synthetic_corpus import WORLD_VERSION, World, make_world
 from paw_fast.errors import UserError
@@ -59,7 +59,7 @@ def make(
     else:
         assert corpus is not None
         found = open_index(index_of(Path(corpus), cache_dir))
-        for line in index_notes(found):
+        for line in index_issues(found):
             warn_once(f"{corpus}: {line}")
     return SearchEnv(splits, QueryBatcher(found, topk), max_steps, format_reward, notes=True)
 
@@ -67,9 +67,9 @@ def make(
 def _load(option: str, files: Sequence[str]) -> list[Question]:
     if not files:
         raise UserError(f"no questions: give --env.{option} FILE")
-    notes = ReadingNotes()
-    questions = load_mixture(files, notes)
-    for line in notes.lines():
+    issues = DataIssues()
+    questions = load_mixture(files, issues)
+    for line in issues.lines():
         warn_once(f"--env.{option}: {line}")
     return questions
 

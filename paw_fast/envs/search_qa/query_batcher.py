@@ -1,4 +1,4 @@
-"""Collects the queries of many episodes and asks the retriever for them together; remembers recent answers."""
+"""Batches the search queries of concurrent episodes into one retriever call, and caches recent results."""
 
 from __future__ import annotations
 
@@ -7,55 +7,55 @@ from collections.abc import Callable
 
 from paw_fast.envs.search_qa.retrieval.records import Hit, Retriever
 
-MAX_REMEMBERED = 20_000
-"""Queries; with three passages of a hundred words about 50 MB."""
+MAX_CACHED = 20_000
+"""Queries in the cache; about 50 MB with three passages of 100 words each."""
 
 
 class QueryBatcher:
-    """Between the episodes and the retriever.
+    """Sits between the episodes and the retriever.
 
-    `order` a query for each episode first, then `take` the answers: the first `take` asks for all that were ordered.
-    Episodes of one task often ask the same; what was asked before is not asked again.
+    Call `enqueue` for the query of every episode first, then `result` for each: the first `result` sends all queued
+    queries to the retriever in one call. Episodes of one task often send the same query, so results are cached.
     """
 
     def __init__(self, retriever: Retriever, topk: int):
         self.retriever, self.topk = retriever, topk
-        self._known: OrderedDict[str, list[Hit]] = OrderedDict()
+        self._cache: OrderedDict[str, list[Hit]] = OrderedDict()
         self._pending: dict[str, None] = {}
-        self.num_queries = self.num_known = 0
+        self.num_queries = self.num_cached = 0
 
     def enqueue(self, query: str) -> None:
-        """Says that this query will be taken."""
+        """Queues a query whose `result` will be asked for."""
         self.num_queries += 1
-        if query in self._known or query in self._pending:
-            self.num_known += 1
+        if query in self._cache or query in self._pending:
+            self.num_cached += 1
         else:
             self._pending[query] = None
 
     def result(self, query: str) -> list[Hit]:
-        """The passages of a query, best first."""
-        if query not in self._known:
+        """The passages found for a query, best first."""
+        if query not in self._cache:
             self._pending[query] = None
             queries = list(self._pending)
             found = self.retriever.search(queries, self.topk)
             self._pending.clear()
-            while len(self._known) > max(0, MAX_REMEMBERED - len(queries)):
-                self._known.popitem(last=False)
-            self._known.update(zip(queries, found, strict=True))
-        self._known.move_to_end(query)
-        return self._known[query]
+            while len(self._cache) > max(0, MAX_CACHED - len(queries)):
+                self._cache.popitem(last=False)
+            self._cache.update(zip(queries, found, strict=True))
+        self._cache.move_to_end(query)
+        return self._cache[query]
 
     def while_waiting(self, check: Callable[[], None]) -> None:
-        """`check` is called while a retriever that is down is waited for; it may raise to stop that."""
+        """Sets a function that is called while waiting for an unavailable retriever; it may raise to stop the wait."""
         if hasattr(self.retriever, "check"):
             self.retriever.check = check  # type: ignore[attr-defined]
 
     def take_metrics(self) -> dict[str, float]:
-        """Counts since the last call, under their metric names."""
+        """Returns the counts since the last call under their metric names, and resets them."""
         out = {"retrieval/queries": float(self.num_queries)}
         if self.num_queries:
-            out["retrieval/known_share"] = self.num_known / self.num_queries
-        self.num_queries = self.num_known = 0
+            out["retrieval/known_share"] = self.num_cached / self.num_queries
+        self.num_queries = self.num_cached = 0
         traffic = getattr(self.retriever, "traffic", None)
         if traffic is not None:
             out |= {"retrieval/failures": float(traffic.failures), "retrieval/paused_s": traffic.paused_s}

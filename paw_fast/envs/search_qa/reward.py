@@ -1,7 +1,7 @@
-"""How an answer is judged: exact match, sub-string match and token F1 after the usual normalisation.
+"""Scores answers: exact match, substring match and token F1 after SQuAD's normalization.
 
-Exact match and the normalisation are those of SQuAD's evaluation as Search-R1 uses them; F1 is HotpotQA's, which
-gives nothing for a yes, no or noanswer that does not match. Pure functions of strings.
+Exact match and the normalization follow SQuAD's evaluation script as used by Search-R1; F1 follows HotpotQA's, which
+gives 0 when either side is "yes", "no" or "noanswer" and the two differ. All functions are pure functions of strings.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 
 @dataclass(frozen=True)
-class TokenStats:
-    """How good an answer is, each between 0 and 1. Produced by `score`, consumed by the environment.
+class AnswerScores:
+    """Scores of an answer, each in [0, 1]. Produced by `score`, consumed by the environment.
 
     >>> score("The Eiffel Tower!", ["Eiffel Tower"])
-    TokenStats(exact_match=1.0, sub_match=1.0, f1=1.0)
+    AnswerScores(exact_match=1.0, sub_match=1.0, f1=1.0)
     """
 
     exact_match: float
@@ -31,7 +31,7 @@ class TokenStats:
 
 
 def normalize(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces. Other signs (dashes, accents) stay.
+    """Lower-cases, removes ASCII punctuation and articles, and collapses spaces; other signs (dashes, accents) stay.
 
     >>> normalize("The  Answer's a 'Yes'.")
     'answers yes'
@@ -40,25 +40,25 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str, golden: Sequence[str]) -> bool:
-    """Whether the answer equals any of the golden ones once both are normalised (an empty one never does).
+    """Whether the normalized answer equals any normalized golden answer; an empty answer never matches.
 
     >>> exact_match("the", ["a", "..."])
     False
     """
-    said = normalize(answer)
-    return bool(said) and any(said == normalize(one) for one in golden)
+    normalized = normalize(answer)
+    return bool(normalized) and any(normalized == normalize(one) for one in golden)
 
 
 def sub_match(answer: str, golden: Sequence[str]) -> bool:
-    """Whether any golden answer stands inside the answer once both are normalised (an empty one never does)."""
-    said = normalize(answer)
-    return any(one in said for one in map(normalize, golden) if one)
+    """Whether any normalized golden answer is a substring of the normalized answer; empty ones never match."""
+    normalized = normalize(answer)
+    return any(one in normalized for one in map(normalize, golden) if one)
 
 
 def token_f1(answer: str, golden: Sequence[str]) -> float:
-    """Largest F1 of the normalised words over the golden answers.
+    """The largest F1 over the golden answers, of the multisets of normalized words.
 
-    A yes, no or noanswer on either side counts only when both are the same.
+    If either side is "yes", "no" or "noanswer", the F1 is 0 unless both are equal.
 
     >>> round(token_f1("Barack Obama", ["President Barack Hussein Obama"]), 3)
     0.667
@@ -66,28 +66,28 @@ def token_f1(answer: str, golden: Sequence[str]) -> float:
     return max((_f1(normalize(answer), normalize(one)) for one in golden), default=0.0)
 
 
-def _f1(said: str, golden: str) -> float:
-    if said != golden and not _CLOSED_ANSWERS.isdisjoint((said, golden)):
+def _f1(answer: str, golden: str) -> float:
+    if answer != golden and not _CLOSED_ANSWERS.isdisjoint((answer, golden)):
         return 0.0
-    words, wanted = said.split(), golden.split()
-    common = sum((Counter(words) & Counter(wanted)).values())
+    answer_words, golden_words = answer.split(), golden.split()
+    common = sum((Counter(answer_words) & Counter(golden_words)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(words), common / len(wanted)
+    precision, recall = common / len(answer_words), common / len(golden_words)
     return 2 * precision * recall / (precision + recall)
 
 
-def score(answer: str | None, golden: Sequence[str]) -> TokenStats:
-    """All three scores of an answer; None (no answer was given) scores 0 throughout."""
+def score(answer: str | None, golden: Sequence[str]) -> AnswerScores:
+    """All three scores of an answer; None (no answer was given) scores 0 on each."""
     if answer is None:
-        return TokenStats(0.0, 0.0, 0.0)
-    return TokenStats(float(exact_match(answer, golden)), float(sub_match(answer, golden)), token_f1(answer, golden))
+        return AnswerScores(0.0, 0.0, 0.0)
+    return AnswerScores(float(exact_match(answer, golden)), float(sub_match(answer, golden)), token_f1(answer, golden))
 
 
 def last_answer(text: str) -> str | None:
-    """What stands between the last `<answer>` and the `</answer>` after it; None where there is no such pair.
+    """The text between the last `<answer>` and the next `</answer>`; None if there is no such pair.
 
-    The text is what the policy wrote, without its prompt, so the prompt's example is never taken for an answer.
+    `text` is the policy's output without the prompt, so that the example in the prompt is never taken for an answer.
 
     >>> last_answer("<answer> Beijing </answer> no: <answer> Nanjing </answer>")
     'Nanjing'

@@ -1,8 +1,9 @@
-"""A world of linked facts, made from a seed: its passages, and questions of one to three hops over them.
+"""Generates a synthetic question-answering world from a seed: a corpus of linked facts and multi-hop questions.
 
-The world falls into regions that no fact leaves. A region's questions are all for training or all for evaluation, so
-an unseen question asks for facts, and for entities, that no training question touches. All regions share one corpus,
-with passages beside them that answer nothing but are easily taken for those that do.
+Questions have one to three hops. The world consists of regions whose facts link only to entities of the same region.
+All questions of a region belong to the same split, so that the entities and facts of evaluation questions never occur
+in a training question. All regions share one corpus, which also contains distractors: passages about entities with
+similar names that answer no question.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from paw_fast.envs.search_qa.synthetic_facts import (
     RELATIONS,
     VALUE,
     WORK,
-    ask,
-    of_subject,
+    compose_question,
+    relations_of,
 )
 from paw_fast.envs.search_qa.synthetic_names import COUNTRIES, TRADES, Names
 from paw_fast.errors import UserError
 
-WORLD_VERSION = 2  # raise it whenever the same seed gives another world
+WORLD_VERSION = 2  # part of the cache key: increment it when the world of a seed changes
 REGION = {CITY: 4, PERSON: 10, WORK: 5, ORGANISATION: 5}
-"""Entities of a region."""
+"""Number of entities of each kind in a region."""
 DISTRACTORS = 6
-"""Entities beside each region that no question is about."""
+"""Number of additional entities per region that no question is about."""
 QUESTIONS_PER_REGION = 12
 HOPS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing with a passage. `facts` maps each of its relations to the name of the object.
+    """An entity that has a passage. `facts` maps the name of each of its relations to the object's name.
 
     >>> Entity("Torvik", "city", {"country": "Morland", "mayor": "Anna Bell"}).facts["mayor"]
     'Anna Bell'
@@ -52,7 +53,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class World:
-    """What `make_world` gives: questions for training and for evaluation, and the corpus for both."""
+    """Training and evaluation questions, and the corpus of both. Produced by `make_world`."""
 
     train: tuple[Question, ...]
     unseen: tuple[Question, ...]
@@ -60,35 +61,35 @@ class World:
 
 
 def make_world(seed: int, num_train: int, num_unseen: int) -> World:
-    """The world of a seed, with these numbers of questions; the same on every machine.
+    """Generates the world of a seed, with the given numbers of questions; deterministic across machines.
 
-    Raises `UserError` for a number below 1.
+    Raises `UserError` if a number is below 1.
     """
     for what, number in (("num_train", num_train), ("num_unseen", num_unseen)):
         if number < 1:
             raise UserError(f"{what} is {number}, expected at least 1")
     rng = random.Random(f"paw-fast search {WORLD_VERSION} {seed}")
     names = Names(rng)
-    told: list[Entity] = []
+    entities: list[Entity] = []
 
     def questions(split: str, total: int) -> tuple[Question, ...]:
         made: list[Question] = []
         while len(made) < total:
             region = make_region(rng, names)
-            told.extend(region)
-            told.extend(make_distractors(rng, names, region))
+            entities.extend(region)
+            entities.extend(make_distractors(rng, names, region))
             wanted = min(QUESTIONS_PER_REGION, total - len(made))
             made.extend(make_questions(rng, region, split, len(made), wanted))
         return tuple(made)
 
     unseen, train = questions("unseen", num_unseen), questions("train", num_train)
-    rng.shuffle(told)
-    passages = tuple(Passage(str(i), e.name, passage_text(rng, e)) for i, e in enumerate(told))
+    rng.shuffle(entities)
+    passages = tuple(Passage(str(i), e.name, passage_text(rng, e)) for i, e in enumerate(entities))
     return World(train, unseen, passages)
 
 
 def make_region(rng: random.Random, names: Names) -> list[Entity]:
-    """Entities that are linked among themselves: every fact's object is a value or another of them."""
+    """Generates a region: the object of every fact is a plain value or another entity of the region."""
     people = [names.person() for _ in range(REGION[PERSON])]
     cities = [names.city() for _ in range(REGION[CITY])]
     works = [names.work() for _ in range(REGION[WORK])]
@@ -117,7 +118,7 @@ def make_region(rng: random.Random, names: Names) -> list[Entity]:
 
 
 def make_distractors(rng: random.Random, names: Names, region: Sequence[Entity]) -> list[Entity]:
-    """Entities whose names share a word with one of the region's, with facts of their own about the same cities."""
+    """Generates entities whose names share a word with one of the region's, with facts about the same cities."""
     of = {kind: [e.name for e in region if e.kind == kind] for kind in REGION}
     made = []
     for number in range(DISTRACTORS):
@@ -135,16 +136,16 @@ def make_distractors(rng: random.Random, names: Names, region: Sequence[Entity])
 
 
 def passage_text(rng: random.Random, entity: Entity) -> str:
-    """All facts of an entity, in any order and wording."""
+    """All facts of an entity as sentences, in random order and wording."""
     facts = list(entity.facts.items())
     rng.shuffle(facts)
-    return " ".join(rng.choice(RELATIONS[name].told).format(s=entity.name, o=value) for name, value in facts)
+    return " ".join(rng.choice(RELATIONS[name].statements).format(s=entity.name, o=value) for name, value in facts)
 
 
 def make_questions(rng: random.Random, region: Sequence[Entity], split: str, first: int, count: int) -> list[Question]:
-    """`count` different questions about a region, the numbers of hops in turn.
+    """Generates `count` distinct questions about a region, cycling through the numbers of hops in `HOPS`.
 
-    A chain never comes to an entity twice, and the answer's words never stand in the question.
+    A chain never visits an entity twice, and a question never contains its answer.
     """
     by_name = {e.name: e for e in region}
     made: list[Question] = []
@@ -152,11 +153,11 @@ def make_questions(rng: random.Random, region: Sequence[Entity], split: str, fir
     while len(made) < count:
         hops = HOPS[(first + len(made)) % len(HOPS)]
         start = rng.choice(region)
-        path = walk(rng, start, by_name, hops)
+        path = sample_chain(rng, start, by_name, hops)
         if path is None:
             continue
         chain, names = path
-        question = ask(start.name, chain, rng.randrange(2))
+        question = compose_question(start.name, chain, rng.randrange(2))
         inside = f" {normalize(names[-1])} " in f" {normalize(question)} "
         if (start.name, chain) in asked or inside:
             continue
@@ -167,16 +168,19 @@ def make_questions(rng: random.Random, region: Sequence[Entity], split: str, fir
     return made
 
 
-def walk(
+def sample_chain(
     rng: random.Random, start: Entity, by_name: dict[str, Entity], hops: int
 ) -> tuple[tuple[str, ...], list[str]] | None:
-    """A chain of relations from `start` and the names along it, the answer last; None where the draw leads back."""
+    """Samples a chain of relations from `start`; None if it revisits an entity.
+
+    Returns the names of the relations, and the entities along the chain, of which the last is the answer.
+    """
     chain, names = [], [start.name]
     for hop in range(hops):
         last = hop == hops - 1
         here = by_name[names[-1]]
         relation = rng.choice(
-            [r for r in of_subject(here.kind) if r.name in here.facts and (last or r.object != VALUE)]
+            [r for r in relations_of(here.kind) if r.name in here.facts and (last or r.object != VALUE)]
         )
         chain.append(relation.name)
         if here.facts[relation.name] in names:

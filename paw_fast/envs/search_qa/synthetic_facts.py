@@ -1,7 +1,8 @@
-"""The generated world's facts: relations between people, cities, works and organisations, and how they are told.
+"""Defines the relations of the synthetic world and the sentences that state, ask for and refer to a fact.
 
-A relation leads from one entity to one other (or to a year, a trade, a country). Its texts say the fact in a passage,
-ask for it, and name its value inside a longer question: "Where was the author of The Silent Harbor born?".
+A relation links a person, city, work or organisation to one other entity or to a plain value (a year, a trade, a
+country). Its texts state the fact in a passage, ask for its object, and refer to the object inside a longer question:
+"Where was the author of The Silent Harbor born?".
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ PERSON, CITY, WORK, ORGANISATION, VALUE = "person", "city", "work", "organisatio
 class Relation:
     """One kind of fact. In the texts, `{s}` is the subject and `{o}` the object.
 
-    told     sentences of the subject's passage, one of which is used
-    asked    questions for the object
-    phrase   the object as a noun phrase, for questions of several hops; empty where the object has no passage
+    statements  alternative sentences for the subject's passage
+    questions   alternative questions for the object
+    phrase      the object as a noun phrase, for multi-hop questions; empty if the object has no passage
     """
 
     name: str
     subject: str
     object: str
-    told: tuple[str, ...]
-    asked: tuple[str, ...]
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
     phrase: str = ""
 
 
@@ -89,26 +90,26 @@ RELATIONS: dict[str, Relation] = {
         ),
     )
 }  # fmt: skip
-"""Every relation by its name. Each sentence ends with its object, which is how a small model learns to read soonest."""
+"""All relations by name. Every statement ends with its object, which is the form a small model learns fastest."""
 
 HOP_NAMES = {1: "one_hop", 2: "two_hop", 3: "three_hop"}
 
 
-def of_subject(kind: str) -> list[Relation]:
-    """The relations that an entity of this kind has, in a fixed order."""
+def relations_of(kind: str) -> list[Relation]:
+    """The relations of an entity of this kind, in a fixed order."""
     return [r for r in RELATIONS.values() if r.subject == kind]
 
 
-def ask(subject: str, chain: tuple[str, ...], form: int = 0) -> str:
-    """The question for the end of a chain of relations that starts at a named entity.
+def compose_question(subject: str, chain: tuple[str, ...], form: int = 0) -> str:
+    """The question for the last object of a chain of relations that starts at `subject`; `form` picks the wording.
 
-    >>> ask("The Silent Harbor", ("author", "birthplace"))
+    >>> compose_question("The Silent Harbor", ("author", "birthplace"))
     'Where was the author of The Silent Harbor born?'
     """
     phrase = subject
     for name in chain[:-1]:
         phrase = RELATIONS[name].phrase.format(s=phrase)
-    forms = RELATIONS[chain[-1]].asked
+    forms = RELATIONS[chain[-1]].questions
     return forms[form % len(forms)].format(s=phrase)
 
 
@@ -119,20 +120,20 @@ def _pattern(text: str, **groups: str) -> re.Pattern[str]:
     return re.compile(escaped)
 
 
-_ASKED = [(r.name, _pattern(form, s="(.+)")) for r in RELATIONS.values() for form in r.asked]
-_PHRASES = [(r.name, _pattern(r.phrase, s="(.+)")) for r in RELATIONS.values() if r.phrase]
+_QUESTION_PATTERNS = [(r.name, _pattern(form, s="(.+)")) for r in RELATIONS.values() for form in r.questions]
+_PHRASE_PATTERNS = [(r.name, _pattern(r.phrase, s="(.+)")) for r in RELATIONS.values() if r.phrase]
 
 
-def understand(question: str) -> tuple[str, tuple[str, ...]] | None:
-    """The named entity and the chain of relations of a question that `ask` made; None for another.
+def parse_question(question: str) -> tuple[str, tuple[str, ...]] | None:
+    """Inverts `compose_question`: returns (entity, chain of relations), or None for any other question.
 
-    >>> understand("Where was the author of The Silent Harbor born?")
+    >>> parse_question("Where was the author of The Silent Harbor born?")
     ('The Silent Harbor', ('author', 'birthplace'))
     """
-    for name, pattern in _ASKED:
+    for name, pattern in _QUESTION_PATTERNS:
         if found := pattern.fullmatch(question.strip()):
             chain, phrase = [name], found.group(1)
-            while inner := next(((n, p) for n, p in _PHRASES if p.fullmatch(phrase)), None):
+            while inner := next(((n, p) for n, p in _PHRASE_PATTERNS if p.fullmatch(phrase)), None):
                 chain.append(inner[0])
                 phrase = inner[1].sub(r"\1", phrase)
             return phrase, tuple(reversed(chain))
@@ -140,9 +141,9 @@ def understand(question: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def read_fact(text: str, subject: str, relation: str) -> str | None:
-    """The object of a relation of `subject`, read out of a passage's text; None where it does not stand there."""
-    for told in RELATIONS[relation].told:
-        pattern = re.escape(told).replace(re.escape("{s}"), re.escape(subject))
+    """Extracts the object of a relation of `subject` from a passage; None if the passage does not state it."""
+    for statement in RELATIONS[relation].statements:
+        pattern = re.escape(statement).replace(re.escape("{s}"), re.escape(subject))
         pattern = pattern.replace(re.escape("{o}"), r"([^.,]+?)")
         if found := re.search(r"(?:^|(?<=\. ))" + pattern, text):
             return found.group(1)

@@ -1,4 +1,4 @@
-"""Names for the generated world: made of short lists, so that different things share words and none shares a name."""
+"""Generates unique names for the synthetic world from short word lists, so that different names share words."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _NOUNS = _words(
     "River Road Rose Sailor Sea Shadow Shepherd Ship Shore Song Spring Staircase Star Stranger Summer Table "
     "Tailor Tide Tower Train Valley Violin Visitor Wall Well Wheel Whisper Wind Window Wolf Woods"
 )
-_BODIES = _words(
+_ORGANISATIONS = _words(
     "Academy Bank Brewery Choir Circus College Company Gallery Hospital Institute Laboratory Library Museum "
     "Observatory Orchestra Press School Shipyard Society Studio Theatre Trust Union Works"
 )
@@ -73,14 +73,14 @@ COUNTRIES = _words(
 
 
 class Names:
-    """Gives every thing a name that nothing else has; longer ones when the short ones run low."""
+    """Generates unique names; longer forms are used when few short ones are left."""
 
     def __init__(self, rng: random.Random):
         self._rng = rng
         self._used: set[str] = set()
 
-    def _fresh(self, *makers: Callable[[], str]) -> str:
-        """A name from the first maker that finds an unused one in a few tries; then the last one's with a number."""
+    def _unique(self, *makers: Callable[[], str]) -> str:
+        """An unused name from the first maker that finds one within 12 tries, else the last maker's with a number."""
         for maker in makers:
             for _ in range(12):
                 name = maker()
@@ -93,25 +93,25 @@ class Names:
         return name
 
     def person(self, last: str | None = None) -> str:
-        """First and last name; `last` fixes the second, for people who are easily taken for one another."""
+        """A first and a last name; `last` fixes the last name, for distractors."""
         pick = self._rng.choice
         short = lambda: f"{pick(_FIRST)} {last or pick(_LAST)}"  # noqa: E731
-        return self._fresh(short, lambda: f"{pick(_FIRST)} {pick(_FIRST)} {last or pick(_LAST)}")
+        return self._unique(short, lambda: f"{pick(_FIRST)} {pick(_FIRST)} {last or pick(_LAST)}")
 
     def city(self) -> str:
-        """A plant, animal or stone and a place."""
+        """A plant, animal or stone followed by a kind of place, such as "Alder Bay"."""
         pick = self._rng.choice
         short = lambda: f"{pick(_CITY_HEADS)} {pick(_CITY_TAILS)}"  # noqa: E731
-        return self._fresh(short, lambda: f"{pick(_ADJECTIVES)} {short()}")
+        return self._unique(short, lambda: f"{pick(_ADJECTIVES)} {short()}")
 
     def work(self, noun: str | None = None) -> str:
-        """The title of a book."""
+        """A book title, such as "The Silent Harbor"; `noun` fixes the noun."""
         pick = self._rng.choice
         short = lambda: f"The {pick(_ADJECTIVES)} {noun or pick(_NOUNS)}"  # noqa: E731
-        return self._fresh(short, lambda: f"{short()} and the {pick(_ADJECTIVES)} {pick(_NOUNS)}")
+        return self._unique(short, lambda: f"{short()} and the {pick(_ADJECTIVES)} {pick(_NOUNS)}")
 
     def organisation(self, head: str | None = None) -> str:
-        """A word of another name and what the organisation is."""
+        """A noun or last name and a kind of organisation, such as "Reed School"; `head` fixes the first word."""
         pick = self._rng.choice
-        short = lambda: f"{head or pick(_NOUNS + _LAST)} {pick(_BODIES)}"  # noqa: E731
-        return self._fresh(short, lambda: f"{pick(_ADJECTIVES)} {short()}")
+        short = lambda: f"{head or pick(_NOUNS + _LAST)} {pick(_ORGANISATIONS)}"  # noqa: E731
+        return self._unique(short, lambda: f"{pick(_ADJECTIVES)} {short()}")

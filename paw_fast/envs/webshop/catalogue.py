@@ -1,4 +1,4 @@
-"""What all episodes of a process share: the catalogue, its goals, the search engine."""
+"""Defines the data shared by all WebShop episodes of a process: products, goals and search engine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from paw_fast.errors import UserError
 from paw_fast.types import Task
 
 VALIDATION_GOALS = 500
-"""Goals 0 to 499 are held out (verl-agent); the original splits also hold 500 to 1499."""
+"""Goals 0 to 499 are held out, as in verl-agent; WebShop's original splits also hold out 500 to 1499."""
 
 SPLITS = {
     "train": (VALIDATION_GOALS, None), "unseen": (0, VALIDATION_GOALS), "val": (0, VALIDATION_GOALS),
     "test": (0, 500), "eval": (500, 1500), "train_original": (1500, None),
 }  # fmt: skip
-"""Ranges of goal numbers: `train` and `val` (also `unseen`) as in verl-agent, the other three as in WebShop."""
+"""Ranges of goal numbers: `train` and `val` (alias `unseen`) as in verl-agent, the other three as in WebShop."""
 
 
 class GoalTasks(Sequence[Task]):
-    """The tasks of a split, made when they are asked for: the full catalogue has millions of goals.
+    """The tasks of a split, created on access: the full catalogue has millions of goals.
 
-    `numbers` of the goals rise, and tell the goals apart: the split `train` leaves out repetitions of held-out goals.
+    `numbers` are the goals' numbers in ascending order. They have gaps: `train` excludes duplicates of held-out goals.
     """
 
     def __init__(self, goals: Goals, numbers: np.ndarray, split: str) -> None:
@@ -52,7 +52,7 @@ class GoalTasks(Sequence[Task]):
         return Task(name, "webshop", self._split, kind, info={"goal": number})
 
     def contains(self, task: Task) -> bool:
-        """Whether a task of the same catalogue is one of these."""
+        """Whether a task of the same catalogue belongs to this split."""
         number = task.info.get("goal")
         at = int(np.searchsorted(self._numbers, number)) if isinstance(number, int) else len(self._numbers)
         return at < len(self._numbers) and int(self._numbers[at]) == number
@@ -63,12 +63,13 @@ class GoalTasks(Sequence[Task]):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Read-only; `search` gives asins for a query, best first, and a test can replace it.
+    """Products, goals and search engine of a WebShop. Read-only, shared by all episodes.
 
-    With `hold_out_products`, training leaves out every goal of a product that a held-out goal is about.
+    search: returns rows or asins for a query, best first. show_attributes: whether item pages link to the product's
+    attributes. hold_out_products: the training split excludes all goals of products that a held-out goal is about.
     """
 
-    store: ProductStore
+    product_store: ProductStore
     goals: Goals
     search: Callable[[str], Sequence[int]] | Callable[[str], Sequence[str]]
     show_attributes: bool = False
@@ -76,24 +77,24 @@ class Catalogue:
     _splits: dict[str, GoalTasks] = field(default_factory=dict)
 
     def results(self, query: str) -> list[int]:
-        """Rows of the products found, at most 50; asins that are not in the catalogue are passed over."""
-        found = [self.store.row(one) if isinstance(one, str) else one for one in self.search(query)]
+        """Rows of at most 50 products found, best first; asins that are not in the catalogue are ignored."""
+        found = [self.product_store.row(one) if isinstance(one, str) else one for one in self.search(query)]
         return [row for row in found if row is not None][:NUM_RESULTS]
 
     def product(self, asin: str) -> Product:
-        """A product that a page has shown."""
-        row = self.store.row(asin)
+        """The product with this asin, which must be in the catalogue."""
+        row = self.product_store.row(asin)
         assert row is not None, asin
-        return self.store[row]
+        return self.product_store[row]
 
-    def judge(self, goal: Goal, asin: str, options: Mapping[str, str]) -> RewardParts:
-        """The reward of buying a product, at the price that it is sold at."""
-        row = self.store.row(asin)
+    def score_purchase(self, goal: Goal, asin: str, options: Mapping[str, str]) -> RewardParts:
+        """The reward of buying a product with these options at its sampled price."""
+        row = self.product_store.row(asin)
         assert row is not None, asin
-        return score(goal, self.store[row], options, float(self.goals.prices[row]))
+        return score(goal, self.product_store[row], options, float(self.goals.prices[row]))
 
     def tasks(self, split: str) -> GoalTasks:
-        """The tasks of a split in their order. Raises `UserError` for a split that does not exist or has no goal."""
+        """The tasks of a split in a fixed order. Raises `UserError` if the split does not exist or has no goals."""
         if split not in SPLITS:
             raise UserError(f"webshop has no split {split!r}: choose {', '.join(SPLITS)}")
         if split in self._splits:
@@ -101,10 +102,10 @@ class Catalogue:
         first, last = SPLITS[split]
         numbers = np.arange(first, len(self.goals) if last is None else min(last, len(self.goals)))
         if last is None and len(numbers):
-            numbers = self.goals.without(numbers, np.arange(first), self.hold_out_products)
+            numbers = self.goals.exclude_held_out(numbers, np.arange(first), self.hold_out_products)
         if not len(numbers):
             raise UserError(
-                f"the split {split} has no goal: the catalogue has {len(self.goals)} {self.goals.kind} goals, of which "
-                f"the first {first} are held out; take more products"
+                f"the split {split} has no goals: the catalogue has {len(self.goals)} {self.goals.kind} goals, and the "
+                f"first {first} are held out; increase --env.num-products"
             )
         return self._splits.setdefault(split, GoalTasks(self.goals, numbers, split))

@@ -12,7 +12,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from paw_fast.envs.webshop.generate import ASIN_PLACES
+from paw_fast.envs.webshop.generate import ASIN_LETTERS
 from paw_fast.envs.webshop.pages import BACK, NEXT, SEPARATOR
 from paw_fast.types import Observation
 
@@ -86,7 +86,7 @@ class Shopper:
         before them and, in commands and quotes, without it; the start of a click; the pieces of generated asins."""
         words = "|".join(map(re.escape, sorted(self._spoken, key=lambda word: (-len(word), word))))
         spoken = [rf"(?: |(?<=['\[]))(?:{words})(?![\w-])"] if words else []
-        return "|".join((*spoken, rf"[{ASIN_PLACES.lower()}]\d(?=[\]{ASIN_PLACES.lower()}])", r"click\["))
+        return "|".join((*spoken, rf"[{ASIN_LETTERS.lower()}]\d(?=[\]{ASIN_LETTERS.lower()}])", r"click\["))
 
     def reset(self, observation: Observation) -> None:
         """Reads the instruction."""

@@ -18,7 +18,7 @@ from paw_fast.envs.webshop.expert import Shopper
 from paw_fast.envs.webshop.goals import Goals
 from paw_fast.envs.webshop.parsing import Annotations, read_products
 from paw_fast.envs.webshop.product_store import ProductStore
-from paw_fast.envs.webshop.records import ReadingReport
+from paw_fast.envs.webshop.records import CatalogueReport
 from paw_fast.envs.webshop.reward import SPACY_MODEL
 from paw_fast.envs.webshop.search import SearchEngine, build_index, require
 from paw_fast.errors import UserError
@@ -88,7 +88,7 @@ def make(
 def generated_folder(num_products: int, seed: int, cache: Path) -> Path:
     """A folder of generated files, made at the first use; WEBSHOP_DATA can name it too."""
     folder = cache / "webshop" / f"generated-{generate.VERSION}-{seed}-{num_products}"
-    return stores.cached(folder, lambda making: generate.write_catalogue(making, num_products, seed))
+    return stores.cached(folder, lambda staging: generate.write_catalogue(staging, num_products, seed))
 
 
 def existing(given: PathLike) -> Path:
@@ -128,7 +128,7 @@ def open_store(
     """The store of a catalogue's files, built at the first use and after a file has changed."""
 
     def build(folder: Path) -> None:
-        report = ReadingReport()
+        report = CatalogueReport()
         stores.write_products(
             folder, read_products(products, Annotations(attributes, human), num_products, report), report
         )

@@ -1,9 +1,9 @@
-"""Makes catalogues in the schema of the official files, for playing and training without a download.
+"""Generates product catalogues in the schema of WebShop's files, so that no download is needed.
 
-A product is of a kind (what is searched for) and has three attributes, which its title and its bullets name, one or two
-options, and a price. Its instruction asks for two of the attributes. Titles are plain enough that their nouns are known
-here, so that no language model is needed to judge a purchase. All is drawn from one seed; each product from a seed of
-its own, so that the first N products of a larger catalogue are those of a smaller one but for their asins' width.
+A product has a kind (its search term), three attributes that its title and bullets mention, one or two options, and a
+price. Its instruction asks for two of the attributes. The nouns of a title are known here, so that no language model
+is needed to score a purchase. Every product depends on the seed and its own number only, so that the first N products
+of a larger catalogue equal those of a smaller one, except for the width of their asins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paw_fast.envs.webshop.records import words
 from paw_fast.runs import stop_signals
 
 VERSION = 3
-"""Part of the cache key: raise it when the products change."""
+"""Part of the cache key: increment it when the generated products change."""
 
 COLORS = words("black white red blue green grey navy brown pink purple yellow orange")
 SIZES = ("small", "medium", "large", "x-large", "xx-large")
@@ -30,7 +30,7 @@ _FLAVORS = words("chocolate vanilla strawberry lemon ginger honey")
 _LENGTHS = ("3 feet", "6 feet", "10 feet", "15 feet")
 _SHOES = tuple(str(n) for n in range(6, 13))
 
-# Category, its place in the shop, attributes, options, price range in dollars, kinds.
+# Category, path of parent categories, attributes, options, price range in dollars, kinds.
 _FASHION = ("slim fit", "long sleeve", "machine wash", "quick drying", "button closure", "elastic waist", "hand wash",
             "tumble dry", "relaxed fit", "cotton spandex")  # fmt: skip
 _FOOTWEAR = ("rubber sole", "memory foam", "non slip", "arch support", "leather lining", "lace closure", "wide width",
@@ -66,8 +66,8 @@ _DEPARTMENTS = (
 _KINDS = tuple((kind, department) for department in _DEPARTMENTS for kind in department[5])
 _FIRST = words("zel mor tav bri kan dov lum rey fen sol vik nar pel gos hal jun")
 _LAST = words("ko ra ven dis lo mar tex na quo bel tor fi")
-ASIN_PLACES = "BXKRT"
-"""What stands before each digit of an asin."""
+ASIN_LETTERS = "BXKRT"
+"""The letters before the digits of an asin, one for each position."""
 _SENTENCES = (
     "Made with care for every day.", "A present that is used.", "Tested by our own team.", "Ships within two days.",
     "Ask us anything about it.",
@@ -75,7 +75,10 @@ _SENTENCES = (
 
 
 def make_record(number: int, seed: int, width: int = 4) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One product as the product file has it, and what the attributes file says of it."""
+    """Product `number` as its records in the product file and in the attributes file.
+
+    width: the number of digits of asins, which bounds the size of the catalogue.
+    """
     rng = random.Random(f"webshop {seed} {number}")
     kind, (category, place, pool, options, (low, high), _) = rng.choice(_KINDS)
     brand = rng.choice(_FIRST) + rng.choice(_LAST)
@@ -88,7 +91,7 @@ def make_record(number: int, seed: int, width: int = 4) -> tuple[dict[str, Any],
     for name, values in options.items():
         taken = set(rng.sample(values, rng.randint(2, min(5, len(values)))))
         chosen[name] = [{"value": value, "image": None} for value in values if value in taken]
-    asin = _asin(_scatter(number, seed, 10**width), width)
+    asin = _asin(_permute(number, seed, 10**width), width)
     record = {
         "asin": asin, "name": f"{brand} {' '.join(attributes)} {kind}",
         "full_description": f"{kind} by {brand}. {rng.choice(_SENTENCES)}",
@@ -97,47 +100,49 @@ def make_record(number: int, seed: int, width: int = 4) -> tuple[dict[str, Any],
         "query": kind, "images": [f"generated/{asin}.jpg"], "title_nouns": [brand, *kind.split()],
     }  # fmt: skip
     wanted = sorted(rng.sample(attributes, 2), key=attributes.index)
-    said = {
+    annotation = {
         "attributes": attributes, "instruction": f"Find me {', '.join(wanted)} {kind}",
         "instruction_attributes": wanted,
     }  # fmt: skip
-    return record, said
+    return record, annotation
 
 
 def _asin(number: int, width: int) -> str:
-    """A letter before each digit while that fits 10 characters, else B and the digits.
+    """A letter before each digit if that fits in 10 characters, else B and the digits.
 
-    Each place has a letter of its own: a small model soon learns to copy one of ten pieces in each place, but not one
-    of thousands of asins.
+    Each position has a distinct letter: a small model quickly learns to copy one of ten tokens at each position, but
+    not one of thousands of asins.
     """
     digits = f"{number:0{width}d}"
-    return "".join(map("".join, zip(ASIN_PLACES, digits, strict=False))) if width <= len(ASIN_PLACES) else "B" + digits
+    return (
+        "".join(map("".join, zip(ASIN_LETTERS, digits, strict=False))) if width <= len(ASIN_LETTERS) else "B" + digits
+    )
 
 
-def _scatter(number: int, seed: int, size: int) -> int:
-    """A permutation of 0 to size - 1, so that neighbouring asins say nothing of each other; size is a power of ten."""
+def _permute(number: int, seed: int, size: int) -> int:
+    """Permutes 0 to size - 1 (a power of ten), so that asins are unrelated to the order of products."""
     return (number * 7_654_321 + 104_729 * (seed + 1)) % size  # the factor shares no divisor with 10
 
 
 def make_records(num_products: int, seed: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The catalogue, product by product."""
+    """Yields the records of all products, as `make_record` returns them."""
     width = max(4, len(str(num_products - 1)))
     return (make_record(number, seed, width) for number in range(num_products))
 
 
 def write_catalogue(folder: Path, num_products: int, seed: int) -> None:
-    """Writes items_shuffle.json and items_ins_v2.json, in the form of the official files."""
+    """Writes items_shuffle.json and items_ins_v2.json in the format of the official files."""
     with (
         (folder / "items_shuffle.json").open("w", encoding="utf-8") as products,
         (folder / "items_ins_v2.json").open("w", encoding="utf-8") as attributes,
     ):
-        for start, (record, said) in zip(
+        for start, (record, annotation) in zip(
             itertools.chain([("[\n", "{\n")], itertools.repeat((",\n", ",\n"))),
             make_records(num_products, seed),
             strict=False,
         ):
             stop_signals.check()
             products.write(start[0] + json.dumps(record, ensure_ascii=False))
-            attributes.write(f"{start[1]}{json.dumps(record['asin'])}: {json.dumps(said)}")
+            attributes.write(f"{start[1]}{json.dumps(record['asin'])}: {json.dumps(annotation)}")
         products.write("\n]\n")
         attributes.write("\n}\n")

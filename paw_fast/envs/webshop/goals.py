@@ -1,8 +1,8 @@
-"""WebShop's goals: prices, price limits and instructions, in the reference's order for a seed, made when asked for.
+"""Generates WebShop's goals: sampled prices, price limits and instructions, in the reference's order for a seed.
 
-A catalogue has one seed for all: `random.Random(seed)` draws the prices of the products in their order and then the
-price limits; a fresh `random.Random(seed)` shuffles the goals. Nothing depends on a worker, so the goals that are
-held out for validation stay out of training wherever episodes are played.
+As in the reference, `random.Random(seed)` draws the prices of the products in order and then the price limits, and a
+new `random.Random(seed)` shuffles the goals. Nothing depends on the worker process, so that held-out goals stay out of
+training wherever episodes run. Goals are created on access.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paw_fast.envs.webshop.product_store import ProductStore, cached, undamaged
+from paw_fast.envs.webshop.product_store import ProductStore, cache_errors, cached
 from paw_fast.envs.webshop.records import Goal, Product
 from paw_fast.errors import UserError
 
@@ -29,9 +29,9 @@ KINDS = ("synthetic", "human")
 
 
 def sample_prices(price_ranges: np.ndarray, rng: random.Random) -> np.ndarray:
-    """One price for each product, [P] float64: its own, or drawn from its range in the catalogue's order.
+    """One price per product in dollars, [P] float64: its fixed price, or drawn uniformly from its range, in order.
 
-    price_ranges [P, 2]: the price, or both ends of a range; the second NaN where there is one price.
+    price_ranges [P, 2]: both ends of the range; the second is NaN for a fixed price.
     """
     prices = np.array(price_ranges[:, 0], dtype=np.float64)
     for row in np.flatnonzero(~np.isnan(price_ranges[:, 1])):
@@ -40,9 +40,9 @@ def sample_prices(price_ranges: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def sample_limit(price: float, rng: random.Random) -> float:
-    """A price limit: the larger of two of the first four multiples of ten (10 to 990) above the price.
+    """A price limit in dollars: the larger of two draws from the first four multiples of ten (up to 990) above `price`.
 
-    NO_LIMIT, and nothing drawn, where fewer than two lie above it.
+    Returns NO_LIMIT without drawing if fewer than two multiples lie above it.
     """
     first = int(np.searchsorted(_LIMITS, price, side="right"))
     above = _LIMITS[first : first + 4]
@@ -50,7 +50,7 @@ def sample_limit(price: float, rng: random.Random) -> float:
 
 
 def num_combinations(product: Product) -> int:
-    """How many synthetic goals a product with an instruction gives: one for each choice of its options."""
+    """The number of synthetic goals of a product with an instruction: one for each combination of option values."""
     total = 1
     for values in product.options.values():
         total *= len(values)
@@ -59,13 +59,15 @@ def num_combinations(product: Product) -> int:
 
 @dataclass(frozen=True)
 class GoalTable:
-    """All goals of a catalogue as numbers. S sources (a product with an instruction, or one human instruction).
+    """All goals of a catalogue in arrays. A source is a product with an instruction, or one human instruction.
 
-    rows [S], parts [S]   the source's product and, for human goals, which of its instructions
-    starts [S+1]          the goals of source s, before the shuffle, are starts[s] to starts[s+1]
-    limits [S]            price limit
-    order [G]             place before the shuffle of every goal
-    prices [P]            sampled price of every product
+    rows [S], parts [S]   row of the source's product, and for human goals the index of its instruction
+    starts [S+1]          before the shuffle, the goals of source s have the indices starts[s] to starts[s+1] - 1
+    limits [S]            price limit in dollars
+    order [G]             index before the shuffle of each goal
+    prices [P]            sampled price of each product in dollars
+
+    S sources, G goals, P products.
     """
 
     rows: np.ndarray
@@ -77,10 +79,10 @@ class GoalTable:
     attribute_counts: Counter[str]
 
 
-def build_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
-    """Draws prices and limits and shuffles. Raises `UserError` for a catalogue without goals of that kind."""
+def build_table(product_store: ProductStore, kind: str, seed: int) -> GoalTable:
+    """Samples prices and limits, and shuffles the goals. Raises `UserError` if there are no goals of that kind."""
     rng = random.Random(seed)
-    prices = sample_prices(np.asarray(store.price_ranges), rng)
+    prices = sample_prices(np.asarray(product_store.price_ranges), rng)
     rows, parts, starts, limits, counts = array("q"), array("q"), array("q", [0]), array("d"), Counter()
 
     def add(row: int, part: int, number: int, attributes: Sequence[str]) -> None:
@@ -91,7 +93,7 @@ def build_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
         for attribute in attributes:
             counts[attribute] += number
 
-    for row, product in enumerate(store):
+    for row, product in enumerate(product_store):
         if kind == "human":
             for part, one in enumerate(product.human):
                 if one.attributes:
@@ -100,35 +102,35 @@ def build_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
             add(row, 0, num_combinations(product), product.instruction_attributes)
         if starts[-1] > _MAX_GOALS:
             raise UserError(
-                f"more than {_MAX_GOALS} {kind} goals: take fewer products (--env.num-products) or human goals"
+                f"more than {_MAX_GOALS} {kind} goals: use fewer products (--env.num-products) or human goals"
             )
     if not starts[-1]:
         file = "items_human_ins" if kind == "human" else "items_ins_v2"
-        raise UserError(f"no {kind} goal in the catalogue: the file {file} names none of its {len(store)} products")
+        raise UserError(f"no {kind} goals: the file {file} has no entry for any of the {len(product_store)} products")
     order = array("q", range(starts[-1]))
     random.Random(seed).shuffle(order)
     whole = (np.array(rows), np.array(parts), np.array(starts), np.array(limits), np.array(order))
     return GoalTable(*whole, prices, counts)
 
 
-def cached_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
-    """`build_table`, kept beside the store: on the full catalogue the drawing takes a minute."""
+def cached_table(product_store: ProductStore, kind: str, seed: int) -> GoalTable:
+    """Calls `build_table`, which takes a minute on the full catalogue, and caches it in the product store's folder."""
     if kind not in KINDS:
         raise UserError(f"webshop has no goals {kind!r}: choose {' or '.join(KINDS)}")
     made: list[GoalTable] = []
 
     def build(folder: Path) -> None:
-        table = build_table(store, kind, seed)
+        table = build_table(product_store, kind, seed)
         made.append(table)
         names, numbers = list(table.attribute_counts), list(table.attribute_counts.values())
         for field in ("rows", "parts", "starts", "limits", "order", "prices"):
             np.save(folder / f"{field}.npy", getattr(table, field))
         np.savez(folder / "counts.npz", names=np.array(names, dtype=str), numbers=np.array(numbers, dtype=np.int64))
 
-    folder = cached(store.folder / f"goals-{VERSION}-{kind}-{seed}", build)
+    folder = cached(product_store.folder / f"goals-{VERSION}-{kind}-{seed}", build)
     if made:
         return made[0]
-    with undamaged(folder):
+    with cache_errors(folder):
         arrays = {
             field: np.load(folder / f"{field}.npy", mmap_mode="r")
             for field in ("rows", "parts", "starts", "limits", "order", "prices")
@@ -139,15 +141,15 @@ def cached_table(store: ProductStore, kind: str, seed: int) -> GoalTable:
 
 
 class Goals(Sequence[Goal]):
-    """The goals of a catalogue in their shuffled order, each made when it is asked for."""
+    """The goals of a catalogue in shuffled order, created on access."""
 
-    def __init__(self, store: ProductStore, kind: str, seed: int) -> None:
-        self.kind, self.seed, self._store = kind, seed, store
-        self._table = cached_table(store, kind, seed)
+    def __init__(self, product_store: ProductStore, kind: str, seed: int) -> None:
+        self.kind, self.seed, self._product_store = kind, seed, product_store
+        self._table = cached_table(product_store, kind, seed)
 
     @property
     def prices(self) -> np.ndarray:
-        """[P] the price that every product is sold at."""
+        """The sampled price of each product in dollars, [P]."""
         return self._table.prices
 
     def __len__(self) -> int:
@@ -159,7 +161,7 @@ class Goals(Sequence[Goal]):
         t = self._table
         place = int(t.order[index])
         source = int(np.searchsorted(t.starts, place, side="right")) - 1
-        product = self._store[int(t.rows[source])]
+        product = self._product_store[int(t.rows[source])]
         limit = float(t.limits[source])
         if self.kind == "human":
             one = product.human[int(t.parts[source])]
@@ -178,31 +180,31 @@ class Goals(Sequence[Goal]):
         )  # fmt: skip
 
     def rows(self, indices: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The product's row of each goal."""
+        """The row of each goal's product."""
         t = self._table
         return np.asarray(t.rows)[np.searchsorted(t.starts, np.asarray(t.order)[indices], side="right") - 1]
 
-    def without(self, indices: np.ndarray, held_out: np.ndarray, whole_products: bool) -> np.ndarray:
-        """`indices` less those goals that are also among `held_out` under another number.
+    def exclude_held_out(self, indices: np.ndarray, held_out: np.ndarray, whole_products: bool) -> np.ndarray:
+        """`indices` without the goals that equal one of the goals `held_out`.
 
-        A product that lists a value twice gives the same goal twice. With `whole_products`, all goals of the
-        products of `held_out` are taken out.
+        A product that lists an option value twice has the same goal twice. With `whole_products`, all goals of the
+        products of `held_out` are excluded.
         """
         shared = np.isin(self.rows(indices), np.unique(self.rows(held_out)))
         if whole_products:
             return indices[~shared]
-        taken = {_identity(self[int(i)]) for i in held_out}
-        again = np.array([i for i in indices[shared] if _identity(self[int(i)]) in taken], dtype=np.int64)
+        taken = {_goal_key(self[int(i)]) for i in held_out}
+        again = np.array([i for i in indices[shared] if _goal_key(self[int(i)]) in taken], dtype=np.int64)
         return indices[~np.isin(indices, again)]
 
 
-def _identity(goal: Goal) -> tuple:
+def _goal_key(goal: Goal) -> tuple:
     options = tuple(sorted(goal.options.items())) if isinstance(goal.options, dict) else goal.options
     return goal.asin, goal.instruction_text, goal.attributes, options
 
 
 def _combination(product: Product, number: int) -> dict[str, str]:
-    """The `number`-th choice of options, the names sorted, the last name's values turning fastest."""
+    """The `number`-th combination of option values, in lexicographic order of the sorted option names."""
     chosen: dict[str, str] = {}
     for name in reversed(sorted(product.options)):
         values = product.options[name]

@@ -1,6 +1,6 @@
-"""WebShop's pages as text. A page is a list of nodes in the order in which the reference's HTML has them.
+"""Renders WebShop's pages as text. A page is a list of nodes in the order of the reference's HTML.
 
-`text` joins the nodes' texts with ` [SEP] `; `text_rich` writes one node a line and marks buttons and options.
+`text` joins the nodes' texts with ` [SEP] `; `text_rich` writes one node per line and marks buttons and options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE_SIZE = 10
 
 @dataclass(frozen=True)
 class Node:
-    """A piece of a page. `button` and `link` (a product's asin) and `option` can be clicked.
+    """An element of a page. The kinds `button`, `link` (a product's asin) and `option` can be clicked.
 
     >>> Node("Buy Now", "button").kind
     'button'
@@ -32,7 +32,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Page:
-    """A page and what the reference's address of it ends in, which decides what `text_rich` shows as clicked.
+    """A page. `address` is the end of its URL in the reference, which determines what `text_rich` marks as clicked.
 
     >>> Page((Node("WebShop"),)).clickables()
     []
@@ -44,7 +44,7 @@ class Page:
     visited: frozenset[str] = frozenset()
 
     def clickables(self) -> list[str]:
-        """What can be clicked, lower case: buttons, then products, then options; each text once."""
+        """The clickable texts in lower case, without duplicates: buttons, then products, then options."""
         found: dict[str, None] = {}
         for kind in ("button", "link", "option"):
             for node in self.nodes:
@@ -57,10 +57,13 @@ class Page:
         return SEPARATOR.join(node.text.strip() for node in self.nodes if node.text)
 
     def brief(self, num_products: int) -> str:
-        """What follows the instruction, in short, for small models: each product and option as the command that
-        chooses it, the first `num_products` products that were not visited, and no other buttons."""
+        """A short form for small models, without the instruction and the buttons.
+
+        Products and options are written as the commands that select them; only the first `num_products` products that
+        were not visited are listed.
+        """
         marks = [i for i, node in enumerate(self.nodes) if node.text.strip() == "Instruction:"]
-        said, skips, left = [], False, num_products
+        parts, skips, left = [], False, num_products
         for node in self.nodes[marks[0] + 2 if marks else 0 :]:
             if node.kind == "link":
                 skips = left == 0 or node.text in self.visited
@@ -68,8 +71,8 @@ class Page:
             if skips or node.kind == "button" or not node.text:
                 continue
             chosen = node.kind in ("link", "option")
-            said.append(f"click[{node.text.lower()}]" if chosen else node.text.strip())
-        return " ".join(said)
+            parts.append(f"click[{node.text.lower()}]" if chosen else node.text.strip())
+        return " ".join(parts)
 
     def text_rich(self) -> str:
         """The `text_rich` form."""
@@ -97,7 +100,7 @@ def _header(goal: Goal, *buttons: str) -> list[Node]:
 
 
 def start_page(goal: Goal) -> Page:
-    """Where an episode begins and `Back to Search` leads."""
+    """The page at the start of an episode, to which `Back to Search` returns."""
     nodes = (Node("WebShop"), Node("Instruction: "), Node(goal.instruction_text), Node(SEARCH, "button"))
     return Page(nodes, has_search_bar=True)
 
@@ -105,7 +108,7 @@ def start_page(goal: Goal) -> Page:
 def results_page(
     goal: Goal, products: Iterable[Product], number: int, total: int, visited: Collection[str] = ()
 ) -> Page:
-    """A page of search results; there is always a next one, empty past the last result."""
+    """A page of search results; it always has a Next button, and pages past the last result are empty."""
     nodes = [*_header(goal, BACK), Node(f"Page {number} (Total results: {total})")]
     if number > 1:
         nodes.append(Node(PREVIOUS, "button"))
@@ -130,7 +133,7 @@ def item_page(
 
 
 def sub_page(goal: Goal, product: Product, name: str) -> Page:
-    """A product's description, features, reviews (the data has none) or attributes."""
+    """A product's description, features, reviews (always empty: the data has none) or attributes."""
     texts: Sequence[str] = ()
     if name == "Description":
         texts = (product.description,)
@@ -145,7 +148,7 @@ def sub_page(goal: Goal, product: Product, name: str) -> Page:
 
 
 def template_json(options: Mapping[str, str]) -> str:
-    """JSON as the `tojson` filter of the reference's template writes it: keys sorted, HTML's signs as escapes.
+    """JSON as written by the `tojson` filter of the reference's template: sorted keys, HTML characters escaped.
 
     >>> template_json({"size": "s", "color": "salt & pepper"})
     '{"color": "salt \\\\u0026 pepper", "size": "s"}'
@@ -157,7 +160,7 @@ def template_json(options: Mapping[str, str]) -> str:
 
 
 def done_page(asin: str, chosen: Mapping[str, str], reward: float) -> Page:
-    """What is shown after buying."""
+    """The page that is shown after buying."""
     texts = (
         "Thank you for shopping with us!", "Your code: ", "None", " (Paste it in your MTurk interface.)", "Purchased",
         "asin", asin, "options", template_json(chosen), "attrs", "None", "category", "None", "query", "None",

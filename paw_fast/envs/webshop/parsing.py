@@ -1,6 +1,6 @@
-"""Reads WebShop's JSON files record by record, in bounded memory, and cleans products as the reference does.
+"""Parses WebShop's JSON files record by record in bounded memory, and cleans products as the reference does.
 
-The product file is an array of several gigabytes in the full set, so neither it nor the attributes are held whole.
+The product file of the full set is an array of several gigabytes, so it is never decoded as a whole.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from paw_fast.envs.json_files import HALF_REPLACED, may_hold_halves, whole
-from paw_fast.envs.webshop.records import NO_ATTRIBUTES, HumanInstruction, Product, ReadingReport
+from paw_fast.envs.json_files import SURROGATE_REPLACED, may_contain_surrogates, replace_surrogates_in
+from paw_fast.envs.webshop.records import NO_ATTRIBUTES, CatalogueReport, HumanInstruction, Product
 from paw_fast.errors import UserError
 
 _CHUNK = 1 << 22
@@ -25,7 +25,7 @@ _REQUIRED = ("asin", "name", "full_description", "small_description", "product_c
 
 
 class _Stream:
-    """A text file as a growing buffer of which decoded values are taken from the front."""
+    """Decodes JSON values one after the other from a text file, through a buffer that grows as needed."""
 
     def __init__(self, file: TextIO, path: Path) -> None:
         self._file, self._path = file, path
@@ -42,7 +42,7 @@ class _Stream:
         self._ended = not more
 
     def peek(self) -> str:
-        """The next character that is neither white space nor a comma; "" at the end."""
+        """The next character that is neither white space nor a comma; "" at the end of the file."""
         while True:
             found = _SPACE.match(self._buffer, self._at)
             self._at = found.end() if found else self._at
@@ -51,25 +51,27 @@ class _Stream:
             self._grow()
 
     def skip(self, expected: str, what: str) -> None:
-        """Takes one character. Raises `UserError` when it is another."""
+        """Consumes one character. Raises `UserError` if it is not the expected one."""
         if self.peek() != expected:
             raise UserError(f"{self._path}: expected {what}, found {self.peek()!r} after record {self.number}")
         self._at += 1
 
     def end(self, what: str) -> None:
-        """Takes the closing bracket. Raises `UserError` when something follows."""
+        """Consumes the closing bracket. Raises `UserError` if anything follows."""
         self._at += 1
         if more := self.peek():
             raise UserError(f"{self._path}: {more!r} follows the end of {what}, after record {self.number}")
 
     def value(self) -> Any:
-        """Decodes the next value. Raises `UserError` naming the record when it is not valid JSON."""
+        """Decodes the next value. Raises `UserError` with the record's number if it is not valid JSON."""
         self.peek()
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
                 if end < len(self._buffer) or self._ended:
-                    clean = whole(value) if may_hold_halves(self._buffer, self._at, end) else value
+                    clean = (
+                        replace_surrogates_in(value) if may_contain_surrogates(self._buffer, self._at, end) else value
+                    )
                     self._at, self.replaced = end, self.replaced or clean is not value
                     return clean
             except (json.JSONDecodeError, RecursionError) as error:
@@ -80,9 +82,9 @@ class _Stream:
 
 
 def iter_array(path: Path) -> Iterator[tuple[Any, bool]]:
-    """The elements of a JSON array, one at a time, and whether half characters in each were replaced.
+    """Yields (element, whether surrogates in it were replaced) for each element of a JSON array.
 
-    Raises `UserError` naming file and record.
+    Raises `UserError` with the file and the record's number.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -100,9 +102,9 @@ def iter_array(path: Path) -> Iterator[tuple[Any, bool]]:
 
 
 def iter_object(path: Path) -> Iterator[tuple[str, Any]]:
-    """The members of a JSON object, one at a time; half characters are replaced.
+    """Yields (key, value) for each member of a JSON object; surrogates are replaced.
 
-    Raises `UserError` naming file and record.
+    Raises `UserError` with the file and the record's number.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -121,9 +123,9 @@ def iter_object(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_prices(pricing: object) -> tuple[str, tuple[float, ...], bool]:
-    """The price tag, the prices and whether they could be read, from `$9.99` or `$16.99$26.99`.
+    """Parses `$9.99` or `$16.99$26.99` into (price tag, prices in dollars, whether the text is valid).
 
-    Nothing gives $100, as in the reference; so does text without a number, where the reference stops with an error.
+    An empty text results in $100, as in the reference; so does a text without a number, which crashes the reference.
 
     >>> read_prices("$1,016.99$26.50")
     ('$1016.99 to $26.5', (1016.99, 26.5), True)
@@ -144,11 +146,11 @@ def read_prices(pricing: object) -> tuple[str, tuple[float, ...], bool]:
 
 
 def read_options(raw: object) -> dict[str, tuple[str, ...]]:
-    """Option values by lower-case name. Raises `ValueError` when they have another form."""
+    """Option values by lower-case name. Raises `ValueError` with the reason for any other format."""
     if not raw:
         return {}
     if not isinstance(raw, dict):
-        raise ValueError("customization_options that are no object")
+        raise ValueError("customization_options that are not an object")
     options = {}
     for name, contents in raw.items():
         if contents is None:
@@ -161,29 +163,29 @@ def read_options(raw: object) -> dict[str, tuple[str, ...]]:
 
 
 def _texts(raw: object, what: str) -> tuple[str, ...]:
-    """A list of texts. Raises `ValueError` with what is wrong when it is something else."""
+    """A list of strings as a tuple. Raises `ValueError` with the reason for anything else."""
     if not isinstance(raw, list) or not all(isinstance(one, str) for one in raw):
-        raise ValueError(f"{what} that are no list of texts")
+        raise ValueError(f"{what} that are not a list of strings")
     return tuple(raw)
 
 
 def _text(raw: object, what: str) -> str:
-    """A text. Raises `ValueError` with what is wrong when it is something else."""
+    """A string. Raises `ValueError` with the reason for anything else."""
     if not isinstance(raw, str):
-        raise ValueError(f"{what} that is no text")
+        raise ValueError(f"{what} that is not a string")
     return raw
 
 
 def clean_product(raw: object) -> tuple[Product, bool]:
-    """A product from its raw record, and whether its price could be read. Raises `ValueError` with what is wrong."""
+    """Returns (product, whether its price is valid) for a raw record. Raises `ValueError` with the reason."""
     if not isinstance(raw, dict):
-        raise ValueError("no object")
+        raise ValueError("a value that is not an object")
     missing = [key for key in _REQUIRED if key not in raw]
     if missing:
-        raise ValueError(f"missing key {missing[0]!r}")
+        raise ValueError(f"a missing key {missing[0]!r}")
     wrong = [key for key in _REQUIRED if not isinstance(raw[key], str | list if key == "small_description" else str)]
     if wrong:
-        raise ValueError(f"{wrong[0]} that is no text")
+        raise ValueError(f"{wrong[0]} that is not a string")
     bullets = raw["small_description"]
     tag, prices, readable = read_prices(raw.get("pricing"))
     product = Product(
@@ -197,14 +199,14 @@ def clean_product(raw: object) -> tuple[Product, bool]:
 
 
 class Annotations:
-    """What the attributes file and the file of human instructions say of each asin, held as compact text."""
+    """The contents of the attributes file and of the human instructions by asin, held as compact JSON."""
 
     def __init__(self, attributes: Path | None, human: Path | None) -> None:
         self._attributes = {k: json.dumps(v).encode() for k, v in iter_object(attributes)} if attributes else {}
         self._human = {k: json.dumps(v).encode() for k, v in iter_object(human)} if human else {}
 
     def add(self, product: Product) -> Product:
-        """The product with its attributes and instructions. Raises `ValueError` when they have another form."""
+        """The product with its attributes and instructions. Raises `ValueError` if these have an invalid format."""
         raw = json.loads(self._attributes.get(product.asin, b"{}")) or {}
         human = json.loads(self._human.get(product.asin, b"[]")) or []
         try:
@@ -224,16 +226,16 @@ class Annotations:
                 ),
             )
         except (AttributeError, TypeError, KeyError):
-            raise ValueError("attributes or instructions in another form") from None
+            raise ValueError("attributes or instructions in an invalid format") from None
 
 
 def read_products(
-    products: Path, annotations: Annotations, num_products: int | None, report: ReadingReport
+    products: Path, annotations: Annotations, num_products: int | None, report: CatalogueReport
 ) -> Iterator[Product]:
-    """The catalogue's products in the file's order. What is left out, and why, is counted in `report`.
+    """Yields the valid products in the order of the file, and counts skipped records by reason in `report`.
 
-    As in the reference: only the first `num_products` records are looked at, and an asin that is `nan`, longer than
-    10 characters or seen before is left out.
+    As in the reference, only the first `num_products` records are read, and records are skipped whose asin is `nan`,
+    longer than 10 characters, or a duplicate.
     """
     seen: set[str] = set()
     for number, (raw, replaced) in enumerate(iter_array(products)):
@@ -246,19 +248,19 @@ def read_products(
             if product.asin == "nan" or len(product.asin) > 10 or not product.asin:
                 raise ValueError("an asin that is nan or longer than 10 characters")
             if product.asin in seen:
-                raise ValueError("an asin that came before")
+                raise ValueError("a duplicate asin")
             product = annotations.add(product)
         except ValueError as why:
-            report.note(str(why), number, asin)
+            report.add(str(why), number, asin)
             continue
         if replaced:
-            report.note(HALF_REPLACED, number, asin)
+            report.add(SURROGATE_REPLACED, number, asin)
         if not readable:
-            report.note("a price without a number (taken as $100)", number, asin)
+            report.add("an invalid price (replaced by $100)", number, asin)
         if not all(product.options.values()):
-            report.note("an option without values (no goal is made of it)", number, asin)
+            report.add("an option without values (the product has no goals)", number, asin)
         if product.instruction is not None and not product.instruction_attributes:
-            report.note("an instruction without attributes (no goal is made of it)", number, asin)
+            report.add("an instruction without attributes (the product has no goals)", number, asin)
             product = replace(product, instruction=None)
         seen.add(product.asin)
         report.num_products += 1

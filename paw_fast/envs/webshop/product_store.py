@@ -1,11 +1,11 @@
-"""The catalogue on disk: products as text with an offset table, memory-mapped, so that a million cost no memory.
+"""Stores products on disk as memory-mapped JSON with an offset table, so that a million products need little memory.
 
-FOLDER/products.bin   one JSON list a product, end to end
-FOLDER/offsets.npy    [P+1] where each begins
-FOLDER/asins.npy      [P] 10 bytes each, in the catalogue's order;  order.npy sorts them
-FOLDER/prices.npy     [P, 2] the price or both ends of its range (the second NaN where there is one price)
-FOLDER/index/         the search engine's own files
-FOLDER/report.json    what was read, written last
+FOLDER/products.bin   one JSON list per product, concatenated
+FOLDER/offsets.npy    [P+1] start of each product in bytes
+FOLDER/asins.npy      [P] 10 bytes each, in catalogue order;  order.npy [P]: the permutation that sorts them
+FOLDER/prices.npy     [P, 2] both ends of the price range in dollars (the second is NaN for a fixed price)
+FOLDER/index/         files of the search engine
+FOLDER/report.json    the `CatalogueReport`, written last
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast.envs.webshop.records import HumanInstruction, Product, ReadingReport
+from paw_fast.envs.webshop.records import CatalogueReport, HumanInstruction, Product
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
 from paw_fast.runs.atomic_files import user_errors
 
 VERSION = 3
-"""Part of every cache key: raise it when the format or the cleaning changes."""
+"""Part of the cache key: increment it when the format or the cleaning of products changes."""
 
 _HUMAN = [f.name for f in dataclasses.fields(Product)].index("human")
 _CACHED_PRODUCTS = 4096
@@ -39,13 +39,13 @@ _STALE_S = 24 * 3600
 
 
 def encode(product: Product) -> bytes:
-    """A product as one JSON list, its fields in order."""
+    """Encodes a product as a JSON list of its fields."""
     fields = [getattr(product, f.name) for f in dataclasses.fields(product)]
     return json.dumps(fields, default=dataclasses.astuple, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def decode(data: bytes) -> Product:
-    """What `encode` wrote."""
+    """Decodes a product encoded by `encode`."""
     fields: list[Any] = [tuple(one) if isinstance(one, list) else one for one in json.loads(data)]
     product = Product(*fields)
     return dataclasses.replace(
@@ -56,22 +56,22 @@ def decode(data: bytes) -> Product:
 
 
 @contextlib.contextmanager
-def undamaged(folder: Path) -> Iterator[None]:
-    """Turns what a file that was cut short or lost makes numpy and JSON say into one `UserError`."""
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Converts the exceptions that numpy and JSON raise for truncated or missing files into one `UserError`."""
     try:
         yield
     except UserError:
         raise
     except (ValueError, KeyError, EOFError, FileNotFoundError, zipfile.BadZipFile) as error:
-        raise UserError(f"the cache {folder} is damaged ({error}): delete that folder, and it is made again") from error
+        raise UserError(f"the cache {folder} is damaged ({error}): delete that folder to have it rebuilt") from error
 
 
 class ProductStore:
-    """Products by row (their place in the catalogue) or by asin. Read-only, shared by every episode."""
+    """Products by row (position in the catalogue) or by asin. Read-only, shared by all episodes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with user_errors("read the catalogue's store", folder), undamaged(folder):
+        with user_errors("read the product store", folder), cache_errors(folder):
             with (folder / "products.bin").open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
@@ -80,9 +80,9 @@ class ProductStore:
             self.price_ranges = np.load(folder / "prices.npy", mmap_mode="r")  # [P, 2]
             raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             if len(self._data) != self._offsets[-1]:
-                raise ValueError(f"products.bin has {len(self._data)} bytes and should have {self._offsets[-1]}")
+                raise ValueError(f"products.bin has {len(self._data)} bytes, expected {self._offsets[-1]}")
         self._order, self._sorted = order, np.asarray(self._asins)[order]
-        self.report = ReadingReport(
+        self.report = CatalogueReport(
             raw["num_records"], raw["num_products"], Counter(raw["problems"]), dict(raw["examples"])
         )
         self._cache: OrderedDict[int, Product] = OrderedDict()
@@ -108,18 +108,18 @@ class ProductStore:
             yield decode(self._data[int(self._offsets[row]) : int(self._offsets[row + 1])])
 
     def asin(self, row: int) -> str:
-        """The asin of a row, without reading the product."""
+        """The asin of a row, without decoding the product."""
         return self._asins[row].decode()
 
     def row(self, asin: str) -> int | None:
-        """The row of an asin, None for one that is not in the catalogue."""
+        """The row of an asin; None if it is not in the catalogue."""
         key = asin.encode("utf-8", "replace")
         at = int(np.searchsorted(self._sorted, key))
         return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == key else None
 
 
-def write_products(folder: Path, products: Iterable[Product], report: ReadingReport) -> None:
-    """Writes a store's files. Raises `UserError` when there is no product."""
+def write_products(folder: Path, products: Iterable[Product], report: CatalogueReport) -> None:
+    """Writes the files of a product store. Raises `UserError` if there are no products."""
     offsets, asins, prices = [0], [], []
     with (folder / "products.bin").open("wb") as file:
         for product in products:
@@ -129,24 +129,25 @@ def write_products(folder: Path, products: Iterable[Product], report: ReadingRep
             prices.append((*product.prices, np.nan)[:2])
     if not asins:
         problems = "; ".join(report.lines())
-        raise UserError(f"none of the {report.num_records} records is a product{': ' + problems if problems else ''}")
+        raise UserError(
+            f"none of the {report.num_records} records is a valid product{': ' + problems if problems else ''}"
+        )
     names = np.array(asins)
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
     np.save(folder / "asins.npy", names)
     np.save(folder / "order.npy", np.argsort(names, kind="stable"))
     np.save(folder / "prices.npy", np.array(prices, dtype=np.float64))
-    said = {
+    report_json = {
         "num_records": report.num_records, "num_products": report.num_products,
         "problems": dict(report.problems), "examples": report.examples,
     }  # fmt: skip
-    (folder / "report.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report_json), encoding="utf-8")
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built by `build` in a folder beside it when it is not there yet.
+    """Returns `folder`; calls `build` on a temporary folder and renames that to `folder` if it does not exist yet.
 
-    Several processes may do so at once: the first to rename its folder wins. Raises `UserError` when the cache cannot
-    be written.
+    Safe if several processes build at once: the first rename wins. Raises `UserError` if the cache cannot be written.
     """
     if folder.is_dir():
         return folder
@@ -156,14 +157,14 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
             with contextlib.suppress(OSError):
                 if time.time() - stale.stat().st_mtime > _STALE_S:
                     shutil.rmtree(stale, ignore_errors=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            build(making)
-            making.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was first; what it wrote is the same
-                making.rename(folder)
+            build(staging)
+            staging.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process finished first; its files are identical
+                staging.rename(folder)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     if not folder.is_dir():
         raise UserError(f"cannot write the catalogue's cache at {folder}: renaming the finished folder failed")
     return folder

@@ -1,4 +1,4 @@
-"""Records of a WebShop catalogue: products, goals, and what went wrong while reading them."""
+"""Defines the records of a WebShop catalogue: products, goals, and the report of reading them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 NO_ATTRIBUTES = ("DUMMY_ATTR",)
-"""What the reference gives a product that the attributes file does not name."""
+"""The reference's attributes of a product that the attributes file does not contain."""
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a table written as one text."""
+    """Splits a word list written as one string."""
     return tuple(text.split())
 
 
 @dataclass(frozen=True)
 class HumanInstruction:
-    """One line of items_human_ins: what a person asked for.
+    """One entry of items_human_ins.json: an instruction written by a person.
 
     >>> HumanInstruction("i need a red mug", ("dishwasher safe",), ("red",)).options
     ('red',)
@@ -30,10 +30,10 @@ class HumanInstruction:
 
 @dataclass(frozen=True)
 class Product:
-    """A product as the environment uses it. Read from the catalogue's store, shown by `pages`, judged by `reward`.
+    """A product. Read from the product store, rendered by `pages`, scored by `reward`.
 
-    prices: none, one, or a range of two, in dollars. options: values of each option by its name, in the page's order.
-    nouns: those of the title where a generator knows them; None asks the language model.
+    prices: one price, or both ends of a range, in dollars. options: the values of each option by name, in the order of
+    the page. nouns: nouns of the title if known; None means that the language model finds them.
 
     >>> Product("B1", "red mug", price_tag="$5.0", prices=(5.0,), options={"size": ("small", "large")}).options
     {'size': ('small', 'large')}
@@ -58,10 +58,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the shopper wants. `options` is a dict for synthetic goals and a tuple of values for human ones.
+    """What an episode asks to buy. `options` is a dict for synthetic goals and a tuple of values for human ones.
 
-    `weight` is the reference's: rare attributes weigh more (1 for human goals). `name`, `query`, `category` and
-    `product_category` are those of the product the goal was made from.
+    `price_upper` is in dollars. `weight` is the reference's sampling weight: higher for rare attributes, 1 for human
+    goals. `name`, `query`, `category` and `product_category` are those of the product the goal was derived from.
 
     >>> Goal("B1", "red mug, and price lower than 20.00 dollars", ("dishwasher safe",), 20.0, {"size": "large"}).asin
     'B1'
@@ -81,15 +81,15 @@ class Goal:
 
 
 @dataclass
-class ReadingReport:
-    """What a catalogue's files held: how many records were taken, and how many were not, and why.
+class CatalogueReport:
+    """How many records of a catalogue's files were read and accepted, and the reasons why others were not.
 
-    `problems` counts by reason; `examples` names the first record of each.
+    `problems` counts records by reason; `examples` names the first record of each reason.
 
-    >>> report = ReadingReport()
-    >>> report.note("no name", 3, "B1")
+    >>> report = CatalogueReport()
+    >>> report.add("no name", 3, "B1")
     >>> report.lines()
-    ['1 with no name (first: record 3, B1)']
+    ['1 record with no name (first: record 3, B1)']
     """
 
     num_records: int = 0
@@ -97,11 +97,14 @@ class ReadingReport:
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, reason: str, record: int, asin: object) -> None:
+    def add(self, reason: str, record: int, asin: object) -> None:
         """Counts one record with a problem."""
         self.problems[reason] += 1
         self.examples.setdefault(reason, f"record {record}, {asin}")
 
     def lines(self) -> list[str]:
-        """One line for each kind of problem."""
-        return [f"{n} with {why} (first: {self.examples[why]})" for why, n in sorted(self.problems.items())]
+        """One line per reason."""
+        return [
+            f"{n} {'record' if n == 1 else 'records'} with {why} (first: {self.examples[why]})"
+            for why, n in sorted(self.problems.items())
+        ]

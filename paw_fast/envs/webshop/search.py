@@ -1,8 +1,8 @@
-"""WebShop's search engine: BM25 over product texts with the reference's constants, in `bm25s`.
+"""Searches products with BM25 as WebShop's search engine does, implemented with `bm25s`.
 
-The reference is Lucene through Pyserini: BM25 with k1 = 0.9, b = 0.4, its English analyzer (words by Unicode's rules,
-possessive 's removed, 33 stop words, Porter stems), the best 50, equal scores in the catalogue's order. The ranking
-differs where Lucene rounds a document's length to one byte (docs/webshop.md has the agreement).
+The reference uses Lucene through Pyserini: BM25 with k1 = 0.9 and b = 0.4, the English analyzer (Unicode word
+boundaries, possessive 's removed, 33 stop words, Porter stems), the best 50 results, equal scores in catalogue order.
+Rankings differ where Lucene rounds a document's length to one byte; docs/webshop.md gives the measured agreement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast.envs.webshop.product_store import undamaged
+from paw_fast.envs.webshop.product_store import cache_errors
 from paw_fast.envs.webshop.records import Product, words
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
@@ -40,7 +40,7 @@ _POSSESSIVE = ("'s", "’s", "＇s")
 
 @lru_cache(maxsize=64)
 def require(*modules: str) -> None:
-    """Raises `UserError` naming the extra when one of the modules is not installed."""
+    """Raises `UserError` naming the extra `webshop` if one of the modules is not installed."""
     import importlib.util
 
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
@@ -49,7 +49,7 @@ def require(*modules: str) -> None:
 
 
 def make_analyzer() -> Callable[[str], list[str]]:
-    """A function from text to stemmed words, as Lucene's English analyzer gives them. Needs PyStemmer."""
+    """Returns a function from text to stemmed words, equivalent to Lucene's English analyzer. Needs PyStemmer."""
     require("Stemmer")
     import Stemmer
 
@@ -61,7 +61,7 @@ def make_analyzer() -> Callable[[str], list[str]]:
             if word.endswith(_POSSESSIVE):
                 word = word[:-2]
             if word and word not in _STOP_WORDS:
-                found.append(stem(word) if len(word) > 2 else word)  # Lucene leaves one and two letters alone
+                found.append(stem(word) if len(word) > 2 else word)  # Lucene does not stem words of 1 or 2 letters
         return found
 
     return analyze
@@ -71,39 +71,39 @@ def _bm25s() -> Any:
     require("bm25s", "Stemmer")
     import bm25s
 
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every build at DEBUG, whatever the root says
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs builds at DEBUG regardless of the root's level
     return bm25s
 
 
 def document(product: Product) -> str:
-    """The text that is searched: title, description, first bullet, options."""
+    """The indexed text of a product: title, description, first bullet, options."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     first = product.bullets[0] if product.bullets else ""
     return " ".join((product.title, product.description, first, options)).lower()
 
 
 def build_index(products: Iterable[Product], folder: Path, name: str = "the catalogue") -> None:
-    """Builds the index of a catalogue and saves it in `folder`; errors call the catalogue `name`."""
+    """Builds the index of a catalogue and saves it in `folder`; `name` is the catalogue's name in errors."""
     bm25s = _bm25s()
     analyze, vocabulary = make_analyzer(), {}
-    # Arrays of 4-byte ids: lists of Python integers would take ten times the memory on the full catalogue.
+    # Arrays of 4-byte ids: lists of Python integers would need ten times the memory on the full catalogue.
     corpus = [
         np.frombuffer(array("i", [vocabulary.setdefault(w, len(vocabulary)) for w in analyze(document(p))]), np.int32)
         for p in stop_signals.checked(products)
     ]
     if not vocabulary:
-        raise UserError(f"{name}: its products have no word that can be searched")
+        raise UserError(f"{name}: its products contain no searchable words")
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index((corpus, vocabulary), create_empty_token=False, show_progress=False)
     index.save(folder, show_progress=False)
 
 
 class SearchEngine:
-    """Ranks rows of the catalogue for a query. The index is memory-mapped; results are cached by query."""
+    """Ranks the rows of a catalogue for a query. The index is memory-mapped; results are cached by query."""
 
     def __init__(self, folder: Path) -> None:
         bm25s = _bm25s()
-        with undamaged(folder.parent):
+        with cache_errors(folder.parent):
             self._index: Any = bm25s.BM25.load(folder, mmap=True, show_progress=False)
         self._vocabulary: dict[str, int] = self._index.vocab_dict
         self._analyze = make_analyzer()

@@ -1,4 +1,4 @@
-"""Game files made to hang, to fill the memory, or to crash: each is well-formed enough to get past the first checks."""
+"""Defines game files designed to hang the engine, exhaust memory or crash it, valid enough to pass the first checks."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ GOAL = "(exists (?o - object ?r - receptacle) (and (objectType ?o T0Type) (inRec
 
 
 def file_text(problem: str, **more: object) -> str:
-    """A generated game's file around a problem."""
+    """The contents of a generated game's file with this problem."""
     data = {"pddl_domain": "", "grammar": "", "pddl_problem": problem, "paw_fast": {"task": "put a t0 in r0"}}
     return json.dumps({**data, "solvable": True, **more})
 
@@ -20,7 +20,7 @@ def problem(objects: str, facts: str, goal: str = GOAL) -> str:
 
 
 def household(num_receptacles: int, num_objects: int, more: str = "", goal: str = GOAL, held: int = 0) -> str:
-    """Everything at one place, each object in each receptacle's reach, the first `held` in the agent's hands."""
+    """A problem with all receptacles and objects at one place; the agent holds the first `held` objects."""
     names = " ".join(f"r{i}_bar_0 - receptacle" for i in range(num_receptacles))
     names += " R0Type - rtype KnifeType - otype " + " ".join(f"o{i}_bar_0 - object" for i in range(num_objects))
     facts = ["(canContain R0Type T0Type)"]
@@ -34,8 +34,8 @@ def household(num_receptacles: int, num_objects: int, more: str = "", goal: str 
     return problem(names, "\n".join(facts) + more, goal)
 
 
-def hostile_files() -> Iterator[tuple[str, bytes]]:
-    """(what it tries, the file's bytes)."""
+def adversarial_cases() -> Iterator[tuple[str, bytes]]:
+    """Yields (description, contents of the file)."""
     o = "o{}_bar_0".format
     exists = "(exists (?o{i} - object ?r{i} - receptacle) (and (objectType ?o{i} T0Type) (inReceptacle ?o{i} ?r{i})"
     nested = "".join(exists.format(i=i) for i in range(12)) + "))" * 12

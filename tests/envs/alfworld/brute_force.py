@@ -1,12 +1,12 @@
-"""Breadth-first search over the engine's commands, to prove that the oracle's plans are shortest.
+"""Verifies with breadth-first search that the planner's plans are shortest.
 
-    python tests/envs/brute_force.py --rooms 3000 --games 120 --data ../shared/data/alfworld --seed 0
+    python tests/envs/alfworld/brute_force.py --rooms 3000 --games 120 --data ../shared/data/alfworld --seed 0
 
-Rooms: small ones with odd beginnings (things held, done already, in two places; closed, shared, missing), of all six
-task types, after random commands: the search finds the shortest plan or that there is none. Games, generated and
-official ones, from their beginning and after random commands: the search finds no plan that is shorter than the
-oracle's. It leaves out the commands that cannot be needed (`Reduced` says why); in rooms with few states a second
-search over every command must find the same.
+Rooms are small worlds of all six task types with unusual initial states (held objects, facts of the goal that already
+hold, objects in two receptacles, shared places, missing abilities), after random commands: the search finds a plan of
+the same length, or none either. Games are generated and official ones, from their initial state and after random
+commands: the search finds no shorter plan. The search omits commands that no shortest plan needs (`ReducedSearch` has
+the proof); in rooms with few states, a second search over all commands must agree.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from paw_fast.envs.alfworld.tables import TASK_TYPES
 from paw_fast.envs.alfworld.text import WHEEL, Rules
 from paw_fast.envs.alfworld.world import World
 
-TOO_MANY = "too many states"
-MOST_REDUCED = 300_000  # states of a `Reduced` search
+TOO_MANY_STATES = "too many states"
+MAX_REDUCED_STATES = 300_000  # of a `ReducedSearch`
 
 KINDS = ("Fridge", "Microwave", "SinkBasin", "Cabinet", "Cabinet", "Desk")
 OPENABLE = ("Fridge", "Microwave", "Cabinet")
 
 
 def tiny_world(rng, task_type):
-    """A room of three to six receptacles and two to five things, with odd beginnings; all drawn from `rng`."""
+    """A random room of three to six receptacles and two to five objects, with an unusual initial state."""
     receptacles = [(f"{kind}_bar_{i}", kind) for i, kind in enumerate(KINDS) if i < 3 or rng.random() < 0.7]
     num_places = rng.randint(3, len(receptacles))
     place = {name: f"l_bar_{rng.randrange(num_places)}" for name, _ in receptacles}
@@ -76,38 +76,39 @@ def tiny_world(rng, task_type):
     return World(parse_problem(text), Rules(WHEEL), "?")
 
 
-class Reduced:
-    """The commands that may be on a shortest plan, and what tells states apart for them. Why nothing is lost:
+class ReducedSearch:
+    """The commands that a shortest plan may need, and the key that identifies equivalent states. Proof:
 
-    1. In goals of the six types nothing but `place`, `inside`, `held`, `holds_any`, `opened` and the goal's own facts
-       (isHot of the goal's objects and so on) decides whether the goal holds, which commands there are (slice and
-       examine apart, which change none of these), and what they do to these. So states that are equal in these have
-       plans of the same length, and one of them is enough: `key`.
-    2. Where at most one thing is held, and the hands count as full just then (commands keep it so), a thing that is
-       neither in the goal nor held need not be touched: between its taking and its laying down nothing else is taken
-       or laid down, so the plan without the two is a plan. Nor need it be treated, whatever it is.
-    3. `close` need not be played: nothing needs a closed receptacle but `open`, and that is dropped with it.
+    1. For goals of the six types, only `place`, `inside`, `held`, `holds_any`, `opened` and the facts in the goal
+       (isHot of the goal's objects and so on) determine whether the goal holds, which commands are admissible (except
+       slice and examine, which change none of these), and their effects on these. So states that are equal in these
+       have plans of the same length, and it suffices to expand one of them: `key`.
+    2. If at most one object is held, and `holds_any` holds if and only if one is (which commands preserve), an object
+       that is neither in the goal nor held need not be moved: between taking it and putting it down, no other object
+       is taken or put down, so the plan without these two commands is valid too. Nor need it be cleaned, heated or
+       cooled.
+    3. `close` is not needed: only `open` needs a closed receptacle, and both can be omitted.
 
-    `exactly` tells whether 1 and 2 apply; where not, every command and every fact counts.
+    `applies` tells whether 1 and 2 apply; if not, all commands and all facts are used.
     """
 
     def __init__(self, state):
         literals = {literal for clause in state.world.goal.clauses for facts in clause for literal in facts}
-        self.exactly = not {literal[0] for literal in literals} & {"objectatlocation", "issliced", "opened"}
-        self.exactly &= len(state.held) <= 1 and state.holds_any == bool(state.held)
+        self.applies = not {literal[0] for literal in literals} & {"objectatlocation", "issliced", "opened"}
+        self.applies &= len(state.held) <= 1 and state.holds_any == bool(state.held)
         self.things = {a for p, a, _ in literals if p not in ("atlocation", "opened")} | state.held
-        own = {name: frozenset(a for p, a, _ in literals if p == f"is{name}") for name in ("clean", "hot", "cool")}
-        self.own = {**own, "toggled": frozenset(a for p, a, _ in literals if p == "istoggled")}
+        goal = {name: frozenset(a for p, a, _ in literals if p == f"is{name}") for name in ("clean", "hot", "cool")}
+        self.goal = {**goal, "toggled": frozenset(a for p, a, _ in literals if p == "istoggled")}
 
     def key(self, state):
-        if not self.exactly:
+        if not self.applies:
             return state.state_key()
-        facts = tuple(getattr(state, name) & things for name, things in self.own.items())
+        facts = tuple(getattr(state, name) & things for name, things in self.goal.items())
         return state.place, state.held, state.opened, tuple(state.inside), facts
 
     def actions(self, state):
         found = engine.commands(state).values()
-        if not self.exactly:
+        if not self.applies:
             return found
         return [a for a in found if a.verb in ("go", "open") or (a.verb in _DOES and a.thing in self.things)]
 
@@ -115,11 +116,11 @@ class Reduced:
 _DOES = ("take", "put", "clean", "heat", "cool", "use")
 
 
-def shortest(state, most, below=None, reduced=None):
-    """The length of a shortest plan by breadth-first search over all commands; None when there is none.
+def shortest(state, max_states, below=None, reduced=None):
+    """The length of a shortest plan, by breadth-first search over all commands; None if there is no plan.
 
-    `TOO_MANY` when more than `most` states are reached. below: looks for plans shorter than that only. reduced: tries
-    its commands only.
+    Returns `TOO_MANY_STATES` if more than `max_states` states are reached. below: search only for shorter plans.
+    reduced: try only the commands of this `ReducedSearch`.
     """
     key_of = reduced.key if reduced else State.state_key
     queue, seen = deque([(state, 0)]), {key_of(state)}
@@ -130,19 +131,19 @@ def shortest(state, most, below=None, reduced=None):
         if below is not None and depth + 1 >= below:
             continue
         for action in reduced.actions(state) if reduced else engine.commands(state).values():
-            twin = state.clone()
-            engine.act(twin, action)
-            if (key := key_of(twin)) not in seen:
-                if len(seen) >= most:
-                    return TOO_MANY
+            successor = state.clone()
+            engine.act(successor, action)
+            if (key := key_of(successor)) not in seen:
+                if len(seen) >= max_states:
+                    return TOO_MANY_STATES
                 seen.add(key)
-                queue.append((twin, depth + 1))
+                queue.append((successor, depth + 1))
     return None
 
 
-def wander(state, rng, most):
-    """Plays up to `most` random commands, those that change things three times as often."""
-    for _ in range(rng.randint(0, most)):
+def random_walk(state, rng, max_commands):
+    """Executes up to `max_commands` random commands; three quarters of them change the state if possible."""
+    for _ in range(rng.randint(0, max_commands)):
         commands = list(engine.commands(state))
         doing = [c for c in commands if c.split(" ")[0] not in ("look", "inventory", "help", "examine")]
         engine.play(state, rng.choice(doing if doing and rng.random() < 0.75 else commands))
@@ -150,7 +151,7 @@ def wander(state, rng, most):
 
 
 def check_plan(state, plan):
-    """A plan's commands are admissible one after the other, and the last one wins, no earlier one."""
+    """Asserts that the commands of a plan are admissible and that exactly the last one reaches the goal."""
     state = state.clone()
     for command in plan:
         assert not state.won(), plan
@@ -159,34 +160,37 @@ def check_plan(state, plan):
     assert state.won(), plan
 
 
-def check_room(rng, task_type, most=2_500):
-    """A drawn room after drawn commands: the oracle against the search.
+def check_room(rng, task_type, max_states=2_500):
+    """Compares the planner with the search in a random room after random commands.
 
-    Returns (length, None or `TOO_MANY`, whether the search over all commands was done as well; it must agree).
+    Returns (length, None or `TOO_MANY_STATES`; whether the search over all commands finished too). Both must agree.
     """
-    state = wander(tiny_world(rng, task_type).initial.clone(), rng, 12)
-    expected = shortest(state, MOST_REDUCED, reduced=Reduced(state))
-    by_all = shortest(state, most)
-    assert TOO_MANY in (expected, by_all) or expected == by_all, (expected, by_all, engine.introduction(state))
-    if expected == TOO_MANY:
+    state = random_walk(tiny_world(rng, task_type).initial.clone(), rng, 12)
+    expected = shortest(state, MAX_REDUCED_STATES, reduced=ReducedSearch(state))
+    by_all = shortest(state, max_states)
+    assert TOO_MANY_STATES in (expected, by_all) or expected == by_all, (expected, by_all, engine.introduction(state))
+    if expected == TOO_MANY_STATES:
         return expected, False
     plan = Planner().plan(state)
     assert (None if plan is None else len(plan)) == expected, (plan, expected, engine.introduction(state))
     if plan is not None:
         check_plan(state, plan)
-    return expected, by_all != TOO_MANY
+    return expected, by_all != TOO_MANY_STATES
 
 
-def check_game(world, rng, most_commands=25):
-    """A game after drawn commands: no plan is shorter. Returns the length, None or `TOO_MANY`."""
-    state = wander(world.initial.clone(), rng, most_commands)
+def check_game(world, rng, max_commands=25):
+    """Asserts that no plan is shorter in a game after random commands.
+
+    Returns the length of the plan, None if there is none, or `TOO_MANY_STATES`.
+    """
+    state = random_walk(world.initial.clone(), rng, max_commands)
     plan = Planner().plan(state)
     below = None
     if plan is not None:
         check_plan(state, plan)
         below = len(plan)
-    found = shortest(state, MOST_REDUCED, below, Reduced(state)) if plan or plan is None else None
-    if found == TOO_MANY:
+    found = shortest(state, MAX_REDUCED_STATES, below, ReducedSearch(state)) if plan or plan is None else None
+    if found == TOO_MANY_STATES:
         return found
     assert found is None, (plan, found, engine.introduction(state))
     return below
@@ -202,7 +206,7 @@ def main() -> int:
     parser.add_argument("--games", type=int, default=60)
     parser.add_argument("--size", default="small")
     parser.add_argument("--data", type=Path, help="a folder of official games to check as well")
-    parser.add_argument("--starts", type=int, default=6, help="states of each: the beginning, and after commands")
+    parser.add_argument("--starts", type=int, default=6, help="states per game: the initial one and later ones")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started, rooms, games, official = time.monotonic(), Counter(), Counter(), Counter()

@@ -1,4 +1,4 @@
-"""Lets the tests here import the helpers beside them, and gives them small generated games."""
+"""Fixtures of the ALFWorld tests: small generated games and the official ones. Makes helper modules here importable."""
 
 import sys
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Plays the same commands in our engine and in the reference, and reports the first difference.
+"""Executes the same commands on the native and the reference engine, and reports the first difference.
 
-    python tests/envs/differential.py --data ../shared/data/alfworld --steps 30000 --seed 0
+    python tests/envs/alfworld/differential.py --data ../shared/data/alfworld --steps 30000 --seed 0
 
-needs the extra `alfworld`. Hypothesis draws the commands: three quarters are admissible, the others near misses and
-garbage. A failure prints the game, the first differing step and a command line that plays it again: the numbers
-after --choices draw its commands one by one, and are cut after that step. --shrink lets Hypothesis look for a simpler
-episode, which takes minutes.
+Needs the extra `alfworld`. Hypothesis draws the commands: two thirds are admissible, the others near misses and
+garbage. A failure prints the game, the first step that differs, and a command line that reproduces it: the numbers
+after --choices determine the commands up to that step. --shrink lets Hypothesis search for a simpler episode, which
+takes minutes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from mutations import mutate
-from nonstandard_pddl import estrange
+from nonstandard_pddl import rewrite_nonstandard
 
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import distinct_games, game_json, load_world
@@ -38,14 +38,14 @@ GARBAGE = (
 
 
 class Difference(AssertionError):
-    """The first step at which the two engines differ; `choices` draw the commands up to it."""
+    """The first step at which the two engines differ; `choices` determine the commands up to it."""
 
     choices: Sequence[int] = ()
 
 
 @dataclass
 class Tally:
-    """How much was compared. refused: episodes that the reference does not load. handed_over: those it is given."""
+    """What was compared. refused: games that the reference cannot load. handed_over: games that only it supports."""
 
     steps: int = 0
     admissible: int = 0
@@ -56,7 +56,7 @@ class Tally:
 
 
 def near_miss(command: str, others: list[str], rng: random.Random) -> str:
-    """A command that is almost right."""
+    """A command that is almost admissible."""
     words = command.split(" ")
     kind = rng.randrange(9)
     if kind == 0 and words[-1].isdigit():
@@ -80,7 +80,7 @@ def near_miss(command: str, others: list[str], rng: random.Random) -> str:
 
 
 def choose(commands: list[str], earlier: list[str], rng: random.Random) -> str:
-    """The next command: admissible (mostly one that changes something), a near miss, or garbage."""
+    """The next command: admissible (preferably one that changes the state), a near miss, or garbage."""
     roll = rng.random()
     if roll < 0.35:
         doing = [c for c in commands if c.split(" ")[0] not in ("go", "look", "inventory", "help", "examine")]
@@ -93,7 +93,7 @@ def choose(commands: list[str], earlier: list[str], rng: random.Random) -> str:
 
 
 def compare(state, text: str, answer: dict, where: str, history: list[str]) -> None:
-    """Raises `Difference` unless text, admissible commands, won and reward are equal."""
+    """Raises `Difference` unless observation, admissible commands, won and reward are equal."""
     pairs = (
         ("text", text, answer["text"]),
         ("admissible commands", list(engine.commands(state)), answer["admissible"]),
@@ -111,7 +111,7 @@ def compare(state, text: str, answer: dict, where: str, history: list[str]) -> N
 
 
 def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, slot: int = 0) -> None:
-    """One episode, a command for each choice (any number). Raises `Difference` at the first step that differs."""
+    """Runs one episode with one command per choice. Raises `Difference` at the first step that differs."""
     answer = worker.receive(worker.send({"op": "reset", "slot": slot, "path": str(path)}))
     try:
         world = load_world(path)
@@ -125,7 +125,7 @@ def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, 
             return
         raise Difference(f"game {path}: the reference loads it, ours does not: {error}") from None
     if "error" in answer:
-        tally.refused += 1  # unsolvable games and the like crash its loader
+        tally.refused += 1  # its loader crashes on unsolvable games, among others
         return
     state, history = world.initial.clone(), []
     earlier = list(engine.commands(state))
@@ -154,7 +154,7 @@ def play_both(worker: Worker, path: Path, choices: Sequence[int], tally: Tally, 
 def explore(
     worker: Worker, path: Path, from_seed: int, episodes: int, length: int, tally: Tally, shrink: bool = False
 ) -> None:
-    """Plays episodes whose choices Hypothesis draws. Raises the first `Difference`, or the simplest it finds."""
+    """Runs episodes with choices drawn by Hypothesis. Raises the first `Difference`, or the simplest with `shrink`."""
 
     @seed(from_seed)
     @settings(
@@ -170,9 +170,9 @@ def explore(
 
 
 def games_for(
-    data: Path | None, folder: Path, num_generated: int, num_mutated: int, from_seed: int = 0, num_strange: int = 0
+    data: Path | None, folder: Path, num_generated: int, num_mutated: int, from_seed: int = 0, num_nonstandard: int = 0
 ) -> list[Path]:
-    """Official games, generated ones of all sizes, and both mutated and written strangely."""
+    """Official games, generated games of all sizes, and mutated and nonstandard variants of both."""
     plain = sorted(data.glob("**/game.tw-pddl")) if data else []
     for i, size in enumerate(("small", "medium", "full")):
         num = (num_generated + 2 - i) // 3
@@ -180,19 +180,19 @@ def games_for(
             path = folder / f"{size}-{k}.tw-pddl"
             path.write_text(game_json(game), encoding="utf-8")
             plain.append(path)
-    mutated, strange = [], []
+    mutated, nonstandard = [], []
     for k in range(num_mutated):
         source = plain[k % len(plain)]
         text, names = mutate(source.read_text(encoding="utf-8"), 1000 * from_seed + k)
         path = folder / f"mutated-{k}-{'-'.join(names)}.tw-pddl"
         path.write_text(text, encoding="utf-8")
         mutated.append(path)
-    for k in range(num_strange):
+    for k in range(num_nonstandard):
         source = (plain + mutated)[k * 7 % len(plain + mutated)]
-        text, name = estrange(source.read_text(encoding="utf-8"), 10_000 * from_seed + k)
-        strange.append(folder / f"strange-{k}-{name}.tw-pddl")
-        strange[-1].write_text(text, encoding="utf-8", errors="surrogatepass")
-    return plain + mutated + strange
+        text, name = rewrite_nonstandard(source.read_text(encoding="utf-8"), 10_000 * from_seed + k)
+        nonstandard.append(folder / f"nonstandard-{k}-{name}.tw-pddl")
+        nonstandard[-1].write_text(text, encoding="utf-8", errors="surrogatepass")
+    return plain + mutated + nonstandard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,17 +202,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=50, help="steps of an episode")
     parser.add_argument("--generated", type=int, default=60)
     parser.add_argument("--mutated", type=int, default=72)
-    parser.add_argument("--strange", type=int, default=0, help="games written strangely (see strange.py), besides")
+    parser.add_argument("--nonstandard", type=int, default=0, help="additional games (see nonstandard_pddl.py)")
     parser.add_argument("--seed", type=int, default=0, help="of the games and the commands")
-    parser.add_argument("--only", help="part of a game's path")
-    parser.add_argument("--choices", help="play one episode: numbers with commas between them")
-    parser.add_argument("--slow", action="store_true", help="the reference without reference_speed")
-    parser.add_argument("--shrink", action="store_true", help="look for a simpler episode after a difference")
+    parser.add_argument("--only", help="only games whose path contains this text")
+    parser.add_argument("--choices", help="run one episode with these comma-separated choices")
+    parser.add_argument("--slow", action="store_true", help="run the reference without caches")
+    parser.add_argument("--shrink", action="store_true", help="search for a simpler episode after a difference")
     options = parser.parse_args(arguments)
     worker, tally, started = Worker(slow=options.slow), Tally(), time.monotonic()
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        paths = games_for(options.data, Path(folder), options.generated, options.mutated, options.seed, options.strange)
+        paths = games_for(
+            options.data, Path(folder), options.generated, options.mutated, options.seed, options.nonstandard
+        )
         episodes = -(-options.steps // (options.length * len(paths)))
         for path in paths:
             if options.only and options.only not in str(path):
@@ -224,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     explore(worker, path, options.seed, episodes, options.length, tally, options.shrink)
             except Difference as error:
                 failures += 1
-                print(f"DIFFERENCE {error}\n  again: {replay(options, path, error.choices)}", flush=True)
+                print(f"DIFFERENCE {error}\n  reproduce: {replay(options, path, error.choices)}", flush=True)
     worker.stop()
     result = {**vars(tally), "differences": failures, "seed": options.seed, "slow_reference": options.slow}
     print(json.dumps({**result, "wall_s": round(time.monotonic() - started)}))
@@ -232,10 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def replay(options: argparse.Namespace, path: Path, choices: Sequence[int]) -> str:
-    """The command line that plays an episode again."""
-    words = ["python", "tests/envs/differential.py", *(["--data", str(options.data)] if options.data else [])]
+    """The command line that reproduces an episode."""
+    data = ["--data", str(options.data)] if options.data else []
+    words = ["python", "tests/envs/alfworld/differential.py", *data]
     words += ["--generated", str(options.generated), "--mutated", str(options.mutated), "--seed", str(options.seed)]
-    words += ["--strange", str(options.strange)] * bool(options.strange)
+    words += ["--nonstandard", str(options.nonstandard)] * bool(options.nonstandard)
     name = path.name if path.name != "game.tw-pddl" else path.parent.name
     words += ["--only", name, "--choices", ",".join(map(str, choices)) or "0", *["--slow"] * options.slow]
     return shlex.join(words)

@@ -1,9 +1,9 @@
-"""Damages game files and types nonsense: nothing may crash, hang or grow.
+"""Fuzzes the ALFWorld engine with damaged game files and random commands: it must not crash, hang or leak memory.
 
-    python tests/envs/fuzzing.py --minutes 10 --seed 0
+    python tests/envs/alfworld/fuzzing.py --minutes 10 --seed 0
 
-(of CPU time, so that a busy machine does not shorten it) prints one JSON line: files tried, how many played,
-commands played, the slowest of each in CPU seconds, and the peak memory.
+Minutes are CPU time, so that the load of the machine does not matter. Prints one JSON line: the numbers of files tried
+and played and of commands, the slowest of each in CPU seconds, and the peak memory.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adversarial_files import hostile_files
+from adversarial_files import adversarial_cases
 from mutations import mutate
 
 from paw_fast.envs.alfworld import engine
@@ -35,12 +35,12 @@ TOKENS = (
 
 @dataclass
 class Report:
-    """What was tried and what it cost."""
+    """Counts and worst cases of a fuzzing run."""
 
     files: int = 0
     played: int = 0
     refused: int = 0
-    for_the_reference: int = 0
+    unsupported: int = 0
     commands: int = 0
     slowest_load_s: float = 0.0
     slowest_command_s: float = 0.0
@@ -48,7 +48,7 @@ class Report:
 
 
 def damage(text: str, rng: random.Random) -> str:
-    """A game file's text with some of it cut, doubled, swapped, or replaced."""
+    """A game file's text with parts of it removed, duplicated, swapped or replaced."""
     kind = rng.randrange(8)
     if kind == 0:
         return text[: rng.randrange(len(text))]
@@ -88,8 +88,8 @@ def damage(text: str, rng: random.Random) -> str:
     return json.dumps(data)
 
 
-def nonsense(rng: random.Random, commands: list[str]) -> str:
-    """A command of random characters, or a damaged admissible one."""
+def random_command(rng: random.Random, commands: list[str]) -> str:
+    """A command of random characters, or an admissible command with random changes."""
     if rng.random() < 0.5:
         return "".join(chr(rng.randrange(0x3000)) for _ in range(rng.randrange(40))) * rng.choice((1, 1, 1, 500))
     command = list(rng.choice(commands))
@@ -99,7 +99,7 @@ def nonsense(rng: random.Random, commands: list[str]) -> str:
 
 
 def try_file(path: Path, rng: random.Random, num_commands: int, report: Report) -> None:
-    """Loads a file and plays it; raises whatever is neither a UserError nor UnsupportedGame."""
+    """Loads a file and executes commands; lets all exceptions but `UserError` and `UnsupportedGame` propagate."""
     report.files += 1
     started = time.process_time()
     try:
@@ -112,7 +112,7 @@ def try_file(path: Path, rng: random.Random, num_commands: int, report: Report) 
         report.longest_message = max(report.longest_message, len(message))
         return
     except UnsupportedGame:
-        report.for_the_reference += 1
+        report.unsupported += 1
         return
     finally:
         report.slowest_load_s = max(report.slowest_load_s, time.process_time() - started)
@@ -121,7 +121,7 @@ def try_file(path: Path, rng: random.Random, num_commands: int, report: Report) 
     engine.introduction(state).encode("utf-8")
     for _ in range(num_commands):
         commands = list(engine.commands(state))
-        command = rng.choice(commands) if rng.random() < 0.6 else nonsense(rng, commands)
+        command = rng.choice(commands) if rng.random() < 0.6 else random_command(rng, commands)
         started = time.process_time()
         engine.play(state, command).encode("utf-8")
         state.won()
@@ -136,7 +136,7 @@ def try_file(path: Path, rng: random.Random, num_commands: int, report: Report) 
 
 
 def fuzz(seconds: float, seed: int, num_files: int | None = None, num_commands: int = 40) -> Report:
-    """Fuzzes for a CPU time, or for a number of files, after the files made by hand to hurt."""
+    """Fuzzes for a CPU time in seconds or for a number of files, starting with the adversarial files."""
     report, rng = Report(), random.Random(f"fuzz {seed}")
     sources = [
         game_json(game) for size in ("small", "medium", "full") for game in distinct_games(seed, size, "train", 6)
@@ -144,7 +144,7 @@ def fuzz(seconds: float, seed: int, num_files: int | None = None, num_commands: 
     ends = time.process_time() + seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "game.tw-pddl")
-        for _, content in hostile_files():
+        for _, content in adversarial_cases():
             path.write_bytes(content)
             try_file(path, rng, 10, report)
         while (report.files < num_files) if num_files is not None else (time.process_time() < ends):

@@ -1,4 +1,4 @@
-"""Makes unusual games out of ordinary ones: the corners in which an engine could differ from the reference."""
+"""Mutates the facts of games into unusual ones, in which an engine could differ from the reference."""
 
 import json
 import random
@@ -17,7 +17,7 @@ def _pick(rng, items, num):
 
 
 def shared_places(rng, facts):
-    """Some receptacles move to another one's place, with or without what lies in them."""
+    """Some receptacles move to the place of another, with or without their contents."""
     located = _of(facts, "receptacleatlocation")
     moved = dict(_pick(rng, located, rng.randint(2, 6)))
     new = {r: rng.choice(located)[1] for r in moved}
@@ -34,7 +34,7 @@ def shared_places(rng, facts):
 
 
 def in_two_receptacles(rng, facts):
-    """Some objects are in a second receptacle as well, where they may or may not count as lying."""
+    """Some objects are in a second receptacle too, with or without a fact that they are at its place."""
     places = dict(_of(facts, "receptacleatlocation"))
     for o, _ in _pick(rng, _of(facts, "inreceptacle"), rng.randint(1, 5)):
         r = rng.choice(sorted(places))
@@ -45,7 +45,7 @@ def in_two_receptacles(rng, facts):
 
 
 def opened(rng, facts):
-    """Some receptacles are open from the start, openable or not; others are not openable any more."""
+    """Some receptacles are open initially, whether openable or not; others become not openable."""
     openable = _of(facts, "openable")
     facts += [("opened", r) for (r,) in _pick(rng, openable, rng.randint(1, 4))]
     facts += [("opened", r) for r, _ in _pick(rng, _of(facts, "receptacleatlocation"), 2)]
@@ -53,8 +53,8 @@ def opened(rng, facts):
     return [fact for fact in facts if fact[0] != "openable" or fact[1:] not in gone]
 
 
-def treated(rng, facts):
-    """Some objects are hot, cool, clean, sliced or toggled from the start."""
+def initial_states(rng, facts):
+    """Some objects are hot, cool, clean, sliced or toggled initially."""
     for predicate in ("ishot", "iscool", "isclean", "issliced", "istoggled"):
         facts += [(predicate, o) for o, _ in _pick(rng, _of(facts, "inreceptacle"), rng.randint(0, 6))]
     return facts
@@ -67,7 +67,7 @@ def start_at_receptacle(rng, facts):
 
 
 def holding(rng, facts):
-    """The agent starts with something in its hands, with or without the hands counting as full."""
+    """The agent holds an object initially, with or without the fact `holdsAny`."""
     o = rng.choice(_of(facts, "pickupable"))[0]
     if rng.random() < 0.8:
         facts = [fact for fact in facts if fact[:2] not in (("inreceptacle", o), ("objectatlocation", o))]
@@ -78,7 +78,7 @@ def holding(rng, facts):
 
 
 def abilities(rng, facts):
-    """Objects get and lose abilities: lamps that can be carried, mugs with a switch, tables that may hold all."""
+    """Objects gain and lose abilities, such as lamps that can be picked up and mugs that can be toggled."""
     objects = [o for o, _ in _of(facts, "inreceptacle")]
     for predicate in ("pickupable", "toggleable", "sliceable", "cleanable", "heatable", "coolable"):
         facts += [(predicate, o) for o in _pick(rng, objects, rng.randint(0, 4))]
@@ -87,7 +87,7 @@ def abilities(rng, facts):
 
 
 def containers(rng, facts):
-    """Objects that hold other objects."""
+    """Some objects contain other objects."""
     objects = sorted({o for o, _ in _of(facts, "inreceptacle")})
     for outer in _pick(rng, objects, 3):
         facts.append(("isreceptacleobject", outer))
@@ -95,8 +95,8 @@ def containers(rng, facts):
     return facts
 
 
-def astray(rng, facts):
-    """Objects that lie at a place without being in a receptacle there, and objects that are nowhere."""
+def misplaced(rng, facts):
+    """Some objects are at a place but in no receptacle there, and some are nowhere."""
     places = [place for _, place in _of(facts, "receptacleatlocation")]
     gone = _pick(rng, _of(facts, "inreceptacle"), 3)
     facts = [fact for fact in facts if fact[0] != "inreceptacle" or fact[1:] not in gone]
@@ -104,8 +104,8 @@ def astray(rng, facts):
     return facts
 
 
-def odd_types(rng, facts):
-    """Receptacles get a second type or another one, objects a second type: sinks that cool, mugs that cut."""
+def extra_types(rng, facts):
+    """Receptacles get a second or another type, objects a second type: sinks that cool, mugs that cut."""
     rtypes = sorted({kind for _, kind in _of(facts, "receptacletype")} | {"sinktype", "fridgetype", "microwavetype"})
     otypes = sorted({kind for _, kind in _of(facts, "objecttype")} | {"knifetype", "butterknifetype"})
     for r, kind in _pick(rng, _of(facts, "receptacletype"), rng.randint(1, 5)):
@@ -124,18 +124,18 @@ MUTATIONS = (
     shared_places,
     in_two_receptacles,
     opened,
-    treated,
+    initial_states,
     start_at_receptacle,
     holding,
     abilities,
     containers,
-    astray,
-    odd_types,
+    misplaced,
+    extra_types,
 )
 
 
 def mutate(text: str, seed: int) -> tuple[str, list[str]]:
-    """(JSON of a mutated game, names of the mutations) made from a game file's text."""
+    """Applies one to four random mutations to a game file's text; returns (JSON, names of the mutations)."""
     rng = random.Random(f"mutate {seed}")
     data = json.loads(text)
     problem = parse_problem(data["pddl_problem"])
@@ -144,8 +144,8 @@ def mutate(text: str, seed: int) -> tuple[str, list[str]]:
     for mutation in chosen:
         facts = list(dict.fromkeys(mutation(rng, list(facts))))
     body = data["pddl_problem"]
-    # A type that the file does not know is declared; one that it knows as the other kind (a sink) is left out, since
-    # such a file goes to the reference whole: `strange` has those.
+    # Undeclared types are declared. Types that are declared as the other kind (a sink) are dropped, since such files
+    # are not supported by the native engine; `nonstandard_pddl` has those.
     kinds = {"receptacletype": "rtype", "objecttype": "otype"}
     facts = [f for f in facts if f[0] not in kinds or problem.objects.get(f[2], kinds[f[0]]) == kinds[f[0]]]
     lines = "\n".join(f"({' '.join(fact)})" for fact in facts)

@@ -1,7 +1,7 @@
-"""Problems written in ways that no household is: what the reference takes all the same must be played, or handed to it.
+"""Rewrites game files in nonstandard PDDL: what the reference accepts, the native engine must support or refuse.
 
-`mutations` changes what is true in a game; here it is how the file says it: types and predicates used for what they
-are not for, facts that are none, names, goals of other forms, spelling.
+`mutations` changes the facts of a game; this module changes how the file expresses them: arguments of other types,
+unknown predicates, invalid facts, unusual names, goals of other forms, and unusual syntax.
 """
 
 import json
@@ -12,7 +12,7 @@ from paw_fast.envs.alfworld.pddl import parse_problem
 
 
 class _Game:
-    """A problem's text and the names in it, to draw from."""
+    """A problem's text, and random choices among the names in it."""
 
     def __init__(self, text, rng):
         self.text, self.rng = text, rng
@@ -41,7 +41,7 @@ class _Game:
         self.text = self.text.replace("(:init", f"(:init {fact}", 1)
 
     def declare(self, names, last=False):
-        """More names: before the others, or after them, where they have the type that comes last or none."""
+        """Declares more names, before the others, or after them, where they have the last type or none."""
         if last:
             start = self.text.index("(:objects")
             end = self.text.index(")", start)
@@ -59,7 +59,7 @@ class _Game:
 
 
 def other_types(game):
-    """Facts whose arguments have other types than the domain says."""
+    """Adds facts whose arguments do not have the types in the domain."""
     game.add(game.rng.choice((
         f"(receptacleType {game.receptacle()} {game.draw('otype')})",
         f"(objectType {game.thing()} {game.draw('rtype')})",
@@ -75,7 +75,7 @@ def other_types(game):
 
 
 def other_facts(game):
-    """Predicates that the domain lacks, too many arguments, negations, and what is no fact."""
+    """Adds unknown predicates, wrong numbers of arguments, negations, and items that are not facts."""
     game.add(game.rng.choice((
         "(flying agent1)", "(flying)", "(agent agent1)", f"(object {game.receptacle()})", "x", "xy", "()", "(openable)",
         f"(openable {game.receptacle()} {game.receptacle()})", f"(not (opened {game.receptacle()}))",
@@ -86,14 +86,14 @@ def other_facts(game):
 
 
 def distances(game):
-    """Assignments, of things that no fact names among them."""
+    """Adds assignments, also of entities that occur in no fact."""
     game.declare("mug_bar_0 - object loc_bar_0 - location cabinet_bar_0 - receptacle")
     game.add(f"(= (distance {game.place()} loc_bar_0) {game.rng.choice(('5', '0', '5.5', '12'))})")
     game.add(game.rng.choice(("(= (total-cost) 0)", "(= (distance mug_bar_0 cabinet_bar_0) 1)", "(= x 2)", "(= x y)")))
 
 
 def declarations(game):
-    """Names without a type, with two, declared twice or for nothing; second agents and places."""
+    """Declares names without a type, with two types, twice, or without use, and second agents and places."""
     kind = game.rng.randrange(8)
     if kind == 0:
         game.declare("mug_bar_0 cup_bar_0", last=True)
@@ -117,7 +117,7 @@ def declarations(game):
 
 
 def sections(game):
-    """More sections, doubled ones, others in front."""
+    """Adds, duplicates and reorders sections."""
     body = game.text.rstrip()[:-1]
     tail = game.rng.choice(("(:metric minimize (total-cost))", "(:goal (and))", "(:fun)", "(:metric) (:metric)", "x"))
     if game.rng.random() < 0.7:
@@ -128,7 +128,7 @@ def sections(game):
 
 
 def spelling(game):
-    """Glued question marks, comments, capitals, white space, depth."""
+    """Removes spaces before question marks, or adds comments, capitals, unusual white space or nesting."""
     kind = game.rng.randrange(5)
     if kind == 0:
         game.set_goal(re.sub(r"\s+\?", "?", game.goal()))
@@ -144,7 +144,7 @@ def spelling(game):
 
 
 def names(game):
-    """A thing, a receptacle or a place has an odd name."""
+    """Gives an object, receptacle or place an unusual name."""
     old = game.rng.choice((game.thing(), game.receptacle(), game.place()))
     new = game.rng.choice((
         "i", "p", "thing", "a_minus_b", "sink_bar_basin_1", "_bar_1", "#mug#_bar_1", "{mug}_bar_1", "mug,_bar_1", "ö",
@@ -155,7 +155,7 @@ def names(game):
 
 
 def goals(game):
-    """Goals of other forms, half of them within what the engine plays."""
+    """Replaces the goal by one of another form; the native engine supports about half of them."""
     o, r, place, otype = game.thing(), game.receptacle(), game.place(), game.rng.choice(game.types)
     exists = f"(exists (?o - object ?r - receptacle) (and (objectType ?o {otype}) (inReceptacle ?o ?r)"
     game.set_goal(game.rng.choice((
@@ -181,12 +181,12 @@ def goals(game):
     )))  # fmt: skip
 
 
-STRANGE = (other_types, other_facts, distances, declarations, sections, spelling, names, goals)
+REWRITES = (other_types, other_facts, distances, declarations, sections, spelling, names, goals)
 
 
-def estrange(text: str, seed: int) -> tuple[str, str]:
-    """(JSON of a game written strangely, what was done) made from a game file's text; the ways come in turn."""
+def rewrite_nonstandard(text: str, seed: int) -> tuple[str, str]:
+    """Applies one of `REWRITES` to a game file's text, cycling with `seed`; returns (JSON, name of the rewrite)."""
     game = _Game(json.loads(text)["pddl_problem"], random.Random(f"strange {seed}"))
-    way = STRANGE[seed % len(STRANGE)]
+    way = REWRITES[seed % len(REWRITES)]
     way(game)
     return json.dumps({**json.loads(text), "pddl_problem": game.text}), way.__name__

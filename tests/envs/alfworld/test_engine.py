@@ -1,4 +1,4 @@
-"""The engine's rules on a hand-made household, in both wordings. Expected texts are the reference's."""
+"""Tests the engine's rules on a hand-written world in both text grammars. Expected texts are the reference's."""
 
 import dataclasses
 import pickle
@@ -53,7 +53,7 @@ def play(state, *commands):
     return [engine.play(state, command) for command in commands]
 
 
-def test_introduction_lists_receptacles_by_id_with_numbers_going_down():
+def test_introduction_lists_receptacles_by_id_with_descending_numbers():
     assert engine.introduction(make()) == (
         "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see "
         "a cabinet 2, a cabinet 1, a countertop 1, a fridge 1, a microwave 1, and a sinkbasin 1.\n\n"
@@ -75,7 +75,7 @@ def test_first_admissible_commands_are_sorted():
     ]
 
 
-def test_a_whole_episode_in_the_package_s_wording():
+def test_episode_in_the_package_grammar():
     state = make()
     # Ids sort upward, numbers downward: Cabinet_bar_1 is "cabinet 2", Apple_bar_1 is "apple 2".
     assert play(
@@ -106,10 +106,10 @@ def test_a_whole_episode_in_the_package_s_wording():
     ]
     assert state.won()
     play(state, "take apple 2 from fridge 1")
-    assert not state.won()  # not latched
+    assert not state.won()  # winning is not latched
 
 
-def test_the_official_wording():
+def test_official_grammar():
     state = make(Rules(OFFICIAL, has_help=False))
     assert play(
         state,
@@ -135,20 +135,20 @@ def test_the_official_wording():
     ]
 
 
-def test_an_object_left_at_a_shared_place_lies_next_to_it():
+def test_object_put_into_another_receptacle_at_a_shared_place():
     state = make()
     play(state, "go to cabinet 1", "take apple 2 from cabinet 1", "open cabinet 2", "move apple 2 to cabinet 2")
     assert play(state, "look") == ["You are facing the cabinet 2, and cabinet 1. Next to it, you see a apple 2."]
 
 
-def test_no_command_goes_to_the_place_where_one_stands():
+def test_no_go_to_command_for_the_current_place():
     state = make()
     play(state, "go to cabinet 1")
     assert "go to cabinet 2" not in engine.commands(state)
     assert play(state, "go to cabinet 2") == ["Nothing happens."]
 
 
-def test_slicing_needs_a_knife_in_hand_and_the_object_at_the_place():
+def test_slicing_needs_a_held_knife_and_an_object_at_the_place():
     state = make()
     play(state, "go to countertop 1", "take knife 1 from countertop 1")
     assert play(state, "slice apple 1 with knife 1") == ["You sliced the apple 1 with the knife 1."]
@@ -156,17 +156,17 @@ def test_slicing_needs_a_knife_in_hand_and_the_object_at_the_place():
     assert play(state, "examine apple 1") == ["This is a sliced apple 1."]
 
 
-def test_heating_clears_cold_and_cooling_clears_hot_and_clean_stays():
+def test_heating_and_cooling_exclude_each_other_and_keep_clean():
     state = make()
     play(state, "go to cabinet 1", "take apple 2 from cabinet 1", "go to sinkbasin 1", "clean apple 2 with sinkbasin 1")
     assert play(state, "examine apple 2") == ["This is a clean apple 2."]
-    play(state, "go to microwave 1", "heat apple 2 with microwave 1")  # the microwave is closed: no matter
+    play(state, "go to microwave 1", "heat apple 2 with microwave 1")  # although the microwave is closed
     assert play(state, "examine apple 2") == ["This is a hot and clean apple 2."]
     play(state, "go to fridge 1", "cool apple 2 with fridge 1")
     assert play(state, "examine apple 2") == ["This is a cool and clean apple 2."]
 
 
-def test_the_lamp_can_be_used_in_a_closed_receptacle_and_the_mug_not_taken():
+def test_closed_receptacles_allow_use_but_not_take():
     state = make()
     play(state, "go to cabinet 2")
     commands = engine.commands(state)
@@ -181,7 +181,7 @@ def test_the_lamp_can_be_used_in_a_closed_receptacle_and_the_mug_not_taken():
 @pytest.mark.parametrize(
     "command", ["", "   ", "Look", "go to fridge 1.", "go to fridge", "go  to fridge 1", "\x00", "dance", "take"]
 )
-def test_what_is_not_admissible_changes_nothing(command):
+def test_inadmissible_commands_change_nothing(command):
     state = make()
     before = state.clone()
     assert play(state, command) == ["Nothing happens."]
@@ -192,26 +192,26 @@ def test_commands_are_stripped():
     assert play(make(), "  look \n") == play(make(), "look")
 
 
-def test_help_is_the_reference_s():
+def test_help_matches_the_reference():
     text = play(make(), "help")[0]
     assert text.startswith("Available commands:\n  look:                             look around")
     assert "  move (object) to (receptacle):  place an object in or on a receptacle\n" in text
     assert text.endswith("slice an object using a sharp object\n")
 
 
-def test_states_clone_compare_hash_and_go_through_bytes():
+def test_states_clone_compare_hash_and_serialize():
     state = make()
     play(state, "go to cabinet 1", "take apple 2 from cabinet 1")
-    twin = state.clone()
-    assert twin == state
-    assert hash(twin) == hash(state)
+    clone = state.clone()
+    assert clone == state
+    assert hash(clone) == hash(state)
     stored = state.to_bytes()
     back = State.from_bytes(state.world, stored)
     assert back == state
     assert back.to_bytes() == stored
     assert list(engine.commands(back)) == list(engine.commands(state))
-    play(twin, "go to fridge 1")
-    assert twin != state
+    play(clone, "go to fridge 1")
+    assert clone != state
     assert {state: 1}[back] == 1
 
 
@@ -219,12 +219,12 @@ def test_states_clone_compare_hash_and_go_through_bytes():
     "data",
     [b"", b"x", b"(1,2)", b"(0, 0, [], [])", b"\xff", b"__import__('os')", b"('x', 0, 0, [], [])"],
 )
-def test_bytes_that_are_no_state_are_refused(data):
+def test_invalid_serialized_states_are_rejected(data):
     with pytest.raises(ValueError, match="not a stored state"):
         State.from_bytes(make().world, data)
 
 
-def test_equal_states_reached_by_different_ways_are_equal():
+def test_states_reached_by_different_commands_are_equal():
     one, two = make(), make()
     two.world = one.world
     play(one, "go to cabinet 1", "go to fridge 1")

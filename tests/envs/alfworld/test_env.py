@@ -1,4 +1,4 @@
-"""The protocol: episodes, batches, official games."""
+"""Tests the ALFWorld environment: episodes, batches, saved states and official games."""
 
 import random
 import subprocess
@@ -12,12 +12,12 @@ from paw_fast.envs.alfworld.state import State
 from paw_fast.types import Env, Task
 
 
-def test_it_is_an_env(small_env):
+def test_implements_the_env_protocol(small_env):
     assert isinstance(small_env, Env)
     assert small_env.name == "alfworld"
 
 
-def test_an_episode_that_is_won(small_env):
+def test_won_episode(small_env):
     env, task = small_env.spawn(), small_env.tasks("train")[0]
     first = env.reset(task)
     assert first.info["won"] is False
@@ -35,7 +35,7 @@ def test_an_episode_that_is_won(small_env):
     assert env.reset(task) == first
 
 
-def test_an_episode_that_runs_out_of_steps(small_env):
+def test_step_limit(small_env):
     env = envs.make("alfworld", data=small_env.tasks("train")[0].path.parents[3], max_steps=3)
     env.reset(env.tasks("train")[0])
     steps = [env.step("no such command") for _ in range(3)]
@@ -48,7 +48,7 @@ def test_step_before_reset(small_env):
         small_env.spawn().step("look")
 
 
-def test_a_saved_state_goes_on(small_env):
+def test_saved_state_continues(small_env):
     env, task = small_env.spawn(), small_env.tasks("train")[1]
     env.reset(task)
     plan = Planner().plan(env.state)
@@ -62,7 +62,7 @@ def test_a_saved_state_goes_on(small_env):
         assert env.step(command) == other.step(command)
 
 
-def test_a_state_goes_on_in_another_process(small_env, tmp_path):
+def test_saved_state_continues_in_another_process(small_env, tmp_path):
     env, task = small_env.spawn(), small_env.tasks("train")[2]
     env.reset(task)
     plan = Planner().plan(env.state)
@@ -84,14 +84,14 @@ def test_a_state_goes_on_in_another_process(small_env, tmp_path):
     assert env.state.won()
 
 
-def test_a_state_of_another_game_is_refused(small_env):
+def test_state_of_another_game_is_rejected(small_env):
     one, other = (small_env._games.world(task) for task in small_env.tasks("train")[:2])
     with pytest.raises(ValueError, match="of another game"):
         State.from_bytes(other, one.initial.to_bytes())
 
 
 @pytest.mark.parametrize("num", [1, 3, 8])
-def test_a_batch_gives_what_single_episodes_give(small_env, num):
+def test_batch_matches_single_episodes(small_env, num):
     tasks = [small_env.tasks("train")[i % 24] for i in range(num)]
     batch, rng = envs.make_batch(small_env, num), random.Random(0)
     singles = [small_env.spawn() for _ in tasks]
@@ -111,7 +111,7 @@ def test_a_batch_gives_what_single_episodes_give(small_env, num):
     batch.close()
 
 
-def test_finished_episodes_of_a_batch_are_not_played_on(small_env, monkeypatch):
+def test_finished_episodes_of_a_batch_are_not_stepped(small_env, monkeypatch):
     tasks, played = small_env.tasks("train")[:3], []
     plans = [Planner().plan(small_env._games.world(task).initial) for task in tasks]
     batch = envs.make_batch(small_env, 3)
@@ -127,7 +127,7 @@ def test_finished_episodes_of_a_batch_are_not_played_on(small_env, monkeypatch):
     assert [step is None for step in batch.step(["look"] * 3)] == [False, True, True]
 
 
-def test_a_batch_of_fewer_tasks_and_of_too_many(small_env):
+def test_batch_with_fewer_and_too_many_tasks(small_env):
     batch = envs.make_batch(small_env, 2)
     tasks = small_env.tasks("train")
     assert len(batch) == 2
@@ -141,7 +141,7 @@ def test_a_batch_of_fewer_tasks_and_of_too_many(small_env):
         envs.make_batch(small_env, 0)
 
 
-def test_official_games_are_won_by_a_plan(official_games, small_env):
+def test_plans_win_official_games(official_games, small_env):
     env = small_env.spawn()
     for path in official_games:
         task = Task.from_file(path)
@@ -153,7 +153,7 @@ def test_official_games_are_won_by_a_plan(official_games, small_env):
     assert len(official_games) == 12
 
 
-def test_official_games_are_won_by_the_searcher(official_games, small_env):
+def test_expert_wins_official_games(official_games, small_env):
     env = small_env.spawn()
     for path in official_games:
         observation = env.reset(Task.from_file(path))
@@ -167,7 +167,7 @@ def test_official_games_are_won_by_the_searcher(official_games, small_env):
         assert step.reward == 1.0, path
 
 
-def test_the_official_folder_is_listed(test_data, official_games):
+def test_official_folder_is_listed(test_data, official_games):
     env = envs.make("alfworld", data=test_data / "alfworld")
     assert len(env.tasks("train")) == len(env.tasks("unseen")) == 6
     assert {task.split for task in env.tasks("unseen")} == {"valid_unseen"}

@@ -1,11 +1,11 @@
-"""A short fuzz; `fuzzing.py` runs a long one."""
+"""Runs a short fuzzing test of the ALFWorld engine; `fuzzing.py` runs longer ones."""
 
 import contextlib
 import os
 import random
 
 import pytest
-from adversarial_files import hostile_files
+from adversarial_files import adversarial_cases
 from fuzzing import Report, fuzz, try_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from paw_fast.envs.alfworld.pddl import PddlError, UnsupportedGame, parse_proble
 from paw_fast.errors import UserError
 
 
-def test_damaged_files_are_refused_or_played():
+def test_damaged_files_are_rejected_or_playable():
     report = fuzz(0, seed=11, num_files=180, num_commands=15)
     assert report.played > 20
     assert report.refused > 50
@@ -24,9 +24,9 @@ def test_damaged_files_are_refused_or_played():
     assert report.longest_message < 600
 
 
-def test_hostile_files_are_refused_or_played(tmp_path):
+def test_adversarial_files_are_rejected_or_playable(tmp_path):
     path, played = tmp_path / "game.tw-pddl", []
-    for name, content in hostile_files():
+    for name, content in adversarial_cases():
         path.write_bytes(content)
         report = Report()
         try_file(path, random.Random(0), 5, report)
@@ -38,7 +38,7 @@ def test_hostile_files_are_refused_or_played(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+def test_named_pipe_does_not_block(tmp_path):
     path = tmp_path / "train" / "pick_and_place_simple-Mug-None-Desk-301" / "trial_1" / "game.tw-pddl"
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
@@ -49,7 +49,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
 
 @settings(deadline=None)
 @given(st.text(max_size=200))
-def test_any_text_is_a_problem_or_an_error(text):
+def test_any_text_is_parsed_or_rejected(text):
     for read in (read_sexpr, parse_problem):
         with contextlib.suppress(PddlError, UnsupportedGame):
             read(text)
@@ -57,7 +57,7 @@ def test_any_text_is_a_problem_or_an_error(text):
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=20))
-def test_any_command_is_answered(small_env, commands):
+def test_any_command_has_an_observation(small_env, commands):
     env = small_env
     env.reset(env.tasks("train")[2])
     state = env.state

@@ -1,4 +1,4 @@
-"""Game files: generated ones, and what is said about wrong ones."""
+"""Tests generated game files, listings of data sets, and error messages for invalid files."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def replace_problem(old, new):
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "full"])
-def test_games_are_a_function_of_seed_size_split_and_number(size):
+def test_games_depend_on_seed_size_split_and_number(size):
     one = list(distinct_games(1, size, "train", 12))
     assert one == list(distinct_games(1, size, "train", 18))[:12]
     assert one != list(distinct_games(2, size, "train", 12))
@@ -64,7 +64,7 @@ def test_games_are_a_function_of_seed_size_split_and_number(size):
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "full"])
-def test_each_walkthrough_wins_with_its_last_command_only(size, tmp_path):
+def test_walkthroughs_win_with_their_last_command(size, tmp_path):
     for game in distinct_games(5, size, "valid_unseen", 18):
         path = tmp_path / "game.tw-pddl"
         path.write_text(game_json(game))
@@ -76,7 +76,7 @@ def test_each_walkthrough_wins_with_its_last_command_only(size, tmp_path):
         assert state.won()
 
 
-def test_unseen_rooms_are_not_trained_on(small_env):
+def test_unseen_rooms_are_not_in_training(small_env):
     def rooms(split):
         return {int(task.task_id.split("/")[0].rsplit("-", 1)[1]) % 100 for task in small_env.tasks(split)}
 
@@ -85,7 +85,7 @@ def test_unseen_rooms_are_not_trained_on(small_env):
     assert not rooms("valid_seen") & UNSEEN_ROOMS
 
 
-def test_games_of_all_splits_differ():
+def test_games_are_distinct_across_splits():
     seen = set()
     num = sum(
         1 for split in ("train", "valid_seen", "valid_unseen") for _ in distinct_games(0, "small", split, 60, seen)
@@ -93,7 +93,7 @@ def test_games_of_all_splits_differ():
     assert len(seen) == num == 180
 
 
-def test_the_target_is_never_in_the_goal_s_receptacles_at_the_start():
+def test_targets_are_not_in_goal_receptacles_initially():
     for game in distinct_games(9, "medium", "train", 30):
         facts = parse_problem(game.problem).facts
         kinds = {fact[1]: fact[2] for fact in facts if fact[0] in ("receptacletype", "objecttype")}
@@ -102,13 +102,13 @@ def test_the_target_is_never_in_the_goal_s_receptacles_at_the_start():
         assert (f"{game.target.lower()}type", f"{game.goal.lower()}type") not in inside
 
 
-def test_any_first_tasks_are_balanced(small_env):
+def test_first_tasks_are_balanced_over_task_types(small_env):
     assert Counter(task.task_type for task in small_env.tasks("train")[:12]) == dict.fromkeys(TASK_TYPES, 2)
     assert len(small_env.tasks("train")) == 24
     assert list(small_env.tasks("unseen")) == list(small_env.tasks("valid_unseen"))
 
 
-def test_the_cache_folder_is_itself_a_data_set(tmp_path, monkeypatch):
+def test_cache_folder_is_a_data_set(tmp_path, monkeypatch):
     counts = {"train": 6, "valid_seen": 6, "valid_unseen": 6}
     root = generated_root("small", 4, counts, tmp_path)
     for split in counts:
@@ -125,7 +125,7 @@ def test_the_cache_folder_is_itself_a_data_set(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_several_processes_may_generate_at_once(tmp_path):
+def test_concurrent_generation(tmp_path):
     code = (
         "import sys; from paw_fast import envs;"
         f"env = envs.make('alfworld', num_train=12, num_unseen=6, cache_dir={str(tmp_path)!r});"
@@ -141,7 +141,7 @@ def test_several_processes_may_generate_at_once(tmp_path):
     assert [path.name for path in tmp_path.glob("alfworld/*/json_2.1.1/*")] == ["train"]
 
 
-def test_half_made_folders_of_killed_processes_are_removed_later(tmp_path):
+def test_stale_temporary_folders_are_removed(tmp_path):
     counts = {"train": 1, "valid_seen": 1, "valid_unseen": 1}
     root = generated_root("small", 0, counts, tmp_path)
     old, new = root / ".making-old", root / ".making-new"
@@ -153,14 +153,14 @@ def test_half_made_folders_of_killed_processes_are_removed_later(tmp_path):
     assert new.exists()
 
 
-def test_a_cache_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_cache_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write generated games to .*file.*set XDG_CACHE_HOME") as error:
         envs.make("alfworld", cache_dir=tmp_path / "file").tasks("train")
     assert "\n" not in str(error.value)
 
 
-def test_the_xdg_cache_folder_is_used(tmp_path, monkeypatch):
+def test_xdg_cache_folder_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     env = envs.make("alfworld", num_train=1, num_unseen=1)
     assert env.tasks("train")[0].path.is_relative_to(tmp_path / "paw-fast" / "alfworld")
@@ -184,12 +184,12 @@ def test_wrong_settings(arguments, message, tmp_path):
         envs.make(**arguments).tasks("train")
 
 
-def test_a_misspelt_split(small_env):
+def test_unknown_split(small_env):
     with pytest.raises(UserError, match=r"no split 'vald'.*valid_unseen"):
         small_env.tasks("vald")
 
 
-def test_a_data_folder_without_splits(tmp_path):
+def test_data_folder_without_splits(tmp_path):
     with pytest.raises(UserError, match=r"neither json_2\.1\.1/train"):
         envs.make("alfworld", data=tmp_path)
     (tmp_path / "train").mkdir()
@@ -197,7 +197,7 @@ def test_a_data_folder_without_splits(tmp_path):
         envs.make("alfworld", data=tmp_path).tasks("unseen")
 
 
-def test_the_loader_leaves_out_what_the_reference_leaves_out(tmp_path):
+def test_loader_skips_the_files_the_reference_skips(tmp_path):
     def add(kind, solvable):
         folder = tmp_path / "train" / kind / "trial_1"
         folder.mkdir(parents=True)
@@ -213,10 +213,10 @@ def test_the_loader_leaves_out_what_the_reference_leaves_out(tmp_path):
     assert [task.task_id for task in tasks] == ["pick_and_place_simple-Mug-None-Desk-301/trial_1"]
 
 
-def test_what_is_left_out_is_said_in_one_line_with_numbers_and_reasons(tmp_path, caplog):
+def test_skipped_files_are_logged_with_counts_and_reasons(tmp_path, caplog):
     whole = '{"pddl_domain": "", "grammar": "", "pddl_problem": "", "solvable": true}'
     texts = [
-        whole, '\ufeff{"solvable": true, "pddl_problem": "' + "x" * 900 + '"}\n',  # these two are games
+        whole, '\ufeff{"solvable": true, "pddl_problem": "' + "x" * 900 + '"}\n',  # these two are playable
         whole.replace(', "solvable": true', ""), whole[:30], "", " \n", whole.replace("true", "false"),
         '{"solvable": true, "pddl_problem": "cut he', "[1]", whole.replace("true", "null"),
     ]  # fmt: skip
@@ -230,18 +230,18 @@ def test_what_is_left_out_is_said_in_one_line_with_numbers_and_reasons(tmp_path,
     listing = list_games(tmp_path, "unseen")
     assert [task.task_id.split("/")[0] for task in listing.tasks] == names[:2]
     assert listing.left_out == {
-        "without the key `solvable`": 2, "not whole JSON (downloaded in part?)": 2, "empty": 2, "marked unsolvable": 2,
+        "without the key `solvable`": 2, "not valid JSON (incomplete download?)": 2, "empty": 2, "marked unsolvable": 2,
         "of an unknown task type": 1,
     }  # fmt: skip
     env = envs.make("alfworld", data=tmp_path)
     assert len(env.tasks("unseen")) == len(env.tasks("valid_unseen")) == 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: valid_unseen: 9 of 11 game files left out: 2 empty, 2 marked unsolvable, 2 not whole JSON "
-        "(downloaded in part?), 1 of an unknown task type, 2 without the key `solvable`"
+        f"{tmp_path}: valid_unseen: 9 of 11 game files skipped: 2 empty, 2 marked unsolvable, 2 not valid JSON "
+        "(incomplete download?), 1 of an unknown task type, 2 without the key `solvable`"
     ]
 
 
-def test_half_characters_in_a_game_are_replaced(game_file):
+def test_surrogates_in_a_game_are_replaced(game_file):
     data = json.loads(game_file.read_text())
     data["paw_fast"]["note"] = data["grammar"] = data["pddl_domain"] = "x\ud83d"
     game_file.write_text(json.dumps(data), encoding="utf-8-sig")
@@ -253,17 +253,17 @@ WRONG = [
     (lambda path: path.write_bytes(b""), "not valid JSON at line 1 column 1"),
     (lambda path: path.write_bytes(path.read_bytes()[:500]), "not valid JSON at line 1"),
     (lambda path: path.write_bytes(b"\xff\xfe\x00"), "byte 0 is not UTF-8"),
-    (lambda path: path.write_text("[1]"), "holds a JSON list"),
+    (lambda path: path.write_text("[1]"), "contains a JSON list"),
     (lambda path: path.write_text("{}"), "'pddl_domain' is missing"),
     (lambda path: path.write_text("[" * 200_000), "not valid JSON"),
-    (lambda path: path.write_text("9" * 5_000), "not valid JSON|holds a JSON"),
+    (lambda path: path.write_text("9" * 5_000), "not valid JSON|contains a JSON"),
     (lambda path: rewrite(path, lambda d: d.update(pddl_problem=7)), "'pddl_problem' is missing or not a string"),
-    (lambda path: rewrite(path, lambda d: d.update(pddl_problem="")), "holds no PDDL expression"),
+    (lambda path: rewrite(path, lambda d: d.update(pddl_problem="")), "contains no PDDL expression"),
     (lambda path: rewrite(path, lambda d: d.update(pddl_problem=d["pddl_problem"][:-40])), "open parentheses"),
     (lambda path: rewrite(path, lambda d: d.update(pddl_problem="(" * 999)), "line 1: nested deeper than 500"),
     (lambda path: rewrite(path, lambda d: d.update(pddl_problem="(define)")), "lacks the section"),
-    (lambda path: rewrite(path, lambda d: d.update(pddl_problem="(define (:init) (:init))")), "twice"),
-    (lambda path: rewrite(path, replace_problem("(:goal", "(:goal) (:goals")), "must hold one formula"),
+    (lambda path: rewrite(path, lambda d: d.update(pddl_problem="(define (:init) (:init))")), "has two sections"),
+    (lambda path: rewrite(path, replace_problem("(:goal", "(:goal) (:goals")), "must contain one formula"),
     (
         lambda path: rewrite(path, replace_problem("(:init", "(:init\n(\u00fc)")),
         "line [0-9]+: the character.*not ASCII",
@@ -278,7 +278,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("damage", "message"), WRONG)
-def test_a_wrong_file_is_one_line_naming_file_and_place(game_file, damage, message, small_env):
+def test_invalid_files_are_one_line_errors_with_the_location(game_file, damage, message, small_env):
     damage(game_file)
     with pytest.raises(UserError, match=message) as error:
         small_env.spawn().reset(Task.from_file(game_file))
@@ -287,7 +287,7 @@ def test_a_wrong_file_is_one_line_naming_file_and_place(game_file, damage, messa
     assert len(str(error.value)) < 400 + len(str(game_file))
 
 
-def test_a_missing_or_unreadable_file(tmp_path, small_env):
+def test_missing_and_unreadable_files(tmp_path, small_env):
     with pytest.raises(UserError, match="no game file at"):
         Task.from_file(tmp_path / "game.tw-pddl")
     with pytest.raises(UserError, match="cannot read"):
@@ -320,7 +320,7 @@ def other_grammar(data):
         (lambda data: data.update(pddl_problem=data["pddl_problem"].replace("agent1", "{x}")), "its name '{x}' is not"),
     ],
 )
-def test_what_only_the_reference_may_play_is_told_apart_from_what_is_wrong(game_file, change, why):
+def test_unsupported_games_are_distinguished_from_invalid_ones(game_file, change, why):
     rewrite(game_file, change)
     if why is None:
         assert load_world(game_file).objects
@@ -329,8 +329,8 @@ def test_what_only_the_reference_may_play_is_told_apart_from_what_is_wrong(game_
         load_world(game_file)
 
 
-def test_an_unknown_grammar_is_refused_unless_the_reference_engine_is_allowed(game_file, small_env, monkeypatch):
-    """The reference runs Python expressions of the file, so it is not even started unasked."""
+def test_unknown_grammar_is_rejected_unless_the_reference_engine_is_allowed(game_file, small_env, monkeypatch):
+    """The reference evaluates Python expressions in the file, so it must not be started without permission."""
 
     def started(*args, **kwargs):
         raise AssertionError("the reference engine was started")
@@ -343,7 +343,7 @@ def test_an_unknown_grammar_is_refused_unless_the_reference_engine_is_allowed(ga
     assert "\n" not in str(error.value)
 
 
-def test_without_the_extra_an_unknown_grammar_is_one_line(game_file, small_env, caplog, monkeypatch):
+def test_unknown_grammar_without_the_extra(game_file, small_env, caplog, monkeypatch):
     monkeypatch.setattr("paw_fast.envs.alfworld.textworld.env.reference_texts", lambda: None)
     rewrite(game_file, other_grammar)
     missing = r"not installed: pip install 'paw-fast\[alfworld\]'"

@@ -1,4 +1,4 @@
-"""Our engine against the reference, where the extra is installed."""
+"""Compares the native engine with the reference engine. Needs the extra `alfworld`."""
 
 import json
 import os
@@ -44,8 +44,8 @@ def reference(small_env):
 
 
 @pytest.fixture
-def lenient(small_env):
-    """The native engine, with leave to hand games over."""
+def env_with_fallback(small_env):
+    """The native engine, with a fallback to the reference engine."""
     data = small_env.tasks("train")[0].path.parents[3]
     env = envs.make("alfworld", data=data, allow_reference_engine=True)
     yield env
@@ -54,17 +54,17 @@ def lenient(small_env):
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(which=st.integers(0, 35), choices=st.lists(st.integers(0, 1 << 20), min_size=25, max_size=25))
-def test_every_text_command_list_and_win_is_equal(worker, games, which, choices):
+def test_engines_agree_on_mutated_games(worker, games, which, choices):
     from differential import Tally, play_both
 
     play_both(worker, games[which], choices, Tally())
 
 
-def test_what_the_reference_takes_is_played_as_there_or_handed_to_it(worker, tmp_path):
+def test_nonstandard_games_agree_or_are_unsupported(worker, tmp_path):
     from differential import Tally, games_for, play_both
 
     tally = Tally()
-    for path in games_for(None, tmp_path, num_generated=1, num_mutated=4, num_strange=48)[-48:]:
+    for path in games_for(None, tmp_path, num_generated=1, num_mutated=4, num_nonstandard=48)[-48:]:
         play_both(worker, path, range(6), tally)
     assert tally.episodes >= 12
     assert tally.handed_over >= 8
@@ -72,7 +72,7 @@ def test_what_the_reference_takes_is_played_as_there_or_handed_to_it(worker, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_thirty_thousand_steps_are_equal(test_data, official_games, capsys):
+def test_engines_agree_over_thirty_thousand_steps(test_data, official_games, capsys):
     from differential import main
 
     data = ["--data", str(test_data / "alfworld")]
@@ -85,7 +85,7 @@ def test_thirty_thousand_steps_are_equal(test_data, official_games, capsys):
     assert tally["refused"] < tally["episodes"] / 20
 
 
-def test_official_games_are_equal(worker, official_games):
+def test_engines_agree_on_official_games(worker, official_games):
     from differential import Tally, play_both
 
     tally = Tally()
@@ -94,7 +94,7 @@ def test_official_games_are_equal(worker, official_games):
     assert tally.steps == 120
 
 
-def test_a_difference_is_found_and_can_be_played_again(worker, games, monkeypatch):
+def test_differences_are_found_and_reproducible(worker, games, monkeypatch):
     from differential import Difference, Tally, explore, play_both
 
     monkeypatch.setitem(engine._QUIET, "inventory", lambda state, action: "You carry the world.")
@@ -107,7 +107,7 @@ def test_a_difference_is_found_and_can_be_played_again(worker, games, monkeypatc
     play_both(worker, games[0], choices, Tally())
 
 
-def test_the_caches_change_nothing(games):
+def test_caches_do_not_change_the_output(games):
     def transcript(worker):
         answers = []
         for path in games[:2]:
@@ -121,7 +121,7 @@ def test_the_caches_change_nothing(games):
     assert transcript(Worker()) == transcript(Worker(slow=True))
 
 
-def test_games_played_in_turns_do_not_mix_in_the_caches(worker, games):
+def test_interleaved_games_do_not_mix_in_the_caches(worker, games):
     paths, rng, states = games[::7], random.Random(0), []
     for slot, path in enumerate(paths):
         answer = worker.receive(worker.send({"op": "reset", "slot": slot, "path": str(path)}))
@@ -136,24 +136,24 @@ def test_games_played_in_turns_do_not_mix_in_the_caches(worker, games):
         assert list(engine.commands(state)) == answer["admissible"]
 
 
-def test_the_caches_are_put_in_place_whole_or_not_at_all(monkeypatch):
+def test_caches_are_installed_completely_or_not_at_all(monkeypatch):
     from textworld.envs.pddl import textgen
     from textworld.logic import Rule
 
     before = (textgen.deepcopy, Rule.__dict__["parse_conjunctive_query"])
     with monkeypatch.context() as patch:
         patch.setitem(caching.CHECKED_WITH, "textworld", "9.9")
-        assert caching.speed_up() == "textworld is 1.7.0, this was checked with 9.9"
+        assert caching.install_caches() == "textworld is 1.7.0, but the caches were checked with 9.9 only"
     with monkeypatch.context() as patch:
         patch.setitem(caching.CHECKED_WITH, "no-such-package", "1")
-        assert caching.speed_up() == "no-such-package is not installed"
+        assert caching.install_caches() == "no-such-package is not installed"
     with monkeypatch.context() as patch:
         patch.delattr(textgen, "deepcopy")
-        assert "lacks a name that is to be replaced" in caching.speed_up()
+        assert "a name to be replaced is missing in textworld" in caching.install_caches()
     assert before == (textgen.deepcopy, Rule.__dict__["parse_conjunctive_query"])
 
 
-def test_a_worker_without_its_caches_says_why(small_env, caplog, monkeypatch, tmp_path):
+def test_worker_without_caches_logs_the_reason(small_env, caplog, monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.metadata as m\nold = m.version\n"
         "m.version = lambda name: '1.8.0' if name == 'textworld' else old(name)\n"
@@ -162,12 +162,12 @@ def test_a_worker_without_its_caches_says_why(small_env, caplog, monkeypatch, tm
     env = ReferenceEnv(small_env._games, num_workers=1)
     assert env.reset(small_env.tasks("train")[0]) == small_env.reset(small_env.tasks("train")[0])
     assert [record.getMessage() for record in caplog.records] == [
-        "the reference engine runs without its caches: textworld is 1.8.0, this was checked with 1.7.0"
+        "the reference engine runs without its caches: textworld is 1.8.0, but the caches were checked with 1.7.0 only"
     ]
     env.close()
 
 
-def test_requests_and_answers_that_fill_the_pipes_do_not_wait_for_each_other(small_env):
+def test_full_pipes_do_not_deadlock(small_env):
     worker = Worker(time_limit_s=60)
     worker.receive(worker.send({"op": "reset", "slot": 0, "path": str(small_env.tasks("train")[0].path)}))
     request = {"op": "step", "slot": 0, "command": "\U0001f600" * 1_000}
@@ -176,16 +176,16 @@ def test_requests_and_answers_that_fill_the_pipes_do_not_wait_for_each_other(sma
     worker.stop()
 
 
-def test_a_process_that_nobody_waits_for_ends_itself(small_env):
+def test_orphaned_worker_ends_itself(small_env):
     command = [sys.executable, "-m", "paw_fast.envs.alfworld.textworld.worker", "--time-limit", "0.01"]
     reset = json.dumps({"op": "reset", "slot": 0, "path": str(small_env.tasks("train")[0].path)})
     done = subprocess.run(command, input=reset + "\n", capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert done.stdout.count("\n") == 1  # it was ready, and never answered
+    assert done.stdout.count("\n") == 1  # only the line that says it is ready
     assert "Timeout" in done.stderr
 
 
-def test_the_same_games_are_listed_as_by_the_reference_s_loader(tmp_path, small_env, official_games):
+def test_same_games_are_listed_as_by_the_reference(tmp_path, small_env, official_games):
     roots = {path.parents[3] for path in official_games} | {small_env.tasks("train")[0].path.parents[3]}
     script = (
         "import json, sys; from alfworld.agents.environment.alfred_tw_env import AlfredTWEnv\n"
@@ -203,7 +203,7 @@ def test_the_same_games_are_listed_as_by_the_reference_s_loader(tmp_path, small_
         assert listed
 
 
-def test_both_engines_behind_the_protocol_agree(reference, small_env):
+def test_both_environments_agree(reference, small_env):
     native = small_env.spawn()
     for task in small_env.tasks("train")[:2]:
         assert reference.reset(task) == native.reset(task)
@@ -213,7 +213,7 @@ def test_both_engines_behind_the_protocol_agree(reference, small_env):
             reference.step("look")
 
 
-def test_a_batch_survives_a_worker_that_dies(reference, small_env):
+def test_batch_survives_the_death_of_a_worker(reference, small_env):
     tasks = small_env.tasks("train")[:3]
     batch, native = envs.make_batch(reference, 3), envs.make_batch(small_env, 3)
     assert batch.reset(tasks) == native.reset(tasks)
@@ -225,7 +225,7 @@ def test_a_batch_survives_a_worker_that_dies(reference, small_env):
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_answers_do_not_depend_on_the_number_of_workers(small_env, num_workers):
+def test_results_do_not_depend_on_the_number_of_workers(small_env, num_workers):
     env = ReferenceEnv(small_env._games, num_workers=num_workers)
     tasks = small_env.tasks("train")[:4]
     batch, native = envs.make_batch(env, 4), envs.make_batch(small_env, 4)
@@ -236,14 +236,14 @@ def test_answers_do_not_depend_on_the_number_of_workers(small_env, num_workers):
     batch.close()
 
 
-def test_a_worker_that_hangs_is_started_again_and_given_up(small_env):
+def test_hanging_worker_is_restarted_once(small_env):
     task = small_env.tasks("train")[0]
     env = ReferenceEnv(small_env._games, num_workers=1, time_limit_s=60)
     env.reset(task)
     worker = env._worker
     worker._time_limit_s = 0.5
     os.kill(worker._process.pid, signal.SIGSTOP)
-    with pytest.raises(UserError, match=r"no answer within 0\.5 s.*started again"):
+    with pytest.raises(UserError, match=r"did not respond within 0\.5 s.*also after a restart"):
         env.step("look")
     worker._time_limit_s = 60
     assert env.step("look").observation.text
@@ -251,7 +251,7 @@ def test_a_worker_that_hangs_is_started_again_and_given_up(small_env):
     env.close()
 
 
-def test_a_file_the_reference_cannot_load(tmp_path, small_env, reference):
+def test_file_that_the_reference_cannot_load(tmp_path, small_env, reference):
     path = tmp_path / "x-y" / "trial_1" / "game.tw-pddl"
     path.parent.mkdir(parents=True)
     data = json.loads(small_env.tasks("train")[0].path.read_text())
@@ -262,14 +262,14 @@ def test_a_file_the_reference_cannot_load(tmp_path, small_env, reference):
     reference.reset(small_env.tasks("train")[0])
 
 
-def test_an_unknown_grammar_is_handed_over_with_one_line(tmp_path, small_env, lenient, caplog):
+def test_unknown_grammar_falls_back_to_the_reference(tmp_path, small_env, env_with_fallback, caplog):
     path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
     path.parent.mkdir(parents=True)
     domain, grammar = reference_texts()
     data = json.loads(small_env.tasks("train")[0].path.read_text())
     changed = grammar.replace("You arrive at", "You walk up to").replace("UNKNOWN GOAL", data["paw_fast"]["task"])
     path.write_text(json.dumps({**data, "pddl_domain": domain, "grammar": changed}))
-    env = lenient.spawn()
+    env = env_with_fallback.spawn()
     first = env.reset(Task.from_file(path))
     assert [record.getMessage() for record in caplog.records] == [
         f"{path} is played by the reference engine: its text grammar is not one of the two known ones"
@@ -278,36 +278,36 @@ def test_an_unknown_grammar_is_handed_over_with_one_line(tmp_path, small_env, le
     assert env.step(goto).observation.text.startswith("You walk up to")
     assert env.reset(small_env.tasks("train")[0]).text
     assert env.reset(Task.from_file(path)) == first
-    assert len(caplog.records) == 1  # once for each file
+    assert len(caplog.records) == 1  # once per file
     env.close()
 
 
-def test_a_receptacle_with_an_object_s_type_is_handed_over_with_one_line(tmp_path, small_env, lenient, caplog):
+def test_receptacle_with_an_object_type_falls_back_to_the_reference(tmp_path, small_env, env_with_fallback, caplog):
     path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
     path.parent.mkdir(parents=True)
     task = small_env.tasks("train")[0]
     data = json.loads(task.path.read_text())
-    desk = load_world(task.path).receptacle_ids[0]
+    receptacle = load_world(task.path).receptacle_ids[0]
     problem = data["pddl_problem"].replace("(:objects", "(:objects BenchType - otype", 1)
-    problem = problem.replace("(:init", f"(:init (receptacleType {desk} BenchType)", 1)
+    problem = problem.replace("(:init", f"(:init (receptacleType {receptacle} BenchType)", 1)
     path.write_text(json.dumps({**data, "pddl_problem": problem}))
-    env, native = lenient.spawn(), small_env.spawn()
+    env, native = env_with_fallback.spawn(), small_env.spawn()
     assert env.reset(Task.from_file(path)).text == native.reset(task).text
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith(f"{path} is played by the reference engine: its fact (receptacletype {desk[:20]}")
+    assert message.startswith(f"{path} is played by the reference engine: its fact (receptacletype {receptacle[:20]}")
     assert message.endswith("has arguments of type receptacle otype, expected receptacle rtype")
     for command in Planner().plan(native.state):
         assert env.step(command).observation.text == native.step(command).observation.text
     env.close()
 
 
-def test_a_file_that_neither_engine_loads_names_both_reasons(tmp_path, small_env, lenient, caplog):
+def test_file_that_neither_engine_loads_reports_both_reasons(tmp_path, small_env, env_with_fallback, caplog):
     path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
     path.parent.mkdir(parents=True)
     data = json.loads(small_env.tasks("train")[0].path.read_text())
     path.write_text(json.dumps({**data, "pddl_problem": data["pddl_problem"].replace("(atLocation", "(flying")}))
-    env = lenient.spawn()
+    env = env_with_fallback.spawn()
     with pytest.raises(UserError, match=r"cannot load it: KeyError.* because its fact .flying .* is unknown") as error:
         env.reset(Task.from_file(path))
     assert str(error.value).startswith(f"{path}: ")
@@ -315,7 +315,7 @@ def test_a_file_that_neither_engine_loads_names_both_reasons(tmp_path, small_env
     env.close()
 
 
-def test_an_unknown_domain_is_handed_over_with_one_line(tmp_path, small_env, lenient, caplog):
+def test_unknown_domain_falls_back_to_the_reference(tmp_path, small_env, env_with_fallback, caplog):
     path = tmp_path / "pick_and_place_simple-x" / "trial_1" / "game.tw-pddl"
     path.parent.mkdir(parents=True)
     task = small_env.tasks("train")[0]
@@ -323,7 +323,7 @@ def test_an_unknown_domain_is_handed_over_with_one_line(tmp_path, small_env, len
     assert "(:predicates" in data["pddl_domain"]
     domain = data["pddl_domain"].replace("(:predicates", "(:predicates (painted ?o - object)", 1)
     path.write_text(json.dumps({**data, "pddl_domain": domain}))
-    env = lenient.spawn()
+    env = env_with_fallback.spawn()
     first = env.reset(Task.from_file(path))
     assert [record.getMessage() for record in caplog.records] == [
         f"{path} is played by the reference engine: its PDDL domain is not one of the three known ones"

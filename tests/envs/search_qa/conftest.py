@@ -1,4 +1,4 @@
-"""A small generated world; lets the tests here import the helper beside them."""
+"""Fixtures of the search tests: an environment on a small synthetic corpus, and imports of the helper modules."""
 
 import sys
 from pathlib import Path

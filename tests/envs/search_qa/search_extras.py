@@ -1,4 +1,4 @@
-"""Skips where an extra is missing."""
+"""Skips tests whose optional dependencies are not installed."""
 
 import importlib.util
 
@@ -8,7 +8,7 @@ EXTRA_OF = {"faiss": "search-dense"}
 
 
 def need(*modules):
-    """Skips the test (or, at a module's top, all of its tests) where a module of an extra is missing."""
+    """Skips the calling test, or test module if called at its top, unless all the modules are installed."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             extra = EXTRA_OF.get(module, "search")

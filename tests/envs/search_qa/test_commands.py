@@ -1,4 +1,4 @@
-"""The commands, as a person gives them: play, index, serve, train and eval on published questions."""
+"""Tests the command line on the search environment: play, retriever index and serve, train and eval."""
 
 import io
 import json
@@ -23,33 +23,33 @@ need("bm25s", "Stemmer")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
+def _separate_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def played(env, *lines):
-    """(won, what was printed) of an episode that a person plays on a pipe."""
+def run_episode(env, *lines):
+    """Runs `paw-fast play` with `lines` as standard input; returns (won, the printed text)."""
     out = io.StringIO()
     won = play(env, env.tasks("unseen")[0], Console(file=out, width=500), io.StringIO("\n".join(lines) + "\n"))
     return won, out.getvalue()
 
 
-def test_a_person_plays(search_env):
+def test_play_command(search_env):
     task = search_env.tasks("unseen")[0]
     golden, start = task.info["golden"][0], task.info["supporting"][0]
-    won, text = played(search_env, "find it", "?", f"search[{start}]", f"answer[{golden}]")
+    won, text = run_episode(search_env, "find it", "?", f"search[{start}]", f"answer[{golden}]")
     assert won
-    assert "You won, in 2 steps." in text  # what is no command costs none
+    assert "You won, in 2 steps." in text  # lines that are not commands cost no step
     assert "search[query]" in text
     assert f"Doc 1(Title: {start})" in text
-    won, text = played(search_env, "answer[nobody]")
+    won, text = run_episode(search_env, "answer[nobody]")
     assert not won
     assert f"No: the answer is {golden}." in text
-    won, text = played(search_env, *["search[x]"] * 5)
+    won, text = run_episode(search_env, *["search[x]"] * 5)
     assert "No answer was given" in text
 
 
-def test_index_prints_the_folder_that_training_will_use(test_data, tmp_path, capsys):
+def test_index_command_prints_the_folder_used_by_training(test_data, tmp_path, capsys):
     corpus = test_data / "qa" / "search_r1_example_corpus.jsonl"
     assert main.run(["retriever", "index", "--corpus", str(corpus)]) == 0
     from paw_fast.envs.search_qa.retrieval import index_of, open_index
@@ -78,14 +78,14 @@ def test_index_prints_the_folder_that_training_will_use(test_data, tmp_path, cap
         (["train", "--env", "alfworld", "--env.topk", "5"], "is a setting of search"),
     ],
 )
-def test_mistakes_are_one_line(args, message):
+def test_invalid_arguments_are_one_line_errors(args, message):
     with pytest.raises(UserError) as error:
         main.run(args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_serve_answers_until_ctrl_c_and_a_taken_port_says_so(test_data):
+def test_serve_until_ctrl_c_and_port_in_use_error(test_data):
     need("fastapi", "uvicorn")
     corpus = test_data / "qa" / "hotpotqa_train_corpus.json"
     command = [sys.executable, "-m", "paw_fast.cli.main", "retriever", "serve", "--corpus", str(corpus), "--port"]
@@ -109,7 +109,7 @@ def test_serve_answers_until_ctrl_c_and_a_taken_port_says_so(test_data):
     assert "Traceback" not in rest
 
 
-def test_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
+def test_train_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
     """Index, train two steps on the published sample, evaluate with exact match and F1."""
     qa = test_data / "qa"
     records, run = json.loads((qa / "hotpotqa_train.json").read_text()), tmp_path / "run"
@@ -131,9 +131,9 @@ def test_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
     assert {"score/eval_em", "score/eval_f1", "score/eval_sub_em"} <= set(rows[-1])
     assert {"score/em", "score/f1", "retrieval/queries", "wm/next_observation_error"} <= set(rows[1])
     assert (run / "passages.jsonl").read_text().startswith('{"step": 0')  # those of the demonstrations
-    said = capsys.readouterr().err
-    assert "warning: 1 of the 3 evaluation tasks of the split 'unseen' are training tasks too" in said
-    assert "on 3 unseen tasks (1 of them training tasks)" in said
+    stderr = capsys.readouterr().err
+    assert "warning: 1 of the 3 evaluation tasks of the split 'unseen' are training tasks too" in stderr
+    assert "on 3 unseen tasks (1 of them training tasks)" in stderr
     assert json.loads((run / "summary.json").read_text())["eval_tasks_in_train"] == 1
     assert "1 of its tasks are training tasks" in (run / "report.html").read_text()
     assert main.run(["eval", str(run), "--tasks", "3"]) == 0

@@ -1,4 +1,4 @@
-"""The environment: episodes, rewards, what the policy is shown, batching, and what can go wrong."""
+"""Tests the search environment: episodes, rewards, prompts, query batching, the expert, and invalid settings."""
 
 import threading
 
@@ -26,8 +26,8 @@ from paw_fast.types import Env
 need("bm25s", "Stemmer")
 
 
-class Library:
-    """A retriever of one passage a query that remembers how it was asked."""
+class RecordingRetriever:
+    """A retriever that returns one passage per query and records its calls."""
 
     num_passages = None
 
@@ -48,18 +48,18 @@ QUESTIONS = [Question(str(i), f"Question {i}?", ("Paris", "City of Light"), "tes
 
 
 def make_env(max_steps=5, format_reward=0.0):
-    library = Library()
+    retriever = RecordingRetriever()
     splits = {"train": lambda: QUESTIONS, "unseen": lambda: QUESTIONS}
-    return SearchEnv(splits, QueryBatcher(library, 3), max_steps, format_reward), library
+    return SearchEnv(splits, QueryBatcher(retriever, 3), max_steps, format_reward), retriever
 
 
-def played(env, *commands, task=0):
+def run_episode(env, *commands, task=0):
     env.reset(env.tasks("train")[task])
     return [env.step(command) for command in commands]
 
 
-def test_an_episode():
-    env, library = make_env()
+def test_episode():
+    env, retriever = make_env()
     assert isinstance(env, Env)
     first = env.reset(env.tasks("unseen")[1])
     assert (first.text, first.info["task"], first.info["won"]) == ("Question 1?", "Question 1?", False)
@@ -71,15 +71,15 @@ def test_an_episode():
     last = env.step("answer[paris.]")
     assert (last.done, last.reward, last.info["won"]) == (True, 1.0, True)
     assert last.info["scores"] == {"em": 1.0, "sub_em": 1.0, "f1": 1.0}
-    assert library.calls == [["the capital of France"]]
+    assert retriever.calls == [["the capital of France"]]
     with pytest.raises(RuntimeError, match="call reset first"):
         env.step("answer[x]")
 
 
-def test_the_last_observation_does_not_tell_the_answer():
-    """It would be learned by the world model."""
+def test_last_observation_does_not_reveal_the_answer():
+    """The world model would learn it."""
     env, _ = make_env()
-    (step,) = played(env, "answer[Rome]")
+    (step,) = run_episode(env, "answer[Rome]")
     assert step.observation.text == ""
     assert step.info["scores"]["em"] == 0.0
 
@@ -89,53 +89,53 @@ def test_the_last_observation_does_not_tell_the_answer():
 )
 def test_rewards(answer, share, f1):
     env, _ = make_env(format_reward=0.2)
-    (step,) = played(env, f"answer[{answer}]")
+    (step,) = run_episode(env, f"answer[{answer}]")
     assert step.info["reward"] == share
     assert step.reward == (share == 1.0)
     assert step.info["scores"]["f1"] == pytest.approx(f1)
 
 
-def test_four_turns_then_an_answer_without_search():
-    env, library = make_env(format_reward=0.2)
-    steps = played(env, "search[a]", "search[b]", "search[c]", "search[d]", "answer[Paris]")
+def test_last_turn_accepts_only_an_answer():
+    env, retriever = make_env(format_reward=0.2)
+    steps = run_episode(env, "search[a]", "search[b]", "search[c]", "search[d]", "answer[Paris]")
     assert [s.done for s in steps] == [False] * 4 + [True]
     assert steps[-1].info["won"]
-    steps = played(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
+    steps = run_episode(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
     assert steps[-1].done
     assert not steps[-1].info["won"]
     assert (steps[-1].info["reward"], steps[-1].info["answer"]) == (0.0, None)  # no answer, no reward for the form
-    assert [q for call in library.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not asked
+    assert [q for call in retriever.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not sent
 
 
 @pytest.mark.parametrize(
     "command", ["", "look", "search[]", "search[ ]", "answer[", "search a", "invalid[answer[Paris]]"]
 )
-def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
-    env, library = make_env()
-    (step,) = played(env, command)
+def test_invalid_commands_cost_a_turn_and_explain_the_format(command):
+    env, retriever = make_env()
+    (step,) = run_episode(env, command)
     assert (step.observation.text, step.done, step.info["admissible"]) == (NOT_UNDERSTOOD, False, False)
-    assert library.calls == []
+    assert retriever.calls == []
 
 
 @pytest.mark.parametrize(
     ("last", "truncated"),
     [("search[again]", True), ("nonsense", True), ("answer[wrong]", False), ("answer[Paris]", False)],
 )
-def test_an_episode_is_truncated_that_runs_out_of_turns_without_an_answer(last, truncated):
+def test_episode_without_answer_at_the_limit_is_truncated(last, truncated):
     env, _ = make_env(max_steps=2)
-    *_, step = played(env, "search[a]", last, task=1)
+    *_, step = run_episode(env, "search[a]", last, task=1)
     assert (step.done, step.info["truncated"]) == (True, truncated)
 
 
-def test_commands():
+def test_read_command():
     assert read_command("Search[a [b] c]") == ("search", "a [b] c")
     assert read_command(" answer[x]\n") == ("answer", "x")
     assert read_command("answer[x] and more") is None
 
 
-def test_nothing_found_and_several_passages():
+def test_no_passages_and_several_passages():
     env, _ = make_env()
-    (step,) = played(env, "search[nothing]")
+    (step,) = run_episode(env, "search[nothing]")
     assert step.observation.text == f"<information>{NOTHING_FOUND}</information>"
     hits = [Hit(Passage("1", "A", "a a"), 2.0), Hit(Passage("2", "", "bb"), 1.0)]
     text, places = show_passages(hits)
@@ -158,8 +158,8 @@ def test_splits_and_tasks():
 # ------------------------------------------------------------------------------------------------ the agent loop
 
 
-class Scripted:
-    """An engine that answers with the texts of a script, episode by episode; all that wait are answered at once."""
+class ScriptedEngine:
+    """An engine that returns the texts of a script for each episode; all pending requests complete at once."""
 
     policy_version = 0
 
@@ -189,7 +189,7 @@ def chat():
 
 def play(env, chat, scripts, **settings):
     template = PromptTemplate.load("compact", "search")
-    engine = Scripted(chat, {number: list(script) for number, script in enumerate(scripts)})
+    engine = ScriptedEngine(chat, {number: list(script) for number, script in enumerate(scripts)})
     loop = AgentLoop(
         engine, [env.spawn() for _ in scripts], chat, template,
         AgentSettings(max_steps=5, success_reward=1.0, invalid_penalty=0.25, **settings),
@@ -198,11 +198,11 @@ def play(env, chat, scripts, **settings):
     return sorted(loop.play(tasks), key=lambda t: t.group)
 
 
-def test_queries_of_all_episodes_go_out_together_and_once(chat):
-    env, library = make_env()
+def test_queries_are_batched_and_deduplicated(chat):
+    env, retriever = make_env()
     scripts = [[f"<search> {q} </search>", f"<search> {q}2 </search>", "<answer> Paris </answer>"] for q in "abb"]
     trajectories = play(env, chat, scripts)
-    assert library.calls == [["a", "b"], ["a2", "b2"]]
+    assert retriever.calls == [["a", "b"], ["a2", "b2"]]
     assert [t.won for t in trajectories] == [True] * 3
     assert env.take_metrics() == {"retrieval/queries": 6.0, "retrieval/known_share": pytest.approx(2 / 6)}
     assert env.take_metrics() == {"retrieval/queries": 0.0}
@@ -221,7 +221,7 @@ def test_returns_penalties_and_scores(chat):
 
 
 @pytest.mark.parametrize("layout", ["trajectory", "window"])
-def test_retrieved_text_is_never_the_policys_and_always_the_world_models(chat, layout):
+def test_passages_are_world_model_targets_and_never_policy_targets(chat, layout):
     env, _ = make_env()
     script = ["<search> a </search>", "nonsense", "<search> b </search>", "<answer> Paris </answer>"]
     (trajectory,) = play(env, chat, [script], layout=layout, history=4)
@@ -242,7 +242,7 @@ def test_retrieved_text_is_never_the_policys_and_always_the_world_models(chat, l
     ]  # fmt: skip
 
 
-def test_the_observation_keeps_to_its_budget_of_tokens(chat):
+def test_observation_token_limit(chat):
     env, _ = make_env()
     script = [["<search> " + "a long query " * 9 + "</search>", "<answer> Paris </answer>"]]
     (whole,) = play(env, chat, script)
@@ -260,7 +260,7 @@ def test_the_observation_keeps_to_its_budget_of_tokens(chat):
 
 @pytest.mark.parametrize("layout", ["trajectory", "window"])
 @pytest.mark.parametrize(("max_chars", "max_tokens"), [(0, 0), (0, 30), (40, 0), (60, 25)])
-def test_imitation_sees_what_the_policy_sees(chat, layout, max_chars, max_tokens):
+def test_demonstrations_and_rollouts_have_the_same_prompts(chat, layout, max_chars, max_tokens):
     env, _ = make_env()
     commands = ["search[" + "a long query" * 9 + "]", "search[b]", "answer[Paris]"]
     first = env.reset(env.tasks("train")[0])
@@ -278,41 +278,41 @@ def test_imitation_sees_what_the_policy_sees(chat, layout, max_chars, max_tokens
     assert (lived.num_cut > 0) == bool(max_chars or max_tokens)
 
 
-# ------------------------------------------------------------------------------------------------- the desk
+# ------------------------------------------------------------------------------------------------ QueryBatcher
 
 
-def test_the_desk_forgets_the_oldest(monkeypatch):
+def test_query_batcher_evicts_the_oldest(monkeypatch):
     from paw_fast.envs.search_qa import query_batcher as module
 
-    monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
-    library = Library()
-    desk = QueryBatcher(library, 3)
+    monkeypatch.setattr(module, "MAX_CACHED", 2)
+    retriever = RecordingRetriever()
+    query_batcher = QueryBatcher(retriever, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        desk.enqueue(query)
-        assert desk.result(query)[0].passage.title == f"About {query}"
-    assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
+        query_batcher.enqueue(query)
+        assert query_batcher.result(query)[0].passage.title == f"About {query}"
+    assert retriever.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used more recently than "b"
 
 
-def test_a_failed_search_is_asked_again():
-    class Flaky(Library):
+def test_failed_search_is_retried():
+    class Flaky(RecordingRetriever):
         def search(self, queries, topk):
             if not self.calls:
                 self.calls.append([])
                 raise ConnectionError
             return super().search(queries, topk)
 
-    library = Flaky()
-    desk = QueryBatcher(library, 3)
-    desk.enqueue("a")
+    retriever = Flaky()
+    query_batcher = QueryBatcher(retriever, 3)
+    query_batcher.enqueue("a")
     with pytest.raises(ConnectionError):
-        desk.result("a")
-    assert desk.result("a")[0].passage.title == "About a"
+        query_batcher.result("a")
+    assert query_batcher.result("a")[0].passage.title == "About a"
 
 
-# -------------------------------------------------------------------------------------- making it, and the expert
+# ---------------------------------------------------------------------------------- construction, and the expert
 
 
-def test_the_expert_answers_every_generated_question(search_env):
+def test_expert_answers_every_synthetic_question(search_env):
     expert = envs.make_expert("search")
     for split in ("train", "unseen"):
         for task in search_env.tasks(split):
@@ -327,8 +327,8 @@ def test_the_expert_answers_every_generated_question(search_env):
             assert steps <= {"one_hop": 2, "two_hop": 3, "three_hop": 4}[task.task_type]
 
 
-def test_the_expert_reads_and_does_not_know(search_env):
-    """With nothing to read it does not come to the answer."""
+def test_expert_needs_the_passages(search_env):
+    """Without passages the expert does not reach the answer."""
     expert = envs.make_expert("search")
     task = next(t for t in search_env.tasks("train") if t.task_type == "two_hop")
     first = search_env.reset(task)
@@ -339,7 +339,7 @@ def test_the_expert_reads_and_does_not_know(search_env):
     assert task.info["golden"][0] not in commands[0]
 
 
-def test_published_questions_with_their_own_passages(test_data, tmp_path):
+def test_hotpotqa_with_its_own_corpus(test_data, tmp_path):
     qa = test_data / "qa"
     env = envs.make(
         "search", train=[str(qa / "hotpotqa_train.json")], eval=[f"{qa / 'hotpotqa_train.json'}:2"],
@@ -375,14 +375,14 @@ def test_published_questions_with_their_own_passages(test_data, tmp_path):
         ({"questions": 3}, "search has no setting 'questions'"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, message, tmp_path, monkeypatch):
+def test_invalid_settings_are_rejected(settings, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         envs.make("search", cache_dir=tmp_path, **settings)
     assert message in str(error.value)
 
 
-def test_questions_of_one_split_can_be_left_out(tmp_path):
+def test_one_split_can_be_omitted(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "x"}\n')
     (tmp_path / "c.json").write_text('{"T": "text"}')
     env = envs.make("search", eval=[str(tmp_path / "q.jsonl")], corpus=tmp_path / "c.json", cache_dir=tmp_path)
@@ -392,8 +392,8 @@ def test_questions_of_one_split_can_be_left_out(tmp_path):
     env.close()
 
 
-def test_threads_may_search_one_index(search_env):
-    retriever = search_env._desk.retriever
+def test_concurrent_searches_of_one_index(search_env):
+    retriever = search_env._query_batcher.retriever
     queries = [task.info["supporting"][0] for task in search_env.tasks("train")[:20]]
     expected = retriever.search(queries, 3)
     got = {}
@@ -409,16 +409,16 @@ def test_threads_may_search_one_index(search_env):
     assert all(one == expected for one in got.values())
 
 
-def test_what_is_left_out_of_questions_and_passages_is_said_once(tmp_path, caplog):
+def test_skipped_questions_and_passages_are_logged_once(tmp_path, caplog):
     (tmp_path / "q.jsonl").write_text('{"question": "q?", "answer": "x"}\n{"question": "r?", "answer": "the"}\n')
     (tmp_path / "c.jsonl").write_text('{"text": "a whale"}\n{"text": null}\n{"text": "the"}\n')
     for _ in range(2):
         env = envs.make("search", train=[str(tmp_path / "q.jsonl")], corpus=tmp_path / "c.jsonl", cache_dir=tmp_path)
         assert [task.info["question"] for task in env.tasks("train")] == ["q?"]
-    said = [record.getMessage() for record in caplog.records if record.name == "paw_fast.envs"]
-    assert [line.split(" (first")[0] for line in said] == [
-        f"{tmp_path / 'c.jsonl'}: 1 with no text (null), left out",
-        f"{tmp_path / 'c.jsonl'}: 1 of 2 passages have no indexed word: no query finds them",
-        "--env.train: 1 with an answer of which normalisation leaves nothing: that answer is not used",
-        "--env.train: 1 with no answer, left out",
+    messages = [record.getMessage() for record in caplog.records if record.name == "paw_fast.envs"]
+    assert [line.split(" (first")[0] for line in messages] == [
+        f"{tmp_path / 'c.jsonl'}: 1 record with no text (null, skipped)",
+        f"{tmp_path / 'c.jsonl'}: 1 of 2 passages have no indexed word: no query matches them",
+        "--env.train: 1 record with an answer that is empty after normalization (that answer is ignored)",
+        "--env.train: 1 record with no answer (skipped)",
     ]

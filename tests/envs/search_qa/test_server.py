@@ -1,4 +1,4 @@
-"""The server against a client written from the protocol alone (http.client and json), and our client against it."""
+"""Tests the retrieval server with a minimal client (http.client and json), and our client against that server."""
 
 import http.client
 import json
@@ -31,8 +31,8 @@ PASSAGES = [
 NILE = '"Rivers"\nThe river Nile flows north to the sea.'
 
 
-class Running:
-    """The real application under uvicorn, on a free port of the loopback, in a thread."""
+class RunningServer:
+    """Runs an application under uvicorn on a free loopback port, in a thread."""
 
     def __init__(self, app):
         import uvicorn
@@ -62,13 +62,13 @@ def retriever(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(retriever):
-    one = Running(server.make_app(retriever))
+    one = RunningServer(server.make_app(retriever))
     yield one
     one.stop()
 
 
 def post(port, body, path="/retrieve", headers=None):
-    """(status, parsed answer) of one request, as anyone would send it who has read the protocol."""
+    """Sends one request with the standard library; returns (status, decoded response)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     connection.request("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
@@ -78,7 +78,7 @@ def post(port, body, path="/retrieve", headers=None):
     return answer.status, json.loads(text)
 
 
-# ------------------------------------------------------------------------------------------- the two dialects
+# ------------------------------------------------------------------------------------------- request formats
 
 
 def test_many_queries_with_scores(running):
@@ -105,18 +105,18 @@ def test_a_single_query(running):
     assert hit["document"]["contents"].startswith('"Köln"\nKöln lies')
 
 
-def test_topk_may_be_left_out_and_null(running):
+def test_topk_may_be_omitted_or_null(running):
     many = {"query": "the whale and the river in the sea"}
     assert len(post(running.port, many)[1]["result"][0]) == server.DEFAULT_TOPK
     assert len(post(running.port, many | {"topk": None})[1]["result"][0]) == server.DEFAULT_TOPK
     assert len(post(running.port, many | {"topk": MAX_TOPK})[1]["result"][0]) == 4
 
 
-def test_what_matches_nothing_is_an_empty_list(running):
+def test_queries_without_match_return_an_empty_list(running):
     assert post(running.port, {"queries": ["zebra", "whale"], "topk": 1})[1]["result"][0] == []
 
 
-def test_two_hundred_queries_at_once(running):
+def test_two_hundred_concurrent_queries(running):
     words = ["whale", "river", "sea", "Germany"]
     expected = {word: post(running.port, {"query": word, "topk": 3, "return_scores": True}) for word in words}
     with ThreadPoolExecutor(200) as pool:
@@ -125,7 +125,7 @@ def test_two_hundred_queries_at_once(running):
     assert all(answer == expected[word] for word, answer in zip(asked, answers, strict=True))
 
 
-# ------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------ invalid requests
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_two_hundred_queries_at_once(running):
         ({"query": "a", "queries": ["a"]}, 422, "either `queries`"),
         ({"query": ""}, 422, "query 0 is empty"),
         ({"query": " \n"}, 422, "query 0 is empty"),
-        ({"query": 3}, 422, "query 0 is empty or not a text"),
-        ({"query": ["a"]}, 422, "query 0 is empty or not a text"),
+        ({"query": 3}, 422, "query 0 is empty or not a string"),
+        ({"query": ["a"]}, 422, "query 0 is empty or not a string"),
         ({"queries": "a"}, 422, "must be a list"),
         ({"queries": []}, 422, "must be a list"),
         ({"queries": ["a", ""]}, 422, "query 1 is empty"),
-        ({"queries": ["a", None]}, 422, "query 1 is empty or not a text"),
-        ({"queries": ["a"] * (server.MAX_QUERIES + 1)}, 422, "1 to 1024 texts"),
+        ({"queries": ["a", None]}, 422, "query 1 is empty or not a string"),
+        ({"queries": ["a"] * (server.MAX_QUERIES + 1)}, 422, "1 to 1024 strings"),
         ({"query": "a", "topk": 0}, 422, "`topk` is 0"),
         ({"query": "a", "topk": -1}, 422, "`topk` is -1"),
         ({"query": "a", "topk": 1_000_000}, 422, "`topk` is 1000000"),
@@ -160,13 +160,13 @@ def test_two_hundred_queries_at_once(running):
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_what_cannot_be_answered_is_refused_with_a_reason(running, body, status, reason):
+def test_invalid_requests_are_rejected_with_a_reason(running, body, status, reason):
     got = post(running.port, body)
     assert got[0] == status
     assert reason in got[1]["detail"]
 
 
-def test_a_large_body_in_chunks_is_refused_too(running):
+def test_large_chunked_body_is_rejected(running):
     connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
     chunks = (b"x" * 2**16 for _ in range(160))
     connection.request("POST", "/retrieve", chunks, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
@@ -186,27 +186,27 @@ def test_other_paths_and_methods(running):
     connection.close()
 
 
-def test_the_server_still_answers_after_all_that(running):
+def test_server_survives_invalid_requests(running):
     assert post(running.port, {"query": "whale"})[0] == 200
 
 
-# ----------------------------------------------------------------------------------------------- our own client
+# --------------------------------------------------------------------------------------------------- the client
 
 
 @pytest.mark.parametrize("dialect", ["auto", "queries", "query"])
-def test_the_client_gets_what_the_index_gives(running, retriever, dialect):
+def test_client_returns_the_results_of_the_index(running, retriever, dialect):
     client = remote.RemoteRetriever(running.url, dialect=dialect)
     queries = ["whale", "zebra", "river sea", "Köln"] * 60
     assert client.search(queries, 2) == retriever.search(queries, 2)
     assert client.search([], 2) == []
-    assert client.search(["x " * 5000 + "whale"], 2) == [[]]  # cut, not refused
+    assert client.search(["x " * 5000 + "whale"], 2) == [[]]  # truncated, not rejected
     assert (client.traffic.queries, client.traffic.failures) == (241, 0)
     client.close()
     client.close()
 
 
 def app_of(answers):
-    """A server that gives these answers in turn, the last one for ever: a status, a body, or "hang"."""
+    """An ASGI application that sends these (status, body) responses in turn, and repeats the last one."""
 
     async def app(scope, receive, send):
         if scope["type"] != "http":
@@ -223,8 +223,8 @@ def app_of(answers):
 GOOD = (200, json.dumps({"result": [[{"document": {"id": "1", "contents": "x"}, "score": 1.0}]]}).encode())
 
 
-def test_a_server_that_knows_single_queries_only(running):
-    one = Running(app_of([(422, b'{"detail": "field required: query"}'), GOOD]))
+def test_server_that_accepts_single_queries_only(running):
+    one = RunningServer(app_of([(422, b'{"detail": "field required: query"}'), GOOD]))
     client = remote.RemoteRetriever(one.url)
     assert client.search(["a"], 3)[0][0].passage.text == "x"
     assert client.dialect == "query"
@@ -233,9 +233,9 @@ def test_a_server_that_knows_single_queries_only(running):
     one.stop()
 
 
-def test_a_server_that_is_down_is_waited_for_and_the_failures_counted(capsys):
+def test_client_waits_for_an_unavailable_server_and_counts_failures(capsys):
     answers = [(503, b""), (200, b"<html>"), (500, b""), (502, b""), GOOD]
-    one = Running(app_of(answers))
+    one = RunningServer(app_of(answers))
     client = remote.RemoteRetriever(one.url, dialect="queries", retries=1, pause_s=0.05)
     checked = []
     client.check = lambda: checked.append(1)
@@ -243,15 +243,15 @@ def test_a_server_that_is_down_is_waited_for_and_the_failures_counted(capsys):
     assert client.traffic.failures == 4
     assert client.traffic.paused_s > 0
     assert checked
-    said = capsys.readouterr().err
-    assert said.count("paused: the retriever at") == 1
-    assert "answers again" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("paused: the retriever at") == 1
+    assert "answers again" in stderr
     client.close()
     one.stop()
 
 
-class Silent:
-    """Accepts connections and never answers the first `mute` requests; gives `GOOD` to those after."""
+class SilentServer:
+    """Accepts connections, never responds to the first `mute` requests, and responds `GOOD` to later ones."""
 
     def __init__(self, mute):
         self.asked, self._mute, self._held = 0, mute, []
@@ -282,33 +282,33 @@ class Silent:
         self._thread.join(10)
 
 
-def test_a_server_that_never_answers_is_given_up_after_the_time_limit(tmp_path, capsys):
-    """Each request ends at --env.retriever-timeout-s, is tried again, and then the run pauses and says so."""
+def test_requests_time_out_and_are_retried(tmp_path, capsys):
+    """Requests time out after --env.retriever-timeout-s and are retried; then the run pauses with a message."""
     (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "x"}\n')
-    one = Silent(mute=4)
+    one = SilentServer(mute=4)
     settings = env_config(
         "search", train=(str(tmp_path / "q.jsonl"),), retriever=one.url, retriever_timeout_s=0.2, retriever_retries=2
     )  # fmt: skip
     env = make_env(settings)
-    env._desk.retriever.pause_s = 0.05
+    env._query_batcher.retriever.pause_s = 0.05
     env.reset(env.tasks("train")[0])
     began = time.monotonic()
     step = env.step("search[a]")
-    assert 4 * 0.2 <= time.monotonic() - began < 20  # with the default of 30 s it would have been two minutes
+    assert 4 * 0.2 <= time.monotonic() - began < 20  # the default of 30 s would take two minutes
     assert step.observation.text == "<information>Doc 1 x</information>"
     assert one.asked == 5
     metrics = env.take_metrics()
     assert metrics["retrieval/failures"] == 4.0
-    assert metrics["retrieval/paused_s"] >= 0.2  # the fourth request waited for its limit within the pause
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("paused: the retriever at") == 1
-    assert "timed out" in said
-    assert "going on" in said
+    assert metrics["retrieval/paused_s"] >= 0.2  # the fourth request timed out within the pause
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert stderr.count("paused: the retriever at") == 1
+    assert "timed out" in stderr
+    assert "resuming" in stderr
     env.close()
     one.stop()
 
 
-def test_waiting_ends_when_the_run_is_told_to_stop():
+def test_waiting_ends_when_the_run_is_stopped():
     class Stop(Exception):
         pass
 
@@ -317,7 +317,7 @@ def test_waiting_ends_when_the_run_is_told_to_stop():
 
     listener = server.open_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    listener.close()  # nobody listens there now
+    listener.close()  # the port is closed now
     client = remote.RemoteRetriever(f"http://127.0.0.1:{port}", retries=0, pause_s=0.01)
     client.check = stop
     with pytest.raises(Stop):
@@ -326,8 +326,8 @@ def test_waiting_ends_when_the_run_is_told_to_stop():
     client.close()
 
 
-def test_an_environment_waits_for_its_server_until_it_is_told_to_stop():
-    """No wrong answer comes of it: the episode stays where it was, and the next try asks again."""
+def test_environment_waits_for_the_server_until_the_run_is_stopped():
+    """The interrupted step has no result: the episode keeps its state, and the next attempt sends the query again."""
     from paw_fast import envs
     from paw_fast.envs.search_qa.datasets import Question
 
@@ -356,16 +356,16 @@ def test_an_environment_waits_for_its_server_until_it_is_told_to_stop():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((404, b'{"detail": "Not Found"}'), "refused a request with status 404"),
+        ((404, b'{"detail": "Not Found"}'), "rejected a request with status 404"),
         ((401, b"who are you"), "who are you"),
-        ((200, b'{"results": []}'), "another form than"),
-        ((200, b'{"result": []}'), "answered 0 of 1 queries"),
-        ((200, b'{"result": [[{"document": {"id": "1"}}]]}'), "another form than"),
-        ((200, b"[]"), "another form than"),
+        ((200, b'{"results": []}'), "invalid response"),
+        ((200, b'{"result": []}'), "returned 0 results for 1 queries"),
+        ((200, b'{"result": [[{"document": {"id": "1"}}]]}'), "invalid response"),
+        ((200, b"[]"), "invalid response"),
     ],
 )
-def test_a_server_that_will_never_answer_stops_the_run(answer, message):
-    one = Running(app_of([answer]))
+def test_permanent_errors_stop_the_run(answer, message):
+    one = RunningServer(app_of([answer]))
     client = remote.RemoteRetriever(one.url, pause_s=0.01)
     with pytest.raises(UserError) as error:
         client.search(["a"], 3)
@@ -376,18 +376,18 @@ def test_a_server_that_will_never_answer_stops_the_run(answer, message):
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x/retrieve", "", "http://"])
-def test_addresses_that_are_none(url):
+def test_invalid_addresses_are_rejected(url):
     with pytest.raises(UserError, match="expected an address like"):
         remote.RemoteRetriever(url)
 
 
-def test_answers_in_other_shapes():
-    bare = remote.read_answer({"result": [[{"id": 4, "contents": '"T"\ntext'}]]}, 1, 3, "x")
+def test_other_response_formats():
+    bare = remote.parse_response({"result": [[{"id": 4, "contents": '"T"\ntext'}]]}, 1, 3, "x")
     assert bare[0][0].passage == Passage("4", "T", "text")
-    flat = remote.read_answer({"result": [{"document": {"id": "1", "title": "T", "text": "x"}}]}, 1, 3, "x")
+    flat = remote.parse_response({"result": [{"document": {"id": "1", "title": "T", "text": "x"}}]}, 1, 3, "x")
     assert flat[0][0].passage == Passage("1", "T", "x")
     long = {"result": [[{"contents": str(i)} for i in range(9)]]}
-    assert len(remote.read_answer(long, 1, 3, "x")[0]) == 3
+    assert len(remote.parse_response(long, 1, 3, "x")[0]) == 3
 
 
 @pytest.mark.parametrize(
@@ -399,15 +399,15 @@ def test_answers_in_other_shapes():
           (math.nan, math.inf, -math.inf, "2.5", None, True, [1.0], 10**400)),
     ],
 )  # fmt: skip
-def test_a_hit_of_another_form_names_the_server(one):
-    with pytest.raises(UserError, match=r"the retriever at http://here answered in another form"):
-        remote.read_answer({"result": [[one]]}, 1, 3, "http://here")
+def test_invalid_hits_name_the_server(one):
+    with pytest.raises(UserError, match=r"the retriever at http://here sent an invalid response"):
+        remote.parse_response({"result": [[one]]}, 1, 3, "http://here")
 
 
-def test_half_characters_from_a_server_are_replaced():
+def test_surrogates_from_a_server_are_replaced():
     answer = {"result": [[{"document": {"id": "\ud83d", "contents": '"T\ud83d"\nx\udc00'}, "score": 1}]]}
-    assert remote.read_answer(answer, 1, 3, "x")[0][0] == Hit(Passage("\ufffd", "T\ufffd", "x\ufffd"), 1.0)
-    assert server.read_request(b'{"query": "half \\ud83d"}')[0] == ["half \ufffd"]
+    assert remote.parse_response(answer, 1, 3, "x")[0][0] == Hit(Passage("\ufffd", "T\ufffd", "x\ufffd"), 1.0)
+    assert server.parse_request(b'{"query": "half \\ud83d"}')[0] == ["half \ufffd"]
 
 
 JSON = st.recursive(
@@ -420,9 +420,9 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries({"result": JSON | st.lists(st.lists(JSON, max_size=2), max_size=2)}) | JSON)
-def test_any_answer_gives_hits_or_one_line(answer):
+def test_any_response_gives_hits_or_a_one_line_error(answer):
     try:
-        (hits,) = remote.read_answer(answer, 1, 3, "http://here")
+        (hits,) = remote.parse_response(answer, 1, 3, "http://here")
     except UserError as error:
         if "http://here" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""The reference's data and small catalogues of our own making."""
+"""Fixtures of the WebShop tests: the reference's data, and small catalogues written by the tests."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _no_official_shop(monkeypatch):
+def _no_official_data(monkeypatch):
     monkeypatch.delenv("WEBSHOP_DATA", raising=False)
 
 
@@ -30,21 +30,21 @@ def webshop_data(test_data):
 
 
 @pytest.fixture(scope="session")
-def shop_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("shop")
+def catalogue_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("catalogues")
 
 
 @pytest.fixture(scope="session")
-def reference_env(webshop_data, shop_cache):
-    """The 1,000-product set with seed 42, our own search."""
+def reference_env(webshop_data, catalogue_cache):
+    """An environment on the official 1,000-product set with seed 42, with our search engine."""
     from paw_fast import envs
 
-    return envs.make("webshop", data=webshop_data, cache_dir=shop_cache)
+    return envs.make("webshop", data=webshop_data, cache_dir=catalogue_cache)
 
 
 @pytest.fixture
 def raw():
-    """A raw product record, with changes."""
+    """Makes a raw product record with changed fields; the value "DROP" removes a field."""
 
     def make(asin="B1", **changes):
         record = {
@@ -60,8 +60,8 @@ def raw():
 
 
 @pytest.fixture
-def write_shop(tmp_path):
-    """Writes product and attributes files; gives the settings of `envs.make`."""
+def write_catalogue(tmp_path):
+    """Writes product and attributes files; returns the settings for `envs.make`."""
 
     def write(products, attributes=None, text=None):
         (tmp_path / "p.json").write_text(text if text is not None else json.dumps(products))

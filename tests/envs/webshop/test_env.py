@@ -1,4 +1,4 @@
-"""The protocol on WebShop: episodes, splits, goals of both kinds, saved sessions, what pages offer."""
+"""Tests the WebShop environment: episodes, pages, splits, synthetic and human goals, and saved sessions."""
 
 import json
 import random
@@ -20,10 +20,10 @@ from paw_fast.evaluation.task_overlap import tasks_in_train
 from paw_fast.types import Env, Task
 
 
-def test_an_episode_that_is_won(reference_env):
+def test_won_episode(reference_env):
     env = reference_env.spawn()
     assert isinstance(env, Env)
-    task = next(t for t in env.tasks("train") if env.shop.goals[t.info["goal"]].options)
+    task = next(t for t in env.tasks("train") if env.catalogue.goals[t.info["goal"]].options)
     first = env.reset(task)
     goal = env.goal
     assert first.info["task"] == goal.instruction_text
@@ -42,8 +42,8 @@ def test_an_episode_that_is_won(reference_env):
     assert env.reset(task) == first
 
 
-def test_webshop_s_own_eval_split_is_trained_on(reference_env):
-    """Goals 500 to 1499 are training goals of verl-agent's (500 and up), but for one that repeats a held-out goal."""
+def test_webshops_eval_split_overlaps_with_training(reference_env):
+    """Goals 500 to 1499 are training goals in verl-agent's splits, except for one duplicate of a held-out goal."""
     shared = {
         split: tasks_in_train(reference_env, reference_env.tasks(split), split)
         for split in ("unseen", "test", "eval", "train", "train_original")
@@ -53,32 +53,32 @@ def test_webshop_s_own_eval_split_is_trained_on(reference_env):
     assert shared["eval"] == sum(task.info["goal"] in numbers for task in reference_env.tasks("eval"))
 
 
-def chosen_on_the_last_page(text):
+def options_on_the_last_page(text):
     segments = text.split(" [SEP] ")
     return segments[segments.index("options") + 1]
 
 
-def test_the_last_page_lists_options_by_name_whatever_was_clicked_first(reference_env):
+def test_last_page_lists_options_by_name(reference_env):
     env = reference_env.spawn()
-    task = next(t for t in env.tasks("train") if len(env.shop.goals[t.info["goal"]].options) > 1)
+    task = next(t for t in env.tasks("train") if len(env.catalogue.goals[t.info["goal"]].options) > 1)
     env.reset(task)
     goal = env.goal
     for text in (f"search[{goal.name}]", f"click[{goal.asin}]"):
         env.step(text)
-    for name in sorted(goal.options, reverse=True):  # the last name first
+    for name in sorted(goal.options, reverse=True):
         assert env.step(f"click[{goal.options[name]}]").info["admissible"]
     pairs = [f'"{name}": "{goal.options[name]}"' for name in sorted(goal.options)]
-    assert chosen_on_the_last_page(env.step("click[buy now]").observation.text) == "{" + ", ".join(pairs) + "}"
+    assert options_on_the_last_page(env.step("click[buy now]").observation.text) == "{" + ", ".join(pairs) + "}"
 
 
 @given(st.dictionaries(st.text(max_size=5), st.text("<>&'\"\\ aé\u4e2d", max_size=8), max_size=4))
-def test_the_last_page_writes_options_as_the_reference_s_template_does(options):
+def test_last_page_formats_options_as_the_reference(options):
     """done_page.html of WebShop: `<pre>{{ options | tojson }}</pre>`."""
     expected = jinja2.Environment().from_string("{{ options | tojson }}").render(options=options)
     assert template_json(options) == expected
 
 
-def test_what_the_page_does_not_offer_changes_nothing(reference_env):
+def test_unavailable_commands_change_nothing(reference_env):
     env = reference_env.spawn()
     first = env.reset(env.tasks("unseen")[0])
     for command in (
@@ -96,9 +96,9 @@ def test_what_the_page_does_not_offer_changes_nothing(reference_env):
         assert step.observation.text == first.text
 
 
-def test_the_step_limit_ends_an_episode(webshop_data, shop_cache):
+def test_step_limit(webshop_data, catalogue_cache):
     env = envs.make("webshop", search=lambda query: ["B09R9YCM6R"], max_steps=3, data=webshop_data,
-                    cache_dir=shop_cache)  # fmt: skip
+                    cache_dir=catalogue_cache)  # fmt: skip
     env.reset(env.tasks("unseen")[0])
     steps = [env.step("search[shirt]") for _ in range(3)]
     assert [step.done for step in steps] == [False, False, True]
@@ -107,7 +107,7 @@ def test_the_step_limit_ends_an_episode(webshop_data, shop_cache):
         env.spawn().step("search[shirt]")
 
 
-def test_pages_before_and_after(reference_env):
+def test_next_and_previous_pages(reference_env):
     env = reference_env.spawn()
     env.reset(env.tasks("unseen")[0])
     one = env.step("search[shirt]").observation
@@ -117,16 +117,18 @@ def test_pages_before_and_after(reference_env):
     assert not set(one.info["clickables"]) & set(two.info["clickables"]) - {"back to search", "next >"}
     for _ in range(4):
         last = env.step("click[next >]").observation
-    assert "Page 6 (Total results: 50)" in last.text  # past the last result: an empty page, as in the reference
+    assert "Page 6 (Total results: 50)" in last.text  # pages past the last result are empty, as in the reference
     assert last.info["clickables"] == ("back to search", "< prev", "next >")
 
 
-def test_brief_pages_say_the_same_in_short(reference_env):
-    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.shop, brief_results=2)
+def test_brief_pages(reference_env):
+    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.catalogue, brief_results=2)
     task = reference_env.tasks("unseen")[3]
     assert brief.reset(task).info["shown"] == ""
-    shop = reference_env.shop
-    first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
+    catalogue = reference_env.catalogue
+    first, second, third = (
+        f"click[{catalogue.product_store[row].asin.lower()}]" for row in catalogue.results("shirt")[:3]
+    )
     plain.reset(task)
     chosen = []
     for command in ("search[shirt]", first, "click[description]", "click[< prev]", "click[< prev]"):
@@ -139,19 +141,19 @@ def test_brief_pages_say_the_same_in_short(reference_env):
         if command == "search[shirt]":
             assert shown.startswith("Page 1 (Total results: 50) click[")
             assert chosen == [first, second]
-    assert chosen == [second, third]  # the first was looked at
+    assert chosen == [second, third]  # the first was visited
     with pytest.raises(UserError, match="brief_results is -1"):
-        WebshopEnv(reference_env.shop, brief_results=-1)
+        WebshopEnv(reference_env.catalogue, brief_results=-1)
 
 
 def test_validation_goals_are_not_in_training(reference_env):
-    goals = reference_env.shop.goals
+    goals = reference_env.catalogue.goals
     held_out = [goals[t.info["goal"]] for t in reference_env.tasks("unseen")]
     train = [goals[t.info["goal"]] for t in reference_env.tasks("train")]
     known = {(g.asin, g.instruction_text) for g in held_out}
     assert len(held_out) == 500
     assert not known & {(g.asin, g.instruction_text) for g in train}
-    # A product that lists a value twice gives the same goal twice: those are left out beside the 500.
+    # A product that lists an option value twice has duplicate goals: duplicates of held-out goals are excluded too.
     again = [goals[i] for i in range(500, len(goals)) if (goals[i].asin, goals[i].instruction_text) in known]
     assert len(train) == len(goals) - 500 - len(again)
     assert again
@@ -169,16 +171,21 @@ def test_tasks_can_be_sliced_and_counted(reference_env):
     assert len(tasks[10:30]) == 20
 
 
-def test_goals_depend_on_the_seed_alone(webshop_data, shop_cache, reference_env):
-    other = envs.make("webshop", data=webshop_data, cache_dir=shop_cache, seed=7)
-    again = envs.make("webshop", data=webshop_data, cache_dir=shop_cache)
-    assert [g.instruction_text for g in again.shop.goals] == [g.instruction_text for g in reference_env.shop.goals]
-    assert other.shop.goals[0] != reference_env.shop.goals[0]
-    random.seed(123)  # nothing is drawn from the process's own generator
-    assert envs.make("webshop", data=webshop_data, cache_dir=shop_cache).shop.goals[3] == again.shop.goals[3]
+def test_goals_depend_only_on_the_seed(webshop_data, catalogue_cache, reference_env):
+    other = envs.make("webshop", data=webshop_data, cache_dir=catalogue_cache, seed=7)
+    again = envs.make("webshop", data=webshop_data, cache_dir=catalogue_cache)
+    assert [g.instruction_text for g in again.catalogue.goals] == [
+        g.instruction_text for g in reference_env.catalogue.goals
+    ]
+    assert other.catalogue.goals[0] != reference_env.catalogue.goals[0]
+    random.seed(123)  # the global generator has no influence
+    assert (
+        envs.make("webshop", data=webshop_data, cache_dir=catalogue_cache).catalogue.goals[3]
+        == again.catalogue.goals[3]
+    )
 
 
-def test_a_saved_session_goes_on(reference_env):
+def test_saved_session_continues(reference_env):
     env, task = reference_env.spawn(), reference_env.tasks("train")[5]
     env.reset(task)
     asin = env.goal.asin
@@ -193,7 +200,7 @@ def test_a_saved_session_goes_on(reference_env):
     assert saved.page == "Features"
 
 
-def test_a_batch_of_128_shares_one_catalogue(reference_env):
+def test_batch_of_128_shares_one_catalogue(reference_env):
     batch = envs.make_batch(reference_env, 128)
     tasks = [reference_env.tasks("train")[i % 50] for i in range(128)]
     batch.reset(tasks)
@@ -203,20 +210,20 @@ def test_a_batch_of_128_shares_one_catalogue(reference_env):
     batch.close()
 
 
-def test_a_task_of_another_catalogue(reference_env):
+def test_task_of_another_catalogue(reference_env):
     with pytest.raises(UserError, match="no goal of this catalogue, which has 6910"):
         reference_env.spawn().reset(Task("x", "webshop", info={"goal": 6910}))
 
 
-def test_human_goals(raw, write_shop, tmp_path):
-    said = [
+def test_human_goals(raw, write_catalogue, tmp_path):
+    instructions = [
         {"instruction": "i want a red mug.", "instruction_attributes": ["dishwasher safe"],
          "instruction_options": ["red"]},
         {"instruction": "anything", "instruction_attributes": [], "instruction_options": []},
     ]  # fmt: skip
-    (tmp_path / "h.json").write_text(json.dumps({"B1": said}))
-    env = envs.make("webshop", human_goals=tmp_path / "h.json", **write_shop([raw("B1"), raw("B2")]))
-    goals = env.shop.goals
+    (tmp_path / "h.json").write_text(json.dumps({"B1": instructions}))
+    env = envs.make("webshop", human_goals=tmp_path / "h.json", **write_catalogue([raw("B1"), raw("B2")]))
+    goals = env.catalogue.goals
     assert len(goals) == 1
     assert goals[0].instruction_text.startswith("i want a red mug, and price lower than ")
     assert goals[0].options == ("red",)
@@ -229,9 +236,9 @@ def test_human_goals(raw, write_shop, tmp_path):
     assert (step.info["parts"].r_option, step.info["parts"].r_att) == (1.0, 1.0)
 
 
-def test_a_value_that_two_options_share_is_taken_for_the_last(raw, write_shop):
+def test_value_of_two_options_selects_the_last_option(raw, write_catalogue):
     same = {"Color": [{"value": "one"}, {"value": "two"}], "Size": [{"value": "one"}]}
-    env = envs.make("webshop", **write_shop([raw("B1", customization_options=same)]))
+    env = envs.make("webshop", **write_catalogue([raw("B1", customization_options=same)]))
     env.reset(Task("x", info={"goal": 0}))
     for command in ("search[mug]", "click[b1]", "click[two]", "click[one]"):
         step = env.step(command)
@@ -239,7 +246,7 @@ def test_a_value_that_two_options_share_is_taken_for_the_last(raw, write_shop):
     assert step.observation.info["clickables"][-2:] == ("one", "two")
 
 
-def test_rich_pages_mark_what_was_clicked():
+def test_rich_pages_mark_clicked_nodes():
     nodes = (
         Node("B1", "link"),
         Node("B2", "link"),
@@ -255,12 +262,12 @@ def test_rich_pages_mark_what_was_clicked():
     assert page.clickables() == ["go", "b1", "b2", "red", "blue"]
 
 
-def test_price_limits_by_hand():
-    assert sample_limit(975.0, random.Random(0)) == 990.0  # 980 and 990 are all there is above
+def test_price_limits():
+    assert sample_limit(975.0, random.Random(0)) == 990.0  # only 980 and 990 are above
     assert sample_limit(985.0, random.Random(0)) == NO_LIMIT
     rng = random.Random(5)
     drawn = {sample_limit(20.0, rng) for _ in range(200)}
-    assert drawn == {40.0, 50.0, 60.0}  # of 30, 40, 50, 60 the larger of two
+    assert drawn == {40.0, 50.0, 60.0}  # the larger of two of 30, 40, 50, 60
     prices = sample_prices(np.array([[5.0, np.nan], [3.0, 3.0], [9.0, 1.0]]), random.Random(1))
     expected = random.Random(1)
     assert prices.tolist() == [5.0, expected.uniform(3.0, 3.0), expected.uniform(9.0, 1.0)]
@@ -275,7 +282,7 @@ def test_price_limits_by_hand():
         ("", []),
     ],
 )
-def test_words_as_lucene_gives_them(text, expected):
+def test_analyzer_matches_lucene(text, expected):
     assert make_analyzer()(text) == expected
 
 
@@ -289,6 +296,6 @@ def test_words_as_lucene_gives_them(text, expected):
         ({"sead": 1}, "webshop has no setting 'sead'"),
     ],
 )
-def test_wrong_settings(settings, message, raw, write_shop):
+def test_wrong_settings(settings, message, raw, write_catalogue):
     with pytest.raises(UserError, match=message):
-        envs.make("webshop", **write_shop([raw("B1")]), **settings)
+        envs.make("webshop", **write_catalogue([raw("B1")]), **settings)

@@ -1,4 +1,4 @@
-"""Generated catalogues and the shoppers on them."""
+"""Tests generated catalogues, and the WebShop expert on generated and official products."""
 
 import json
 import random
@@ -15,8 +15,8 @@ from paw_fast.sft import warm_start
 
 
 @pytest.fixture(scope="session")
-def generated(shop_cache):
-    return envs.make("webshop", num_products=600, cache_dir=shop_cache)
+def generated(catalogue_cache):
+    return envs.make("webshop", num_products=600, cache_dir=catalogue_cache)
 
 
 def play(env, expert, task):
@@ -29,7 +29,7 @@ def play(env, expert, task):
             return step
 
 
-def test_the_catalogue_depends_on_its_seed_alone():
+def test_catalogue_depends_only_on_the_seed():
     first, again, other = (list(make_records(50, seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
@@ -41,26 +41,26 @@ def test_the_catalogue_depends_on_its_seed_alone():
         assert all(len(asin) <= 10 for asin in asins)
 
 
-def test_every_record_is_a_product_that_its_own_instruction_fits():
-    for record, said in make_records(300, 1):
+def test_generated_records_are_valid_and_fit_their_instructions():
+    for record, annotation in make_records(300, 1):
         product, readable = clean_product(record)
         assert readable
-        assert len(said["attributes"]) == 3
-        assert set(said["instruction_attributes"]) < set(said["attributes"])
-        assert all(attribute in product.title for attribute in said["attributes"])
+        assert len(annotation["attributes"]) == 3
+        assert set(annotation["instruction_attributes"]) < set(annotation["attributes"])
+        assert all(attribute in product.title for attribute in annotation["attributes"])
         assert min(len(values) for values in product.options.values()) >= 2
         assert json.loads(json.dumps(record)) == record
 
 
-def test_buying_what_a_goal_was_made_from_wins(generated):
-    goals = generated.shop.goals
+def test_buying_the_product_of_a_goal_wins(generated):
+    goals = generated.catalogue.goals
     for number in random.Random(0).sample(range(len(goals)), 100):
         goal = goals[number]
-        assert generated.shop.judge(goal, goal.asin, goal.options).reward == 1.0
+        assert generated.catalogue.score_purchase(goal, goal.asin, goal.options).reward == 1.0
 
 
-def test_unseen_goals_are_about_products_that_training_never_asks_for(generated):
-    goals = generated.shop.goals
+def test_unseen_and_training_goals_share_no_product(generated):
+    goals = generated.catalogue.goals
     unseen = {goals[t.info["goal"]].asin for t in generated.tasks("unseen")}
     train = {goals[t.info["goal"]].asin for t in generated.tasks("train")}
     assert len(generated.tasks("unseen")) == 500
@@ -75,7 +75,7 @@ def test_no_language_model_is_needed(generated, monkeypatch):
     assert play(generated.spawn(), Shopper(), generated.tasks("train")[0]).done
 
 
-def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
+def test_expert_wins_unless_it_buys_early(generated):
     tasks = generated.tasks("train")[:120]
     won = {}
     for early_answer_prob in (0.0, 0.5, 1.0):
@@ -86,20 +86,20 @@ def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
     assert won[1.0] < won[0.5] < won[0.0]
 
 
-def test_haste_begins_where_it_is_told_to(generated):
+def test_early_purchases_only_in_the_last_share_of_demonstrations(generated):
     env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=0.99, seed=1)
     settings = WarmStartConfig(early_answer_prob=0.99, early_answer_share=0.25, noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(
         env, expert, generated.tasks("train")[:80], settings, clean_expert=envs.make_expert("webshop")
     )
     words = [len(turns[0][0].split()) for _, turns in demos]
-    assert min(words[:50]) > 2  # a full query names a kind of two words, two attributes and an option
+    assert min(words[:50]) > 2  # a full query has a kind of two words, two attributes and an option
     assert sum(count == 2 for count in words[-20:]) >= 18
 
 
-def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
+def test_asin_pieces_and_options_are_single_tokens(catalogue_cache):
     env, expert = (
-        envs.make("webshop", num_products=600, brief_results=2, cache_dir=shop_cache),
+        envs.make("webshop", num_products=600, brief_results=2, cache_dir=catalogue_cache),
         envs.make_expert("webshop"),
     )
     settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
@@ -114,22 +114,22 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
     page = "Page 1 (Total results: 50) click[b6x8k9r0] junfi slim fit polo shirts $13.22"
     at = pieces(page).index("click[")
     assert pieces(page)[at + 1 : at + 5] == ["b6", "x8", "k9", "r0"]
-    said = {command for _, turns in demos for command, _, _ in turns}
-    options = [value for value in ("black", "x-large", "vanilla") if f"click[{value}]" in said]
+    commands = {command for _, turns in demos for command, _, _ in turns}
+    options = [value for value in ("black", "x-large", "vanilla") if f"click[{value}]" in commands]
     assert options
     for value in options:
         assert pieces(f"click[{value}]") == ["click[", value, "]"]
 
 
-def test_a_shopper_on_the_official_products(reference_env):
+def test_expert_on_the_official_products(reference_env):
     won = [play(reference_env.spawn(), Shopper(), task).info["won"] for task in reference_env.tasks("train")[:60]]
     assert sum(won) > 35  # of 60
 
 
-def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
-    folder = shop_cache / "webshop" / "generated-3-0-600"
-    env = envs.make("webshop", data=folder, cache_dir=shop_cache)
-    assert [g.asin for g in env.shop.goals][:20] == [g.asin for g in generated.shop.goals][:20]
+def test_generated_folder_as_data(generated, catalogue_cache):
+    folder = catalogue_cache / "webshop" / "generated-3-0-600"
+    env = envs.make("webshop", data=folder, cache_dir=catalogue_cache)
+    assert [g.asin for g in env.catalogue.goals][:20] == [g.asin for g in generated.catalogue.goals][:20]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
         ("i need a red mug, and price lower than 20.00 dollars", ("i", "need", "red", "mug"), (), 20.0),
     ],
 )  # fmt: skip
-def test_instructions_are_understood(text, words, options, limit):
-    wish = parse_goal(text)
-    assert (wish.words, wish.options, wish.limit) == (words, options, limit)
+def test_parse_goal(text, words, options, limit):
+    parsed_goal = parse_goal(text)
+    assert (parsed_goal.words, parsed_goal.options, parsed_goal.limit) == (words, options, limit)
 
 
-def test_results_are_read_off_the_page(reference_env):
+def test_read_results(reference_env):
     env = reference_env.spawn()
     env.reset(env.tasks("train")[0])
     page = env.step("search[shirt]").observation

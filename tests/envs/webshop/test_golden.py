@@ -1,4 +1,4 @@
-"""Against the reference: whole episodes, prices, goals, rewards and rankings that it gave."""
+"""Compares episodes, prices, goals, rewards and search rankings with recordings of the reference WebShop."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def traces(webshop_data):
 
 
 def reference_ranking(trace, all_asins):
-    """What the reference's search gave in a trace: the asins of its result pages, filled up to its total."""
+    """The reference's search results in a trace: query -> asins of its result pages, padded to its total."""
     found = {}
     for step in trace["steps"]:
         action = step["action"] or ""
@@ -35,14 +35,14 @@ def reference_ranking(trace, all_asins):
     return found
 
 
-def test_whole_episodes_are_those_of_the_reference(traces, webshop_data, shop_cache, reference_env):
-    store = reference_env.shop.store
+def test_episodes_match_the_reference(traces, webshop_data, catalogue_cache, reference_env):
+    store = reference_env.catalogue.product_store
     all_asins = dict.fromkeys(store.asin(row) for row in range(len(store)))
     modes = set()
     for trace in traces:
         ranking = reference_ranking(trace, all_asins)
         env = envs.make("webshop", data=webshop_data, mode=trace["mode"], search=ranking.__getitem__, max_steps=100,
-                        cache_dir=shop_cache)  # fmt: skip
+                        cache_dir=catalogue_cache)  # fmt: skip
         modes.add(trace["mode"])
         observation = env.reset(Task("golden", "webshop", info={"goal": trace["goal_idx"]}))
         goal = env.goal
@@ -68,12 +68,14 @@ def test_whole_episodes_are_those_of_the_reference(traces, webshop_data, shop_ca
     assert len(traces) == 19
 
 
-def test_prices_and_goals_of_seed_42(webshop_data, reference_env):
-    shop = reference_env.shop
+def test_prices_and_goals_match_the_reference(webshop_data, reference_env):
+    catalogue = reference_env.catalogue
     prices = json.loads((webshop_data / "product_prices_seed42.json").read_text())
-    assert {shop.store.asin(row): price for row, price in enumerate(shop.goals.prices.tolist())} == prices
-    assert len(shop.goals) == 6910
-    for goal, expected in zip(shop.goals, lines(webshop_data / "goals_seed42_first50.jsonl"), strict=False):
+    assert {
+        catalogue.product_store.asin(row): price for row, price in enumerate(catalogue.goals.prices.tolist())
+    } == prices
+    assert len(catalogue.goals) == 6910
+    for goal, expected in zip(catalogue.goals, lines(webshop_data / "goals_seed42_first50.jsonl"), strict=False):
         ours = {"asin": goal.asin, "category": goal.category, "query": goal.query, "name": goal.name,
                 "product_category": goal.product_category, "instruction_text": goal.instruction_text,
                 "attributes": list(goal.attributes), "price_upper": goal.price_upper, "goal_options": goal.options,
@@ -81,8 +83,8 @@ def test_prices_and_goals_of_seed_42(webshop_data, reference_env):
         assert ours == expected
 
 
-def test_rewards_and_all_their_parts(webshop_data, reference_env):
-    store = reference_env.shop.store
+def test_rewards_match_the_reference(webshop_data, reference_env):
+    store = reference_env.catalogue.product_store
     cases = lines(webshop_data / "reward_oracle.jsonl")
     for case in cases:
         wanted, bought = (store[store.row(case[key])] for key in ("goal_asin", "bought"))
@@ -96,14 +98,14 @@ def test_rewards_and_all_their_parts(webshop_data, reference_env):
     assert len(cases) == 500
 
 
-def test_the_ranking_agrees_with_lucene(webshop_data, reference_env):
-    """At least 97 % of the reference's first ten are among ours, and as many products are found."""
-    shop = reference_env.shop
+def test_rankings_agree_with_lucene(webshop_data, reference_env):
+    """At least 97 % of the reference's top ten are in ours, and the numbers of results are equal."""
+    catalogue = reference_env.catalogue
     shared = total = 0
     for line in (webshop_data / "lucene_top50.tsv").read_text(encoding="utf-8").splitlines():
         query, found = line.split("\t")
         expected = [one.split(":")[0] for one in found.split()]
-        ours = [shop.store.asin(row) for row in shop.results(query)]
+        ours = [catalogue.product_store.asin(row) for row in catalogue.results(query)]
         assert len(ours) == len(expected), query
         shared += len(set(ours[:10]) & set(expected[:10]))
         total += len(expected[:10])

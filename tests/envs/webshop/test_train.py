@@ -1,4 +1,4 @@
-"""The main command on WebShop: a run of seconds from warm start to report."""
+"""Tests `paw-fast train` and `eval` on WebShop, from warm start to report."""
 
 import json
 
@@ -12,13 +12,13 @@ SHORT = [
 ]  # fmt: skip
 
 
-def test_a_run_from_warm_start_to_report(tmp_path, monkeypatch, capsys):
+def test_run_from_warm_start_to_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main.run(["train", "--env", "webshop", *SHORT, "--run-dir", "run"]) == 0
-    said = capsys.readouterr()
-    assert "preset tiny: no CUDA device was found" in said.out + said.err
+    captured = capsys.readouterr()
+    assert "preset tiny: no CUDA device was found" in captured.out + captured.err
     config = run_dir.load_config(tmp_path / "run")
     assert (config.env.name, config.env.max_steps) == ("webshop", 12)
     rows = read_metrics(tmp_path / "run")

@@ -1,1 +1,1 @@
-"""ALFWorld on its original engine, TextWorld, in worker processes; needs the extra `alfworld`."""
+"""Runs ALFWorld on its original engine, TextWorld, in worker processes. Needs the extra `alfworld`."""

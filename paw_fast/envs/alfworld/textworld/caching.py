@@ -1,14 +1,14 @@
-"""Makes the reference engine some twenty times faster without changing what it says.
+"""Installs caches in the reference engine that make it about twenty times faster without changing its output.
 
-It spends its time parsing the same few grammar rules again at every step, copying them deeply, and translating the
-same PDDL problem four times for each episode. All of that can be kept from outside through public names:
+The engine spends most of its time parsing the same grammar rules at every step, deep-copying them, and translating the
+same PDDL problem four times per episode. Caches replace these public functions:
 
-- `textworld.logic.Rule.parse_conjunctive_query` and `CSGParser.parse`, `PddlLogicParser.parse`: remembered by text;
-- `deepcopy`, a name that `textworld.envs.pddl.textgen` imports: replaced by a copy of the few types it is used on;
-- `fast_downward.pddl2sas`: remembered by problem.
+- `textworld.logic.Rule.parse_conjunctive_query`, `CSGParser.parse` and `PddlLogicParser.parse`: cached by text;
+- `deepcopy` as imported by `textworld.envs.pddl.textgen`: replaced by a shallower copy of the few types it is used on;
+- `fast_downward.pddl2sas`: cached by problem.
 
-Only the exact releases this was checked with are touched; with others, or where a name is missing, nothing is, and
-`speed_up` says why. A test holds the outputs of both together, byte for byte.
+Only the exact releases in `CHECKED_WITH` are patched; for other releases, or if a name is missing, nothing is patched
+and `install_caches` returns the reason. A test compares the outputs with and without caches byte by byte.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ MAX_PARSED = 5_000
 MAX_PROBLEMS = 16  # a translated problem holds 2 to 10 MB
 
 
-def speed_up() -> str | None:
-    """Puts the caches in place, all or none. Returns None, or why it was not done."""
+def install_caches() -> str | None:
+    """Installs either all caches or none. Returns None on success, else the reason."""
     for package, checked in CHECKED_WITH.items():
         try:
             found = version(package)
         except PackageNotFoundError:
             return f"{package} is not installed"
         if found != checked:
-            return f"{package} is {found}, this was checked with {checked}"
+            return f"{package} is {found}, but the caches were checked with {checked} only"
     try:
         replacements = _replacements()
     except (ImportError, AttributeError) as error:
-        return f"textworld lacks a name that is to be replaced: {error}"
+        return f"a name to be replaced is missing in textworld: {error}"
     for holder, name, value in replacements:
         setattr(holder, name, value)
     return None
 
 
 def _replacements() -> list[tuple[Any, str, Any]]:
-    """(module or class, name, what takes its place)."""
+    """(module or class, attribute name, replacement) of each patch."""
     import fast_downward
     from textworld.envs.pddl import textgen
     from textworld.envs.pddl.logic.parser import PddlLogicParser
@@ -53,22 +53,22 @@ def _replacements() -> list[tuple[Any, str, Any]]:
 
     if textgen.deepcopy is not copy.deepcopy:
         raise AttributeError("textgen.deepcopy is not copy.deepcopy")
-    parse_query = _remember(Rule.parse_conjunctive_query, MAX_PARSED)
+    parse_query = _cached(Rule.parse_conjunctive_query, MAX_PARSED)
     return [
         (Rule, "parse_conjunctive_query", staticmethod(parse_query)),
-        (CSGParser, "parse", _remember_parse(CSGParser.parse)),
-        (PddlLogicParser, "parse", _remember_parse(PddlLogicParser.parse)),
-        (textgen, "deepcopy", _Copier(textgen)),
-        (fast_downward, "pddl2sas", _remember(fast_downward.pddl2sas, MAX_PROBLEMS)),
+        (CSGParser, "parse", _cached_parse(CSGParser.parse)),
+        (PddlLogicParser, "parse", _cached_parse(PddlLogicParser.parse)),
+        (textgen, "deepcopy", _ShallowCopier(textgen)),
+        (fast_downward, "pddl2sas", _cached(fast_downward.pddl2sas, MAX_PROBLEMS)),
     ]
 
 
-def _remember(function: Callable[..., Any], most: int) -> Callable[..., Any]:
+def _cached(function: Callable[..., Any], most: int) -> Callable[..., Any]:
     return functools.lru_cache(most)(function)
 
 
-def _remember_parse(parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Remembers a parser's results by text and settings; parsed models are read, never written."""
+def _cached_parse(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Caches a parser's results by text and settings; parsed models are never modified."""
     kept: OrderedDict[tuple, Any] = OrderedDict()
 
     @functools.wraps(parse)
@@ -83,11 +83,11 @@ def _remember_parse(parse: Callable[..., Any]) -> Callable[..., Any]:
     return parse_once
 
 
-class _Copier:
-    """Stands in for `copy.deepcopy` where the grammar copies symbols and the dictionaries of names.
+class _ShallowCopier:
+    """Replaces `copy.deepcopy` where the grammar copies symbols and dictionaries of names.
 
-    A symbol's `context` is replaced after each copy, so symbols are copied one level deep, and a list's or
-    condition's inner symbol with them. Names are shared: nothing writes to them.
+    A symbol's `context` is replaced after each copy, so symbols are copied one level deep, together with the inner
+    symbol of a list or condition. Names are shared, since nothing modifies them.
     """
 
     def __init__(self, textgen: Any) -> None:
@@ -100,9 +100,9 @@ class _Copier:
             return dict(value)
         if not isinstance(value, self._symbol):
             return copy.deepcopy(value)
-        twin = copy.copy(value)
+        duplicate = copy.copy(value)
         if isinstance(value, self._list):
-            twin.symbol = self(value.symbol)
+            duplicate.symbol = self(value.symbol)
         elif isinstance(value, self._condition):
-            twin.expression = self(value.expression)
-        return twin
+            duplicate.expression = self(value.expression)
+        return duplicate

@@ -1,8 +1,7 @@
-"""The reference engine (`alfworld` on `textworld`) behind the `Env` protocol, in processes of its own.
+"""Implements the `Env` protocol on the reference engine (`alfworld` on `textworld`), which runs in worker processes.
 
-Several environments share a few worker processes. A worker that dies, or does not answer within the time limit,
-is started again, and each episode it held is brought back by playing its commands once more: the reference is
-deterministic.
+Environments share a few worker processes. A worker that dies or does not respond within the time limit is restarted,
+and its episodes are restored by replaying their commands, since the reference is deterministic.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from paw_fast.runs import stop_signals
 from paw_fast.types import Observation, Step, Task
 
 _LOG = logging.getLogger("paw_fast.envs")
-TIME_LIMIT_S = 120.0  # the largest kitchens take 6 s to load on a quiet core
-KILL_LIMIT_S = 30.0  # for a killed process to be gone
+TIME_LIMIT_S = 120.0  # the largest kitchens take 6 s to load on an idle core
+KILL_LIMIT_S = 30.0  # to wait for a killed process to end
 MAX_COMMAND_CHARS = 1_000  # no admissible command is longer, so a longer one is only ever "Nothing happens."
 
 
 class WorkerDied(RuntimeError):
-    """The process ended or did not answer in time."""
+    """The worker process ended or did not respond in time."""
 
 
 class Worker:
-    """One process: requests go out at once, answers come back in the same order.
+    """A worker process. Requests are sent immediately; responses arrive in the same order.
 
-    Nothing here waits without an end: pipes are written without blocking (a process that is behind with its answers
-    reads no requests, so a blocking write and a full pipe on the other side would wait for each other), and an
-    answer that does not come within the time limit ends the process. slow: without the caches of
-    `reference_speed`, as the packages come. slow_because: why the caches are not in use, once started.
+    No call blocks indefinitely: writes do not block (a process that is busy responding does not read requests, so a
+    blocking write with full pipes on both sides would deadlock), and a process that does not respond within the time
+    limit is killed. slow: run without the caches of `caching`. caches_off_because: why the caches are not installed,
+    known once the process has started; None if they are.
     """
 
     def __init__(self, time_limit_s: float = TIME_LIMIT_S, slow: bool = False) -> None:
@@ -54,11 +53,11 @@ class Worker:
         self._sent: list[int] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._next_ticket = 0
-        self.slow_because: str | None = None
-        self.generation = 0  # raised at each start, so that an episode knows that it was lost
+        self.caches_off_because: str | None = None
+        self.num_starts = 0  # lets an episode detect that the process that held it is gone
 
     def send(self, request: dict[str, Any]) -> int:
-        """Sends a request and returns its ticket. Starts the process where it does not run."""
+        """Sends a request and returns its ticket. Starts the process if it is not running."""
         if self._process is None:
             self._start()
         self._outgoing += json.dumps(request).encode("ascii") + b"\n"
@@ -68,15 +67,15 @@ class Worker:
         return self._next_ticket
 
     def deadline(self) -> float:
-        """The `time.monotonic()` until which an answer may be waited for from now."""
+        """The `time.monotonic()` at which a request sent now times out."""
         return time.monotonic() + self._time_limit_s
 
     def receive(self, ticket: int, deadline: float | None = None) -> dict[str, Any]:
-        """The answer to a request. Raises `WorkerDied` when none will come."""
+        """Waits for the response to a request. Raises `WorkerDied` if there will be none."""
         deadline = self.deadline() if deadline is None else deadline
         while ticket not in self._answers:
             if ticket not in self._sent:
-                raise WorkerDied("the reference engine's process was started again since")
+                raise WorkerDied("the reference engine's process was restarted")
             line = self._read_line(deadline)
             self._answers[self._sent.pop(0)] = line
         return self._answers.pop(ticket)
@@ -99,26 +98,26 @@ class Worker:
         package_root = str(Path(__file__).resolve().parents[4])
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environment.get("PYTHONPATH"))))
-        # The reference makes this folder when it is imported; an existing one keeps the user's home as it is.
+        # The reference creates this folder on import; an existing one avoids writing to the user's home.
         environment["ALFWORLD_DATA"] = tempfile.gettempdir()
         command = [sys.executable, "-m", "paw_fast.envs.alfworld.textworld.worker", *["--slow"] * self._slow]
-        # The process ends itself when a request takes longer, in case this one is no longer there to end it.
+        # The process ends itself if a request takes longer, in case this process is gone by then.
         command += ["--time-limit", str(self._time_limit_s + KILL_LIMIT_S)]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        with stop_signals.blocked():  # a Ctrl-C is this process's to handle
+        with stop_signals.blocked():  # Ctrl-C is handled by this process only
             self._process = subprocess.Popen(
                 command, bufsize=0, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment
             )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
-        self.generation += 1
+        self.num_starts += 1
         ready = self._read_line(self.deadline())
-        if self.slow_because is None and ready["slow_because"] and not self._slow:
-            _LOG.warning("the reference engine runs without its caches: %s", ready["slow_because"])
-        self.slow_because = ready["slow_because"]
+        if self.caches_off_because is None and ready["caches_off_because"] and not self._slow:
+            _LOG.warning("the reference engine runs without its caches: %s", ready["caches_off_because"])
+        self.caches_off_because = ready["caches_off_because"]
 
     def _write(self) -> None:
-        """Writes as much of what is to go out as the pipe takes now."""
+        """Writes as much of the pending requests as the pipe accepts without blocking."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -128,10 +127,10 @@ class Worker:
         except BlockingIOError:
             pass
         except OSError:
-            raise self._lost("ended") from None
+            raise self._fail("ended") from None
 
     def _read_line(self, deadline: float) -> dict[str, Any]:
-        """The next answer; goes on writing meanwhile."""
+        """Waits for the next response, and continues writing requests meanwhile."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -144,39 +143,39 @@ class Worker:
             left = deadline - time.monotonic()
             ready = dict(poll.poll(left * 1e3)) if left > 0 else {}
             if not ready:
-                raise self._lost(f"gave no answer within {self._time_limit_s:g} s")
+                raise self._fail(f"did not respond within {self._time_limit_s:g} s")
             can_read, can_write = source in ready, sink in ready
             if can_write:
                 self._write()
             if can_read:
                 chunk = os.read(source, 1 << 16)
                 if not chunk:
-                    raise self._lost("ended")
+                    raise self._fail("ended")
                 self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
         return json.loads(line)
 
-    def _lost(self, why: str) -> WorkerDied:
+    def _fail(self, why: str) -> WorkerDied:
         self.stop()
         return WorkerDied(f"the reference engine's process {why}")
 
 
 class _Pool:
-    """The workers that environments share; stopped when the last of those is closed."""
+    """The workers shared by several environments; stopped when the last environment is closed."""
 
     def __init__(self, num_workers: int, time_limit_s: float) -> None:
         self.workers = [Worker(time_limit_s) for _ in range(num_workers)]
-        self._free: list[int] = []  # used again, since a worker's environment objects are never freed
+        self._free: list[int] = []  # slots are reused, since a worker's environment objects are never freed
         self._num_slots = 0
 
-    def take_slot(self) -> tuple[int, Worker]:
+    def acquire_slot(self) -> tuple[int, Worker]:
         if not self._free:
             self._free.append(self._num_slots)
             self._num_slots += 1
         slot = self._free.pop()
         return slot, self.workers[slot % len(self.workers)]
 
-    def give_back(self, slot: int) -> None:
+    def release_slot(self, slot: int) -> None:
         self._free.append(slot)
         if len(self._free) == self._num_slots:
             for worker in self.workers:
@@ -184,10 +183,11 @@ class _Pool:
 
 
 class ReferenceEnv:
-    """One ALFWorld episode at a time, on the reference engine.
+    """Runs one ALFWorld episode at a time on the reference engine.
 
-    num_workers: processes shared by this environment and those it spawns (default: the machine's cores, at most
-    8; each takes about 0.1 GB). time_limit_s: for one answer. Raises `UserError` when the extra is not installed.
+    num_workers: processes shared by this environment and those it spawns (default: the number of cores, at most 8;
+    each needs about 0.1 GB). time_limit_s: time limit of a response in seconds. Raises `UserError` if the extra
+    `alfworld` is not installed.
     """
 
     name = "alfworld"
@@ -206,28 +206,28 @@ class ReferenceEnv:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
         self._games, self._max_steps = games, max_steps
         self._pool = _pool or _Pool(num_workers or min(os.cpu_count() or 1, 8), time_limit_s)
-        self._slot, self._worker = self._pool.take_slot()
+        self._slot, self._worker = self._pool.acquire_slot()
         self._task: Task | None = None
         self._commands: list[str] = []
-        self._done, self._closed, self._generation = True, False, -1
+        self._done, self._closed, self._num_starts = True, False, -1
         self._ticket = -1
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of "train", "valid_seen" or "valid_unseen" (also "unseen"), in a fixed order."""
+        """The tasks of "train", "valid_seen" or "valid_unseen" (alias "unseen"), in a fixed order."""
         return self._games.tasks(split)
 
     @property
     def disjoint_splits(self) -> bool:
-        """Whether the games were generated so that no two splits share one."""
+        """Whether no game occurs in two splits, which is known for generated games."""
         return self._games.is_generated
 
     def reset(self, task: Task) -> Observation:
-        """Starts an episode. Raises `UserError` naming the file when the reference cannot load it."""
+        """Starts an episode. Raises `UserError` with the file's path if the reference cannot load it."""
         self.begin_reset(task)
         return self.finish_reset()
 
     def begin_reset(self, task: Task) -> None:
-        """The first half of `reset`: sends the request, so that several workers load at the same time."""
+        """The first half of `reset`: sends the request, so that several workers load games concurrently."""
         if self._closed:
             raise RuntimeError("this environment is closed")
         if task.path is None or not task.path.is_file():
@@ -236,7 +236,7 @@ class ReferenceEnv:
         self._send()
 
     def finish_reset(self) -> Observation:
-        """The second half of `reset`: waits for the answer."""
+        """The second half of `reset`: waits for the response."""
         assert self._task is not None
         answer = self._receive()
         if "error" in answer:
@@ -246,7 +246,7 @@ class ReferenceEnv:
         return self._observation(answer, {"task": sentence.removesuffix(".")})
 
     def step(self, command: str) -> Step:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
@@ -254,12 +254,12 @@ class ReferenceEnv:
         """The first half of `step`: sends the command."""
         if self._task is None or self._done:
             raise RuntimeError("step without an episode, or after its end: call reset first")
-        command = command.strip()  # as the engine does
+        command = command.strip()  # as the native engine does
         self._commands.append(command if len(command) <= MAX_COMMAND_CHARS else "")
         self._send()
 
     def finish_step(self) -> Step:
-        """The second half of `step`: waits for the answer."""
+        """The second half of `step`: waits for the response."""
         assert self._task is not None
         answer = self._receive()
         if "error" in answer:
@@ -272,7 +272,7 @@ class ReferenceEnv:
         return Step(self._observation(answer), 1.0 if won else 0.0, self._done, info)
 
     def _request(self, num_commands: int) -> dict[str, Any]:
-        """The request that brings the episode from `num_commands` - 1 commands to `num_commands`."""
+        """The request that starts the episode (0) or executes its command number `num_commands`."""
         assert self._task is not None
         if num_commands == 0:
             return {"op": "reset", "slot": self._slot, "path": str(self._task.path)}
@@ -280,11 +280,11 @@ class ReferenceEnv:
 
     def _send(self) -> None:
         try:
-            if self._commands and self._generation != self._worker.generation:
-                self._ticket = -1  # the episode was lost with its worker: `_receive` plays it again
+            if self._commands and self._num_starts != self._worker.num_starts:
+                self._ticket = -1  # the episode was lost with its worker: `_receive` replays it
                 return
             self._ticket = self._worker.send(self._request(len(self._commands)))
-            self._generation = self._worker.generation
+            self._num_starts = self._worker.num_starts
         except WorkerDied:
             self._ticket = -1
 
@@ -297,20 +297,20 @@ class ReferenceEnv:
                 pass
         for attempt in (1, 2):
             try:
-                return self._play_again()
+                return self._replay()
             except WorkerDied as error:
                 if attempt == 2:
                     doing = f"with the command {self._commands[-1][:80]!r}" if self._commands else "when it was loaded"
-                    raise UserError(f"{self._task.path}: {error}, also when it was started again ({doing})") from None
+                    raise UserError(f"{self._task.path}: {error}, also after a restart ({doing})") from None
         raise AssertionError
 
-    def _play_again(self) -> dict[str, Any]:
-        """Loads the episode and plays its commands, all within one time limit; the last answer."""
+    def _replay(self) -> dict[str, Any]:
+        """Loads the game and replays the episode's commands within one time limit; returns the last response."""
         answer: dict[str, Any] = {}
         deadline = self._worker.deadline()
         for num in range(len(self._commands) + 1):
             answer = self._worker.receive(self._worker.send(self._request(num)), deadline)
-        self._generation = self._worker.generation
+        self._num_starts = self._worker.num_starts
         return answer
 
     def _observation(self, answer: dict[str, Any], more: dict[str, Any] | None = None) -> Observation:
@@ -322,10 +322,10 @@ class ReferenceEnv:
         return ReferenceEnv(self._games, self._max_steps, _pool=self._pool)
 
     def close(self) -> None:
-        """Ends the workers when this was the last environment that used them. Safe to call twice."""
+        """Stops the workers if no other environment uses them. Safe to call twice."""
         if not self._closed:
             self._closed, self._done = True, True
-            self._pool.give_back(self._slot)
+            self._pool.release_slot(self._slot)
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -1,10 +1,10 @@
-"""The process in which the reference engine runs: reads one JSON request a line, writes one JSON answer a line.
+"""Runs the reference engine in a worker process: reads one JSON request per line, writes one JSON response per line.
 
-A process because the reference is not thread-safe, replaces `sys.stdout` and `sys.argv`, prints, and leaks; the
-answers go to a file descriptor that nothing else knows. A request that takes longer than `--time-limit` seconds ends
-the process, whatever it is doing. Requests: {"op": "reset", "slot": n, "path": file},
-{"op": "step", "slot": n, "command": text}. Answers: {"text", "admissible", "won", "reward"} or {"error": one line}.
-Environment objects are kept and loaded again, since a new one for each episode leaks 1.7 MB.
+The reference needs a separate process because it is not thread-safe, replaces `sys.stdout` and `sys.argv`, prints, and
+leaks memory; responses are written to a duplicated file descriptor that it cannot write to. A request that takes
+longer than `--time-limit` seconds ends the process. Requests: {"op": "reset", "slot": n, "path": file} or
+{"op": "step", "slot": n, "command": text}. Responses: {"text", "admissible", "won", "reward"} or {"error": message}.
+Environment objects are reused for later episodes, since each new one leaks 1.7 MB.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def _make_slot() -> Any:
 
 
 def _game(path: str) -> Any:
-    """What to load: the file, or its contents filled up when it was generated without the reference's texts."""
+    """The game to load: the path, or the contents completed with domain and grammar if the file lacks them."""
     from paw_fast.envs.alfworld.games import read_game, reference_texts
 
     data = read_game(Path(path))
-    own = data.get("paw_fast")
+    metadata = data.get("paw_fast")
     texts = reference_texts()
-    if data["pddl_domain"] or data["grammar"] or not isinstance(own, dict) or texts is None:
+    if data["pddl_domain"] or data["grammar"] or not isinstance(metadata, dict) or texts is None:
         return path
-    grammar = texts[1].replace("UNKNOWN GOAL", str(own.get("task")))
+    grammar = texts[1].replace("UNKNOWN GOAL", str(metadata.get("task")))
     return {**data, "pddl_domain": texts[0], "grammar": grammar}
 
 
 def answer_request(slots: dict[int, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Carries out one request (see the module's text) on the environment objects in `slots`."""
+    """Executes one request (see the module's docstring) on the environment objects in `slots`."""
     if request["op"] == "step":
         state, reward, _ = slots[request["slot"]].step(request["command"])
     else:
@@ -55,20 +55,20 @@ def answer_request(slots: dict[int, Any], request: dict[str, Any]) -> dict[str, 
 
 
 def main() -> None:
-    """Serves until standard input ends."""
+    """Serves requests until standard input is closed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slow", action="store_true", help="the packages as they come")
+    parser.add_argument("--slow", action="store_true", help="run without caches")
     parser.add_argument("--time-limit", type=float, default=150.0)
     options = parser.parse_args()
     stop_signals.ignore_in_child()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    slow_because = "it was asked for"
+    caches_off_because = "--slow was given"
     if not options.slow:
-        from paw_fast.envs.alfworld.textworld.caching import speed_up
+        from paw_fast.envs.alfworld.textworld.caching import install_caches
 
-        slow_because = speed_up()
-    print(json.dumps({"ready": True, "slow_because": slow_because}), file=answers, flush=True)
+        caches_off_because = install_caches()
+    print(json.dumps({"ready": True, "caches_off_because": caches_off_because}), file=answers, flush=True)
     slots: dict[int, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)

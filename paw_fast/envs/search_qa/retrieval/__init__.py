@@ -1,4 +1,4 @@
-"""Retrieval: corpora, a BM25 and a dense index over them, a server and its client."""
+"""Passage retrieval: corpus readers, BM25 and dense indexes, and an HTTP server with its client."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage, Retriever
 from paw_fast.errors import UserError
 
-__all__ = ["Hit", "Passage", "Retriever", "index_notes", "index_of", "open_index"]
+__all__ = ["Hit", "Passage", "Retriever", "index_issues", "index_of", "open_index"]
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where indexes go by themselves: `search` in `cache_dir`, else in paw-fast's folder of the XDG cache."""
+    """The default folder of indexes: `search` in `cache_dir`, else in paw-fast's folder of the XDG cache."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser() / "search"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -20,12 +20,15 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def index_of(corpus: Path, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The index folder of a corpus: `corpus` itself where it is one, else a BM25 index in the cache, which is built
-    at the first call, with a progress bar, and again when the file has changed. Raises `UserError`."""
+    """The index folder of a corpus: `corpus` itself if it is a folder, else a BM25 index in the cache.
+
+    The index is built at the first call, with a progress bar, and rebuilt when the corpus file changes. Raises
+    `UserError` for a path that does not exist and for a corpus that cannot be read.
+    """
     if corpus.is_dir():
         return corpus
     if not corpus.is_file():
-        raise UserError(f"no corpus at {corpus}: give a .jsonl or .json file, or the folder of an index")
+        raise UserError(f"no corpus at {corpus}: expected a .jsonl or .json file, or an index folder")
     from paw_fast.envs.search_qa.retrieval import bm25, store
 
     settings = {"kind": "bm25", "k1": bm25.K1, "b": bm25.B, "analyzer": bm25.ANALYZER_VERSION}
@@ -35,7 +38,7 @@ def index_of(corpus: Path, cache_dir: str | os.PathLike[str] | None = None) -> P
 
 
 def build_bm25(corpus: Path, folder: Path) -> Path:
-    """Builds a BM25 index with a progress bar."""
+    """Builds a BM25 index with a progress bar, and returns its folder."""
     from paw_fast.envs.search_qa.retrieval import bm25
     from paw_fast.envs.search_qa.retrieval.corpus import count_hint
     from paw_fast.runs import console
@@ -46,7 +49,7 @@ def build_bm25(corpus: Path, folder: Path) -> Path:
 
 
 def open_index(folder: Path) -> Retriever:
-    """The retriever over an index folder, of whichever kind it is."""
+    """Opens an index folder and returns the retriever of its kind (BM25 or dense)."""
     from paw_fast.envs.search_qa.retrieval import store
 
     if store.read_meta(folder)["kind"] == "dense":
@@ -58,6 +61,6 @@ def open_index(folder: Path) -> Retriever:
     return Bm25Retriever(folder)
 
 
-def index_notes(retriever: Retriever) -> list[str]:
-    """What was changed, left out or cannot be found when the corpus behind a retriever was indexed: a line each."""
+def index_issues(retriever: Retriever) -> list[str]:
+    """One line per issue found when the retriever's corpus was indexed: passages changed, skipped or unsearchable."""
     return list(getattr(retriever, "meta", {}).get("notes", ()))

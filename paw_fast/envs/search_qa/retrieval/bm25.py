@@ -1,8 +1,8 @@
-"""BM25 over a corpus, built once and memory-mapped.
+"""Builds and searches memory-mapped BM25 indexes.
 
-The analysis is that of the reference's Lucene index: lower case, words of two or more letters or digits, Lucene's 33
-stop words, Porter's stemmer; method `lucene` with k1 = 0.9 and b = 0.4. The index itself is bm25s. Scripts that write
-no spaces between words (Chinese, Japanese, Thai and others; Korean too) are indexed by characters and pairs of them.
+Text analysis follows Search-R1's Lucene index: lower case, words of two or more letters or digits, Lucene's 33 stop
+words, Porter's stemmer; scores use bm25s' method `lucene` with k1 = 0.9 and b = 0.4. Scripts without spaces between
+words (Chinese, Japanese, Thai and others), and Korean, are indexed by single characters and character pairs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast.envs.json_files import ReadingNotes
+from paw_fast.envs.json_files import DataIssues
 from paw_fast.envs.search_qa.retrieval import store
 from paw_fast.envs.search_qa.retrieval.corpus import read_corpus
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage
@@ -24,7 +24,7 @@ from paw_fast.errors import UserError
 
 K1, B = 0.9, 0.4
 PASSES = 4
-"""Over the passages in a build: ours, and three of bm25s."""
+"""Passes over the passages during a build: one here and three in bm25s."""
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -33,7 +33,7 @@ STOP_WORDS = frozenset(
     )
 )
 ANALYZER_VERSION = 2
-"""Part of the cache key: raise it when the same text gives other words."""
+"""Part of the cache key: increment it when the words of a text change."""
 _WORD = re.compile(r"\w\w+")
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c) in ("Mn", "Mc"))
 _WORD_WITH_MARKS = re.compile(rf"\w[\w{re.escape(_MARKS)}]+")
@@ -57,13 +57,13 @@ def _packages() -> tuple[Any, Any]:
 
 
 class Analyzer:
-    """Turns a text into stems; remembers each word's stem.
+    """Splits a text into stemmed words without stop words; caches the stem of each word.
 
     >>> Analyzer()("The Walls of the oldest cities")               # doctest: +SKIP
     ['wall', 'oldest', 'citi']
     """
 
-    MAX_REMEMBERED = 1_000_000  # a server must not grow with what it is asked
+    MAX_CACHED = 1_000_000  # bounds the memory of a long-running server
 
     def __init__(self) -> None:
         self._stem = _packages()[1].Stemmer("porter").stemWord
@@ -77,14 +77,14 @@ class Analyzer:
             stem = known.get(word)
             if stem is None:
                 stem = self._stem(word)
-                if len(known) < self.MAX_REMEMBERED:
+                if len(known) < self.MAX_CACHED:
                     known[word] = stem
             stems.append(stem)
         return stems
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text. Of a run of characters in a script without spaces: each of them and each pair.
+    """The words of a text; for runs of characters in a script without spaces, every character and every pair.
 
     >>> split_words("a red-hot 東京都 3")
     ['red', 'hot', '東', '京', '都', '東京', '京都']
@@ -101,8 +101,8 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-class _Watched(list):
-    """A list that tells how far each pass over it has come."""
+class _ProgressList(list):
+    """A list that reports progress while it is iterated over."""
 
     progress: Progress = staticmethod(lambda count: None)
     CHUNK = 1000
@@ -115,54 +115,55 @@ class _Watched(list):
 
 
 def build(corpus: Path, folder: Path, progress: Progress = lambda count: None) -> Path:
-    """Indexes a corpus file into `folder`. `progress` gets numbers of passages, of each one `PASSES` times in all.
+    """Indexes a corpus file into `folder` and returns the folder.
 
-    Raises `UserError` for a corpus that cannot be read or is empty, and when the folder cannot be written.
+    `progress` is called with increments that add up to `PASSES` times the number of passages. Raises `UserError` for a
+    corpus that cannot be read or has nothing to index, and if the folder cannot be written.
     """
-    notes = ReadingNotes()
+    issues = DataIssues()
 
-    def make(making: Path) -> dict[str, Any]:
-        meta = _build(read_corpus(corpus, notes), making, progress, str(corpus))
-        meta["notes"] = [*notes.lines(), *meta["notes"]]
+    def make(staging: Path) -> dict[str, Any]:
+        meta = _build(read_corpus(corpus, issues), staging, progress, str(corpus))
+        meta["notes"] = [*issues.lines(), *meta["notes"]]
         return meta | {"corpus": str(corpus.resolve())}
 
     return store.build_folder(folder, make)
 
 
 def build_from(passages: Sequence[Passage], folder: Path) -> Path:
-    """Indexes passages that are at hand."""
-    return store.build_folder(folder, lambda making: _build(iter(passages), making, lambda count: None, "the corpus"))
+    """Indexes passages held in memory into `folder` and returns the folder."""
+    return store.build_folder(folder, lambda staging: _build(iter(passages), staging, lambda count: None, "the corpus"))
 
 
 def _build(passages: Iterator[Passage], folder: Path, progress: Progress, name: str) -> dict[str, Any]:
     bm25s, _ = _packages()
-    analyze, vocabulary, documents = Analyzer(), {}, _Watched()
+    analyze, vocabulary, documents = Analyzer(), {}, _ProgressList()
     for number, passage in enumerate(store.write_passages(folder, passages), 1):
         stems = analyze(f"{passage.title} {passage.text}")
         documents.append([vocabulary.setdefault(stem, len(vocabulary)) for stem in stems])
-        if number % _Watched.CHUNK == 0:
-            progress(_Watched.CHUNK)
+        if number % _ProgressList.CHUNK == 0:
+            progress(_ProgressList.CHUNK)
     if not documents:
         raise UserError(f"{name} has no passages: nothing to index")
     if not vocabulary:
         raise UserError(
-            f"{name}: none of its {len(documents)} passages has a word that BM25 indexes (two or more letters or "
-            "digits, no stop word): check that this is the right file"
+            f"{name}: none of its {len(documents)} passages contains a word that BM25 indexes (two or more letters or "
+            "digits, not a stop word): check that this is the right file"
         )
     without = sum(not words for words in list.__iter__(documents))
-    notes = [f"{without} of {len(documents)} passages have no indexed word: no query finds them"] if without else []
+    issues = [f"{without} of {len(documents)} passages have no indexed word: no query matches them"] if without else []
     documents.progress = progress
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index((documents, vocabulary), show_progress=False)
     index.save(str(folder / "bm25"), show_progress=False)
     return {
         "kind": "bm25", "num_passages": len(documents), "num_words": len(vocabulary), "k1": K1, "b": B,
-        "analyzer": ANALYZER_VERSION, "notes": notes,
+        "analyzer": ANALYZER_VERSION, "notes": issues,
     }  # fmt: skip
 
 
 class Bm25Retriever:
-    """Searches an index folder. Ties go to the passage that comes first in the corpus, so that all machines agree."""
+    """Searches a BM25 index folder. Equal scores are ordered by position in the corpus, on every machine alike."""
 
     def __init__(self, folder: Path):
         bm25s, _ = _packages()
@@ -173,11 +174,11 @@ class Bm25Retriever:
         self.num_passages: int | None = len(self._passages)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """The best `topk` passages of each query; only passages that share a word with it are found."""
+        """The best `topk` passages of each query; only passages that share a word with the query match."""
         return [[Hit(self._passages[i], score) for i, score in self.rank(query, topk)] for query in queries]
 
     def rank(self, query: str, topk: int) -> list[tuple[int, float]]:
-        """(number of the passage, score), best first."""
+        """Returns (index of the passage, score) of the best `topk` passages, best first."""
         vocabulary = self._index.vocab_dict
         ids = [vocabulary[stem] for stem in self._analyze(query) if stem in vocabulary]
         if not ids or topk < 1:
@@ -190,5 +191,5 @@ class Bm25Retriever:
         return [(int(i), float(scores[i])) for i in order]
 
     def close(self) -> None:
-        """Closes the passages' file."""
+        """Closes the passage file."""
         self._passages.close()

@@ -1,7 +1,7 @@
-"""A dense index: passages as vectors of an encoder that the user names, found by inner product (faiss).
+"""Builds and searches dense indexes: passage embeddings of a Hugging Face encoder, searched with faiss.
 
-The encoder is a Hugging Face model whose token vectors are averaged and scaled to length 1, as E5 and its kin are
-used; `query_prefix` and `passage_prefix` are what it was trained with.
+The encoder's token embeddings are averaged and normalized to unit length, as E5 and similar models require;
+`query_prefix` and `passage_prefix` must be those that the encoder was trained with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast.envs.json_files import ReadingNotes
+from paw_fast.envs.json_files import DataIssues
 from paw_fast.envs.search_qa.retrieval import store
 from paw_fast.envs.search_qa.retrieval.corpus import read_corpus
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage
@@ -24,7 +24,7 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Which encoder, and how texts are given to it."""
+    """The encoder, and how texts are passed to it."""
 
     encoder: str
     query_prefix: str = "query: "
@@ -42,7 +42,7 @@ def _faiss() -> Any:
 
 
 class Encoder:
-    """Turns texts into unit vectors [N, D], float32, on a CUDA device where there is one."""
+    """Encodes texts into unit vectors [N, D], float32, on a CUDA device if there is one."""
 
     def __init__(self, settings: EncoderSettings):
         import torch
@@ -76,13 +76,17 @@ class Encoder:
 
 
 def build(corpus: Path, folder: Path, settings: EncoderSettings, progress: Progress = lambda count: None) -> Path:
-    """Encodes a corpus file into an index folder. `progress` gets numbers of passages, of each one once."""
-    faiss = _faiss()
-    encoder, notes = Encoder(settings), ReadingNotes()
+    """Encodes a corpus file into an index folder and returns the folder.
 
-    def make(making: Path) -> dict[str, Any]:
+    `progress` is called with increments that add up to the number of passages. Raises `UserError` for a corpus that
+    cannot be read or is empty, and if faiss is not installed.
+    """
+    faiss = _faiss()
+    encoder, issues = Encoder(settings), DataIssues()
+
+    def make(staging: Path) -> dict[str, Any]:
         index, total = None, 0
-        for batch in _batches(store.write_passages(making, read_corpus(corpus, notes)), settings.batch_size):
+        for batch in _batches(store.write_passages(staging, read_corpus(corpus, issues)), settings.batch_size):
             vectors = encoder([f"{p.title} {p.text}".strip() for p in batch], settings.passage_prefix)
             index = index or faiss.IndexFlatIP(vectors.shape[1])
             index.add(vectors)
@@ -90,8 +94,8 @@ def build(corpus: Path, folder: Path, settings: EncoderSettings, progress: Progr
             progress(len(batch))
         if index is None:
             raise UserError(f"{corpus} has no passages: nothing to index")
-        faiss.write_index(index, str(making / "vectors.faiss"))
-        about = {"kind": "dense", "num_passages": total, "corpus": str(corpus.resolve()), "notes": notes.lines()}
+        faiss.write_index(index, str(staging / "vectors.faiss"))
+        about = {"kind": "dense", "num_passages": total, "corpus": str(corpus.resolve()), "notes": issues.lines()}
         return about | asdict(settings)
 
     return store.build_folder(folder, make)
@@ -109,7 +113,7 @@ def _batches(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
 
 
 class DenseRetriever:
-    """Searches a dense index folder with the encoder that made it."""
+    """Searches a dense index folder with the encoder that built it."""
 
     def __init__(self, folder: Path):
         faiss = _faiss()
@@ -133,5 +137,5 @@ class DenseRetriever:
         ]
 
     def close(self) -> None:
-        """Closes the passages' file."""
+        """Closes the passage file."""
         self._passages.close()

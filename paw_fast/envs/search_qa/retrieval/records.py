@@ -1,4 +1,4 @@
-"""What retrieval deals in: passages, hits, and the protocol of everything that finds them. Imports no torch."""
+"""Defines passages, hits and the `Retriever` protocol. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 MAX_TOPK = 100
-"""Passages that one query may ask for."""
+"""Maximum number of passages per query."""
 MAX_QUERY_CHARS = 4096
-"""Characters of a query; a policy's longer ones are cut, a server refuses them."""
+"""Maximum length of a query; the client truncates longer ones, the server rejects them."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a corpus. Produced by `corpus.read_corpus` and by retrievers, consumed by the environment.
+    """A passage of a corpus. Produced by `corpus.read_corpus` and by retrievers, consumed by the environment.
 
     >>> Passage("7", "Ada Lovelace", "Ada Lovelace was a mathematician.").contents
     '"Ada Lovelace"\\nAda Lovelace was a mathematician.'
@@ -26,12 +26,12 @@ class Passage:
 
     @property
     def contents(self) -> str:
-        """Title and text in one, as wiki-18 writes them."""
+        """Title and text as one string, in the format of wiki-18."""
         return f'"{self.title}"\n{self.text}' if self.title else self.text
 
     @classmethod
     def from_contents(cls, passage_id: str, contents: str) -> Passage:
-        """Reads `"Title"\\nText`; without a quoted first line all of it is the text."""
+        """Parses `"Title"\\nText`; without a quoted first line, `contents` is the text and the title is empty."""
         head, newline, text = contents.partition("\n")
         if newline and len(head) >= 2 and head[0] == head[-1] == '"':
             return cls(passage_id, head[1:-1], text)
@@ -40,21 +40,21 @@ class Passage:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that a query found, and how well. Produced by a retriever."""
+    """A retrieved passage and its score. Produced by a retriever."""
 
     passage: Passage
     score: float
 
 
 class Retriever(Protocol):
-    """Finds passages. `search` may be called from several threads."""
+    """Searches a corpus. `search` may be called from several threads."""
 
     num_passages: int | None
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """The best `topk` passages of each query, best first; fewer where no more match."""
+        """The best `topk` passages of each query, best first; fewer if fewer match."""
         ...
 
     def close(self) -> None:
-        """Gives back files and connections. Safe to call twice."""
+        """Closes files and connections. Safe to call twice."""
         ...

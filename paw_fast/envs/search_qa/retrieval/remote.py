@@ -1,11 +1,11 @@
-"""A retriever behind a server that speaks /retrieve, in either dialect.
+"""Searches a corpus through an HTTP server with a /retrieve endpoint, in either of two request formats.
 
-    POST /retrieve {"queries": [...], "topk": 3, "return_scores": true}     Search-R1's
-    POST /retrieve {"query": "...", "topk": 3, "return_scores": true}       one query a request
-    answer         {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}
+    POST /retrieve {"queries": [...], "topk": 3, "return_scores": true}     Search-R1's format
+    POST /retrieve {"query": "...", "topk": 3, "return_scores": true}       one query per request
+    response       {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}
 
-A server that is down never becomes an empty answer: requests are tried again, and then the caller waits, says so, and
-goes on when the server does.
+An unavailable server never results in an empty list of passages: requests are retried, and then the client prints a
+message and waits until the server responds again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from paw_fast.envs.json_files import whole_text
+from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, Hit, Passage
 from paw_fast.errors import UserError
 from paw_fast.runs import console
@@ -30,14 +30,14 @@ CHECK_S = 0.5
 
 
 class Unavailable(Exception):
-    """The server did not answer, or said that it cannot now."""
+    """The server did not respond, or responded with a temporary error."""
 
 
 @dataclass
 class Traffic:
-    """What was asked and what failed since the counts were last taken.
+    """Counts since they were last reset.
 
-    failures: requests that got no usable answer (each try counts). paused_s: seconds spent waiting for the server.
+    failures: requests without a usable response (each attempt counts). paused_s: seconds spent waiting for the server.
     """
 
     queries: int = 0
@@ -46,13 +46,15 @@ class Traffic:
 
 
 class RemoteRetriever:
-    """Asks a server. See the module's text for what happens when it is down.
+    """A client of a retrieval server. The module's docstring describes how outages are handled.
 
-    dialect      `auto` tries the one that takes many queries at once, then the other, and stays with what works
-    timeout_s    of one request
-    retries      tries of a request beyond the first, with growing pauses, before all waits
-    pause_s      seconds between tries while waiting
-    check        called every `CHECK_S` seconds while waiting; may raise to stop it (Ctrl-C in a training run)
+    dialect      the request format: `queries`, `query`, or `auto`, which tries `queries` first and keeps what works
+    timeout_s    time limit of one request, in seconds
+    retries      additional attempts of a request, with growing pauses, before the client starts waiting
+    pause_s      seconds between attempts while waiting
+    check        called every `CHECK_S` seconds while waiting; may raise to stop (Ctrl-C in a training run)
+
+    Raises `UserError` if httpx is not installed or `url` is not an HTTP address.
     """
 
     def __init__(
@@ -70,44 +72,45 @@ class RemoteRetriever:
         self.check: Callable[[], None] = lambda: None
         self._httpx = httpx
         limits = httpx.Limits(max_connections=REQUESTS_AT_ONCE)
-        here = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")  # not behind anyone's proxy
-        self._client = httpx.Client(timeout=timeout_s, limits=limits, follow_redirects=True, trust_env=not here)
+        is_local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")  # must not go through a proxy
+        self._client = httpx.Client(timeout=timeout_s, limits=limits, follow_redirects=True, trust_env=not is_local)
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="retrieve")
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """The best `topk` passages of each query, in order.
 
-        Waits as long as the server is down. Raises `UserError` when it refuses the request (a 4xx status) or answers
-        with something else than passages.
+        Blocks while the server is unavailable. Raises `UserError` if it rejects the request (status 4xx) or responds
+        with an invalid result.
         """
         self.traffic.queries += len(queries)
-        asked = [whole_text(query[:MAX_QUERY_CHARS]) for query in queries]
-        if not asked:
+        texts = [replace_surrogates(query[:MAX_QUERY_CHARS]) for query in queries]
+        if not texts:
             return []
         if self.dialect != "auto":
-            return self._ask(asked, topk, self.dialect)
+            return self._search(texts, topk, self.dialect)
         try:
-            found, self.dialect = self._ask(asked, topk, "queries"), "queries"
+            found, self.dialect = self._search(texts, topk, "queries"), "queries"
         except Refused as first:
             try:
-                found, self.dialect = self._ask(asked, topk, "query"), "query"
+                found, self.dialect = self._search(texts, topk, "query"), "query"
             except Refused:
                 raise first from None
         return found
 
-    def _ask(self, queries: list[str], topk: int, dialect: Dialect) -> list[list[Hit]]:
+    def _search(self, queries: list[str], topk: int, dialect: Dialect) -> list[list[Hit]]:
         if dialect == "query":
-            return [hits[0] for hits in self._patiently([({"query": one}, 1) for one in queries], topk)]
+            return [hits[0] for hits in self._request_with_retries([({"query": one}, 1) for one in queries], topk)]
         parts = [queries[i : i + QUERIES_PER_REQUEST] for i in range(0, len(queries), QUERIES_PER_REQUEST)]
-        return [hits for answer in self._patiently([({"queries": p}, len(p)) for p in parts], topk) for hits in answer]
+        answers = self._request_with_retries([({"queries": part}, len(part)) for part in parts], topk)
+        return [hits for answer in answers for hits in answer]
 
-    def _patiently(self, requests: list[tuple[dict[str, Any], int]], topk: int) -> list[list[list[Hit]]]:
-        """The answers to requests of (body, number of queries) that are sent at the same time."""
+    def _request_with_retries(self, requests: list[tuple[dict[str, Any], int]], topk: int) -> list[list[list[Hit]]]:
+        """Sends requests of (body, number of queries) concurrently and returns their results in order."""
         answers: list[list[list[Hit]] | None] = [None] * len(requests)
         tries, waiting_since = 0, None
         while True:
             missing = [i for i, answer in enumerate(answers) if answer is None]
-            got = self._all([self._threads.submit(self._try, *requests[i], topk) for i in missing])
+            got = self._wait_for([self._threads.submit(self._try, *requests[i], topk) for i in missing])
             problem: Unavailable | None = None
             for i, answer in zip(missing, got, strict=True):
                 if isinstance(answer, Unavailable):
@@ -124,18 +127,18 @@ class RemoteRetriever:
             if waiting_since is None:
                 waiting_since = time.monotonic()
                 console.say(
-                    f"paused: the retriever at {self.url} does not answer ({problem}); trying again every "
-                    f"{self.pause_s:g} s. Start it (paw-fast retriever serve), or stop with Ctrl-C"
+                    f"paused: the retriever at {self.url} does not answer ({problem}); retrying every "
+                    f"{self.pause_s:g} s. Start the server (paw-fast retriever serve), or stop with Ctrl-C"
                 )
             self._sleep(self.pause_s)
         if waiting_since is not None:
             waited = time.monotonic() - waiting_since
             self.traffic.paused_s += waited
-            console.say(f"the retriever at {self.url} answers again after {waited:.0f} s; going on")
+            console.say(f"the retriever at {self.url} answers again after {waited:.0f} s; resuming")
         return [answer for answer in answers if answer is not None]
 
-    def _all(self, answers: list[Future]) -> list[Any]:
-        """What the requests in flight give, in order. A server may take the whole of `timeout_s`."""
+    def _wait_for(self, answers: list[Future]) -> list[Any]:
+        """The results of requests in flight, in order; calls `check` meanwhile, as each may take `timeout_s`."""
         left = set(answers)
         while left:
             left = wait(left, CHECK_S).not_done
@@ -151,70 +154,70 @@ class RemoteRetriever:
         self.check()
 
     def _try(self, body: dict[str, Any], num_queries: int, topk: int) -> list[list[Hit]] | Unavailable:
-        """One request; what may pass by itself is returned, what will not is raised as `UserError`."""
+        """Sends one request. Returns `Unavailable` for temporary errors; raises `UserError` for permanent ones."""
         try:
             response = self._client.post(self.url, json={**body, "topk": topk, "return_scores": True})
         except self._httpx.InvalidURL as error:
-            raise UserError(f"--env.retriever {self.url}: not an address: {error}") from None
+            raise UserError(f"--env.retriever {self.url}: not a valid address: {error}") from None
         except self._httpx.TransportError as error:
             return Unavailable(str(error) or type(error).__name__)
         if response.status_code >= 500 or response.status_code in (408, 425, 429):
             return Unavailable(f"status {response.status_code}")
         if response.status_code != 200:
             raise Refused(
-                f"the retriever at {self.url} refused a request with status {response.status_code}: "
+                f"the retriever at {self.url} rejected a request with status {response.status_code}: "
                 f"{_one_line(response.text)}"
             )
         try:
             answer = response.json()
         except (ValueError, RecursionError):
-            return Unavailable("the answer is not JSON")
-        return read_answer(answer, num_queries, topk, self.url)
+            return Unavailable("the response is not JSON")
+        return parse_response(answer, num_queries, topk, self.url)
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections and stops the threads."""
         self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Refused(UserError):
-    """The server understood and said no: trying again would not help."""
+    """The server rejected the request: retrying would not help."""
 
 
-def read_answer(answer: Any, num_queries: int, topk: int, where: str) -> list[list[Hit]]:
-    """The hits of an answer, whether its documents come with scores or bare. Raises `UserError` for another form.
+def parse_response(answer: Any, num_queries: int, topk: int, where: str) -> list[list[Hit]]:
+    """The hits of a decoded response, with or without scores. Raises `UserError` for any other format.
 
-    >>> read_answer({"result": [[{"document": {"id": "3", "contents": "text"}, "score": 2.5}]]}, 1, 3, "here")
+    >>> parse_response({"result": [[{"document": {"id": "3", "contents": "text"}, "score": 2.5}]]}, 1, 3, "here")
     [[Hit(passage=Passage(passage_id='3', title='', text='text'), score=2.5)]]
     """
     try:
         results = answer["result"]
         if results and isinstance(results[0], dict) and num_queries == 1:
-            results = [results]  # some servers answer a single query with a single list
+            results = [results]  # some servers respond to a single query with a flat list
         if len(results) != num_queries:
-            raise UserError(f"the retriever at {where} answered {len(results)} of {num_queries} queries")
+            raise UserError(f"the retriever at {where} returned {len(results)} results for {num_queries} queries")
         return [[_hit(one) for one in hits[:topk]] for hits in results]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"the retriever at {where} answered in another form than {{'result': [[{{'document': {{'id', 'contents'}}, "
-            f"'score'}}]]}}: {_one_line(repr(answer))}"
+            f"the retriever at {where} sent an invalid response, expected {{'result': [[{{'document': {{'id', "
+            f"'contents'}}, 'score'}}]]}}: {_one_line(repr(answer))}"
         ) from None
 
 
 def _hit(one: Any) -> Hit:
-    """A hit of an answer. Raises `KeyError`, `TypeError` or `ValueError` for another form."""
+    """Parses one hit. Raises `KeyError`, `TypeError` or `ValueError` for an invalid format."""
     document, score = (one["document"], one.get("score", 0.0)) if "document" in one else (one, 0.0)
     if not isinstance(document, dict):
-        raise TypeError("a document that is no object")
+        raise TypeError("the document is not an object")
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError("a score that is no finite number")
+        raise ValueError("the score is not a finite number")
     key = next((key for key in ("contents", "text") if isinstance(document.get(key), str)), None)
     if key is None:
-        raise KeyError("a document without `contents` or `text`")
-    text = whole_text(document[key])
-    name, title = (whole_text("" if document.get(k) is None else str(document[k])) for k in ("id", "title"))
+        raise KeyError("the document has neither `contents` nor `text`")
+    text = replace_surrogates(document[key])
+    name, title = (replace_surrogates("" if document.get(k) is None else str(document[k])) for k in ("id", "title"))
     return Hit(Passage.from_contents(name, text) if key == "contents" else Passage(name, title, text), float(score))
 
 

@@ -1,6 +1,6 @@
-"""The server behind `paw-fast retriever serve`: POST /retrieve in both dialects, GET /health.
+"""Serves a retriever over HTTP (`paw-fast retriever serve`): POST /retrieve in both request formats, GET /health.
 
-What cannot be answered gets a 4xx with {"detail": reason}; see `remote.py` for the protocol.
+Invalid requests get a 4xx status with {"detail": reason}; `remote.py` describes the protocol.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
-from paw_fast.envs.json_files import whole_text
+from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Retriever
 from paw_fast.errors import UserError
 
@@ -18,21 +18,21 @@ DEFAULT_TOPK = 3
 MAX_QUERIES = 1024
 MAX_BODY_BYTES = 2**21
 MAX_DRAINED_BYTES = 2**26
-"""What is read of a body that is too large, so that its sender gets to see the refusal."""
+"""How much of a too large body is read before responding, so that the client receives the error response."""
 
 
 class BadRequest(Exception):
-    """A request that cannot be answered: `status` and why."""
+    """An invalid request: the HTTP `status` and the `reason`."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
         self.status, self.reason = status, reason
 
 
-def read_request(body: bytes, default_topk: int = DEFAULT_TOPK) -> tuple[list[str], int, bool]:
-    """(queries, topk, whether scores are wanted) of a request's body. Raises `BadRequest`.
+def parse_request(body: bytes, default_topk: int = DEFAULT_TOPK) -> tuple[list[str], int, bool]:
+    """Parses a request body into (queries, topk, whether to return scores). Raises `BadRequest`.
 
-    >>> read_request(b'{"query": "who", "topk": 2}')
+    >>> parse_request(b'{"query": "who", "topk": 2}')
     (['who'], 2, False)
     """
     try:
@@ -42,27 +42,27 @@ def read_request(body: bytes, default_topk: int = DEFAULT_TOPK) -> tuple[list[st
     if not isinstance(request, dict):
         raise BadRequest(422, f"the body is a JSON {type(request).__name__}, expected an object")
     if ("query" in request) == ("queries" in request):
-        raise BadRequest(422, "expected either `queries` (a list of texts) or `query` (one text)")
+        raise BadRequest(422, "expected either `queries` (a list of strings) or `query` (a string)")
     queries = request["queries"] if "queries" in request else [request["query"]]
     if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
-        raise BadRequest(422, f"`queries` must be a list of 1 to {MAX_QUERIES} texts")
+        raise BadRequest(422, f"`queries` must be a list of 1 to {MAX_QUERIES} strings")
     for number, query in enumerate(queries):
         if not isinstance(query, str) or not query.strip():
-            raise BadRequest(422, f"query {number} is empty or not a text")
+            raise BadRequest(422, f"query {number} is empty or not a string")
         if len(query) > MAX_QUERY_CHARS:
             raise BadRequest(413, f"query {number} has {len(query)} characters, at most {MAX_QUERY_CHARS} are allowed")
     topk = request.get("topk")
     topk = default_topk if topk is None else topk
     if not isinstance(topk, int) or isinstance(topk, bool) or not 1 <= topk <= MAX_TOPK:
-        raise BadRequest(422, f"`topk` is {str(topk)[:40]}, expected a whole number from 1 to {MAX_TOPK}")
+        raise BadRequest(422, f"`topk` is {str(topk)[:40]}, expected an integer from 1 to {MAX_TOPK}")
     scores = request.get("return_scores")
     if scores is not None and not isinstance(scores, bool):
         raise BadRequest(422, "`return_scores` must be true or false")
-    return [whole_text(query) for query in queries], topk, bool(scores)
+    return [replace_surrogates(query) for query in queries], topk, bool(scores)
 
 
-def write_answer(results: list[list[Hit]], with_scores: bool) -> bytes:
-    """The answer's body, in ASCII."""
+def encode_response(results: list[list[Hit]], with_scores: bool) -> bytes:
+    """The response body, as ASCII-only JSON."""
 
     def plain(hit: Hit) -> dict[str, Any]:
         document = {"id": hit.passage.passage_id, "contents": hit.passage.contents}
@@ -72,7 +72,7 @@ def write_answer(results: list[list[Hit]], with_scores: bool) -> bytes:
 
 
 async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
-    """A request's body. Raises `BadRequest` for one that is too large, after reading it to its end (within bounds)."""
+    """Reads a request body. Raises `BadRequest` if it is too large, after draining it up to `MAX_DRAINED_BYTES`."""
     kept, total = [], 0
     async for chunk in chunks:
         total += len(chunk)
@@ -86,7 +86,7 @@ async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
 
 
 def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
-    """The web application over a retriever. Raises `UserError` without the extra `search`."""
+    """The FastAPI application that serves a retriever. Raises `UserError` if the extra `search` is not installed."""
     try:
         from fastapi import FastAPI, Request, Response
         from fastapi.concurrency import run_in_threadpool
@@ -97,16 +97,16 @@ def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
 
     async def retrieve(request: Request) -> Response:
         try:
-            queries, topk, with_scores = read_request(await read_body(request.stream()), default_topk)
+            queries, topk, with_scores = parse_request(await read_body(request.stream()), default_topk)
         except BadRequest as why:
             return JSONResponse({"detail": why.reason}, why.status)
         results = await run_in_threadpool(retriever.search, queries, topk)
-        return Response(write_answer(results, with_scores), media_type="application/json")
+        return Response(encode_response(results, with_scores), media_type="application/json")
 
     async def health() -> dict[str, Any]:
         return {"status": "ok", "num_passages": retriever.num_passages}
 
-    # Annotations are texts in this module, and FastAPI looks them up among its globals.
+    # Annotations are strings in this module, and FastAPI would resolve them in the module's globals.
     retrieve.__annotations__ = {"request": Request}
     health.__annotations__ = {}
     app.add_api_route("/retrieve", retrieve, methods=["POST"], response_model=None)
@@ -115,7 +115,7 @@ def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises `UserError` when the address cannot be used."""
+    """Opens a listening socket; port 0 picks a free port. Raises `UserError` if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -125,7 +125,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def serve(retriever: Retriever, listener: socket.socket, default_topk: int = DEFAULT_TOPK) -> None:
-    """Answers requests until Ctrl-C or SIGTERM."""
+    """Serves requests until Ctrl-C or SIGTERM. Raises `UserError` if the extra `search` is not installed."""
     try:
         import uvicorn
     except ImportError:

@@ -1,6 +1,6 @@
-"""A folder that holds an index: its passages, memory-mapped, and a `meta.json` that is written last.
+"""Reads and writes index folders: memory-mapped passages, and a `meta.json` that is written last.
 
-INDEX/passages.jsonl  offsets.npy  meta.json  and what the index itself keeps there
+INDEX/passages.jsonl  offsets.npy  meta.json  and the files of the BM25 or dense index
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast.envs.json_files import whole_text
+from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import Passage
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors, write_text
 
-VERSION = 1  # raise it whenever the same corpus gives another folder
+VERSION = 1  # increment it when the contents of an index folder change
 
 
 def write_passages(folder: Path, passages: Iterable[Passage]) -> Iterator[Passage]:
-    """Writes the passages to the folder as they go by; `read_passages` gives them back by number."""
+    """Yields the passages unchanged while writing them to the folder, where `PassageFile` reads them."""
     offsets = [0]
     with open(folder / "passages.jsonl", "wb") as out:
         for passage in passages:
@@ -38,12 +38,12 @@ def write_passages(folder: Path, passages: Iterable[Passage]) -> Iterator[Passag
 
 
 class PassageFile:
-    """The passages of an index by number; only those that are asked for are read from the disk."""
+    """The passages of an index folder by position; memory-mapped, so only those accessed are read from disk."""
 
     def __init__(self, folder: Path):
         with user_errors("read the index", folder):
             self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-            with open(folder / "passages.jsonl", "rb") as handle:  # never empty: that could not be mapped
+            with open(folder / "passages.jsonl", "rb") as handle:  # never empty: an empty file cannot be mapped
                 self._bytes = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
@@ -51,31 +51,31 @@ class PassageFile:
 
     def __getitem__(self, number: int) -> Passage:
         line = self._bytes[int(self._offsets[number]) : int(self._offsets[number + 1])]
-        # Indexes made before half characters were replaced on reading may still hold them.
-        return Passage(*map(whole_text, json.loads(line.decode("utf-8", "surrogatepass"))))
+        # Indexes built by versions that did not replace surrogates may still contain them.
+        return Passage(*map(replace_surrogates, json.loads(line.decode("utf-8", "surrogatepass"))))
 
     def close(self) -> None:
         self._bytes.close()
 
 
 def read_meta(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """The folder's meta.json. Raises `UserError` when it is no index, of another version or of another kind."""
+    """Reads meta.json. Raises `UserError` if the folder is not an index, or has another version or kind."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(
-            f"{folder} is not an index: make one with `paw-fast retriever index --corpus FILE --out {folder}`"
+            f"{folder} is not an index: build one with `paw-fast retriever index --corpus FILE --out {folder}`"
         ) from None
     if meta.get("version") != VERSION or (kind is not None and meta.get("kind") != kind):
         raise UserError(
             f"{folder} is an index of kind {meta.get('kind')}, version {meta.get('version')}, expected "
-            f"{kind or 'any kind'}, version {VERSION}: make it again with `paw-fast retriever index`"
+            f"{kind or 'any kind'}, version {VERSION}: rebuild it with `paw-fast retriever index`"
         )
     return meta
 
 
 def fingerprint(path: Path, **settings: Any) -> str:
-    """A name for what an index is made of: the file (by place, size and time of change) and the settings."""
+    """A hash of the corpus file (path, size and modification time) and of the index settings."""
     with user_errors("read the corpus", path):
         found = path.stat()
     parts = [str(path.resolve()), found.st_size, found.st_mtime_ns, VERSION, sorted(settings.items())]
@@ -83,25 +83,28 @@ def fingerprint(path: Path, **settings: Any) -> str:
 
 
 def build_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
-    """Calls `build` on a new folder beside `folder`, adds what it returns as meta.json, and renames it: whole or not
-    at all, whatever other processes do. Raises `UserError` for a `folder` that holds something else."""
+    """Builds an index folder atomically, also if several processes build it at once; returns `folder`.
+
+    Calls `build` on a temporary folder beside `folder`, writes its return value to meta.json, and renames the folder.
+    Raises `UserError` if `folder` exists and is not an index.
+    """
     if folder.exists() and not (folder / "meta.json").is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not an index: choose another folder")
     with user_errors("write the index", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
         try:
-            meta = build(making)
-            write_text(making / "meta.json", json.dumps({"version": VERSION, **meta}, indent=2) + "\n")
-            making.chmod(0o755)
+            meta = build(staging)
+            write_text(staging / "meta.json", json.dumps({"version": VERSION, **meta}, indent=2) + "\n")
+            staging.chmod(0o755)
             if folder.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
                 with contextlib.suppress(OSError):
                     os.rename(folder, old / "old")
                 shutil.rmtree(old, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process was first; its index is the same
-                os.rename(making, folder)
+            with contextlib.suppress(OSError):  # another process finished first; its index is identical
+                os.rename(staging, folder)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     read_meta(folder)
     return folder

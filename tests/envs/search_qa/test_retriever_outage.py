@@ -1,4 +1,4 @@
-"""A retriever that is down under a generator process: it waits, says so in the trainer, counts, and goes on."""
+"""Tests a retriever outage in a rollout worker process: it waits, reports to the trainer, counts, and resumes."""
 
 import dataclasses
 import http.server
@@ -41,7 +41,7 @@ class Passages(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def policy():
-    """Whatever it reads, it searches: all tokens look alike to it, and one follows."""
+    """A policy that always searches: all tokens have the same embedding, and one token always follows."""
     tokenizer = tiny.train_tokenizer(["what holds tea?"] * 20, 300)
     tokenizer.add_tokens([ACTION])
     model = tiny.build_model(len(tokenizer), hidden=16, layers=1, heads=2, kv_heads=1, ffn=16)
@@ -78,18 +78,18 @@ def config(tmp_path):
     )  # fmt: skip
 
 
-def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, capfd):
+def test_worker_waits_for_the_retriever_and_is_not_restarted(config, policy, tmp_path, capfd):
     pool = RolloutWorkerPool(config, policy, tmp_path / "generators")
     server = None
     try:
         process = pool._actors[0].process.pid
         tasks = make_env(config.env).tasks("train")
         pool.submit([(tasks[0], 0, (0, 0, i)) for i in range(2)])
-        end = time.monotonic() + 5.0  # nearly twice what a process may be silent
+        end = time.monotonic() + 5.0  # nearly twice the hang timeout of a worker
         while time.monotonic() < end:
             assert pool.poll() == []
-        said = " ".join(capfd.readouterr().err.split())
-        assert f"generator 0: paused: the retriever at {config.env.retriever}/retrieve does not answer" in said
+        stderr = " ".join(capfd.readouterr().err.split())
+        assert f"generator 0: paused: the retriever at {config.env.retriever}/retrieve does not answer" in stderr
 
         def come_up():
             nonlocal server
@@ -99,7 +99,7 @@ def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, cap
             server.serve_forever()
 
         threading.Thread(target=come_up, daemon=True).start()
-        pool.update_weights(1)  # it cannot read the order before the server is back, twice the limit later
+        pool.update_weights(1)  # the worker handles this only once the server is back, after twice the timeout
         ended, deadline = [], time.monotonic() + 60
         while len(ended) < 2:
             assert time.monotonic() < deadline
@@ -107,13 +107,13 @@ def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, cap
         assert pool._actors[0].process.pid == process
         assert all("A mug holds tea" in t.transitions[0].observation_text for t in ended)
         counts = pool.take_metrics()
-        assert counts["retrieval/queries"] == 2  # an episode's last step searches nothing
+        assert counts["retrieval/queries"] == 2  # the last step of an episode does not search
         assert counts["retrieval/known_share"] == 1 / 2
         assert counts["retrieval/failures"] >= 1
         assert counts["retrieval/paused_s"] > 5
-        said = " ".join(capfd.readouterr().err.split())
-        assert "generator 0: the retriever" in said
-        assert "starting it anew" not in said
+        stderr = " ".join(capfd.readouterr().err.split())
+        assert "generator 0: the retriever" in stderr
+        assert "starting it anew" not in stderr
         assert pool.take_metrics() == {}
     finally:
         pool.close()
@@ -122,8 +122,8 @@ def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, cap
             server.server_close()
 
 
-def test_counts_of_several_generators_are_one():
-    """By hand: 3 + 1 searches of which 1 + 1 were known; failures and seconds add up."""
+def test_metrics_of_several_workers_are_merged():
+    """Computed by hand: 3 + 1 queries of which 1 + 1 were cached; failures and seconds add up."""
     one = {"retrieval/queries": 3.0, "retrieval/known_share": 1 / 3, "retrieval/failures": 2.0}
     two = {"retrieval/queries": 1.0, "retrieval/known_share": 1.0, "retrieval/paused_s": 4.0}
     idle = {"retrieval/queries": 0.0}

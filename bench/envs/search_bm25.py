@@ -1,9 +1,9 @@
-"""Builds and searches a BM25 index of synthetic passages: times, size and memory.
+"""Measures time, size and memory of building and searching a BM25 index of random passages.
 
-    python bench/search/bm25_index.py [--passages 200000] [--words 100] [--queries 1000] [--seed 0]
+    python bench/envs/search_bm25.py [--passages 200000] [--words 100] [--queries 1000] [--seed 0]
 
-Passages are words drawn by Zipf's law from a vocabulary of 300,000, as long on average as wiki-18's; queries are
-words of random passages. Building and searching run in processes of their own, so that each has its own peak memory.
+Passages are words sampled by Zipf's law from a vocabulary of 300,000, with wiki-18's mean length; queries are words of
+random passages. Building and searching run in separate processes, so that each has its own peak memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VOCABULARY = 300_000
 
 
 def texts(count: int, words: int, seed: int):
-    """`count` passages of about `words` words."""
+    """Yields `count` passages of about `words` words."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     names = ["".join(letters[rng.integers(0, 26, n)]) for n in rng.integers(3, 11, VOCABULARY)]
@@ -39,7 +39,7 @@ def write_corpus(path: Path, count: int, words: int, seed: int) -> None:
 
 
 def peak_mb() -> float:
-    """The process's largest resident size. ru_maxrss would be that of the parent, if larger: exec keeps it."""
+    """The peak resident memory of this process in MiB. Not ru_maxrss, which exec inherits from the parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -72,8 +72,8 @@ def search(folder: Path, queries: list[str], topk: int, out) -> None:
     })  # fmt: skip
 
 
-def apart(function, *args) -> dict[str, float]:
-    """Runs a function in a fresh process."""
+def in_new_process(function, *args) -> dict[str, float]:
+    """Runs a function in a new process and returns its result."""
     context = multiprocessing.get_context("spawn")
     out = context.SimpleQueue()
     process = context.Process(target=function, args=(*args, out))
@@ -101,8 +101,8 @@ def main() -> None:
         for number in rng.integers(0, len(some), options.queries):
             words = some[number]
             queries.append(" ".join(words[int(i)] for i in rng.integers(0, len(words), rng.integers(3, 9))))
-        built = apart(build, corpus, folder)
-        found = apart(search, folder, queries, options.topk)
+        built = in_new_process(build, corpus, folder)
+        found = in_new_process(search, folder, queries, options.topk)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
         corpus_size = corpus.stat().st_size / 2**20
     print(f"{options.passages} passages, {corpus_size:.0f} MiB as JSON lines; index {size:.0f} MiB on disk")

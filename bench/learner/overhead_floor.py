@@ -1,4 +1,4 @@
-"""What the world model adds at least: tokens, rows and multiplications of an update, counted for bench/overhead.py."""
+"""Counts the tokens, rows and multiplications that the world-model loss adds to an update, for `overhead.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from paw_fast.types import TokenStats, Trajectory
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens through the backbone and rows through the head, off and on, and the share of multiplications added."""
+    """Work of an update with PaW off, and the relative increase with PaW on.
+
+    tokens, more_tokens: through the backbone. rows, more_rows: through the head. floor, floor_of_update: increase in
+    multiplications of the whole update and of the forward and backward passes alone.
+    """
 
     tokens: int
     more_tokens: float
@@ -28,19 +32,19 @@ class Work:
 
 
 def multiplications(lengths: Sequence[int], rows: int, config: Any) -> tuple[float, float]:
-    """Of one forward pass: the backbone's (weights and causal attention) and the head's."""
+    """Multiplications of one forward pass: of the backbone (weights and causal attention) and of the head."""
     c = config.get_text_config()
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     kept = c.hidden_size * head * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
     weights = c.num_hidden_layers * (kept + 3 * c.hidden_size * c.intermediate_size)
-    attended = c.num_hidden_layers * c.num_attention_heads * head  # a query at position p meets p keys and p values
+    attended = c.num_hidden_layers * c.num_attention_heads * head  # a query at position p attends to p keys and values
     return sum(n * weights + n * (n + 1) * attended for n in lengths), rows * c.hidden_size * c.vocab_size
 
 
 def work_of(
     learner: Learner, trajectories: Sequence[Trajectory], config: Any, selected: np.ndarray | None = None
 ) -> Work:
-    """What PaW adds for a model of that config; without `selected`, alpha of the transitions is picked at random."""
+    """The work that PaW adds for a model config; if `selected` is None, the share alpha is selected at random."""
     sequences = build_sequences(trajectories, learner.config.layout)
     turns = [t for episode in trajectories for t in episode.transitions]
     if selected is None:
@@ -48,14 +52,14 @@ def work_of(
         selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
     none = [np.zeros(len(t.action_ids)) for t in turns]
     credit = Credit([np.ones(len(x), np.float32) for x in none], None, np.ones(len(trajectories), dtype=bool))
-    scores = TokenStats(none, None, None, np.zeros(len(turns)))
+    token_stats = TokenStats(none, None, None, np.zeros(len(turns)))
     lengths, rows = [], []
     for which in (np.zeros_like(selected), selected):
-        tables = build_tables(sequences, scores, credit, WorldModelWeights(np.ones(len(trajectories)), which))
+        tables = build_tables(sequences, token_stats, credit, WorldModelWeights(np.ones(len(trajectories)), which))
         lengths.append([packing.input_length(t) for t in tables])
         rows.append(sum(len(t.positions) for t in tables))
     off, on = (multiplications(n, r, config) for n, r in zip(lengths, rows, strict=True))
-    passes = 3 + learner.config.model.gradient_checkpointing  # the backward's two, and the forward again
+    passes = 3 + learner.config.model.gradient_checkpointing  # forward, backward (two), and recomputation
     updates = [passes * body + 3 * head for body, head in (off, on)]
     whole = updates[0] + (1 + (learner.reference is not None)) * sum(off)
     tokens = [sum(n) for n in lengths]

@@ -1,23 +1,24 @@
-"""What the world model costs: whole updates with PaW off and on, on episodes of realistic lengths.
+"""Measures the cost of the world-model loss: whole updates with PaW off and on, on episodes of realistic lengths.
 
-    python bench/overhead.py --data ../shared/data --env alfworld webshop search        # tiny model, one CPU thread
-    python bench/overhead.py --data ../shared/data --shape qwen2.5-1.5b --groups 16 --group-size 8       # on a GPU
-    python bench/overhead.py --data ../shared/data --fit 20   # the tiny model, when it knows most of what comes next
+    python bench/learner/overhead.py --data ../shared/data --env alfworld webshop search    # tiny model, one CPU thread
+    python bench/learner/overhead.py --data ../shared/data --shape qwen2.5-1.5b --groups 16 --group-size 8    # on a GPU
+    python bench/learner/overhead.py --data ../shared/data --fit 20          # tiny model, fitted to the episodes first
 
-A whole update is all that lies between a step's rollouts and the next weights, by the environment's recipe: old
-log-probs and entropies group by group, the reference's log-probs, credit, selection (alpha 0.75), packing, the pass
-with gradient, the optimizer and the metrics. Off and on take turns, each on is compared with the mean of the offs
-around it, and the overhead is the median, with the interval that holds it with 95 % (order statistics); `noise` is the
-median difference between an off and the next. On the CPU seconds are the process's own CPU time: waits for a core are
-left out, what others do to caches and clock is not. Peak memory is that of a process of its own for each.
+A whole update is everything between a step's rollouts and the next weights, configured by the environment's recipe:
+token statistics (old log-probs and entropies) of each group, reference log-probs, advantages, selection (alpha 0.75),
+packing, forward and backward passes, optimizer and metrics. Updates with PaW off and on alternate; each on is compared
+with the mean of the two offs around it. The overhead is the median of these ratios, with a 95 % confidence interval
+from order statistics; `noise` is the median difference between consecutive offs. On the CPU, times are CPU seconds of
+the process, which exclude waits for a core but not the influence of other processes on caches and clock rate. Peak
+memory is measured in a separate process for each.
 
-`floor` is the share of multiplications that PaW adds (selected observations through the backbone, their rows through
-the head, attention included): what no implementation that computes them all can go below. The breakdown is measured:
-seconds of the update's parts, off and on. See `overhead_episodes` for where the lengths come from.
+`floor` is the share of multiplications that PaW adds (selected observation tokens through the backbone including
+attention, and their rows through the head): a lower bound for implementations that compute all of them. The breakdown
+lists the measured seconds of each part of the update, off and on. `overhead_episodes` explains the episode lengths.
 
-With random weights no token is saturated. `--fit N` lets the model imitate the timed episodes N times first, actions
-and observations; `saturated` is the share of selected tokens with p >= tau in the updates that are timed. Their rows
-need no backward through the head, so that less than the floor, which counts it, can be needed.
+With random weights, no token is saturated. `--fit N` first trains the model for N epochs on the actions and
+observations of the timed episodes; `saturated` is the share of selected tokens with p >= tau in the timed updates.
+Their rows need no backward pass through the head, which the floor includes, so that the overhead can be below it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ QWEN_1_5B = {
     "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
 }  # fmt: skip
 PARTS = (
-    "score",
+    "token statistics",
     "backbone forward",
     "head and loss",
     "backward",
@@ -81,7 +82,7 @@ PARTS = (
 
 
 def model_of(shape: str, vocab: int, device: str) -> torch.nn.Module:
-    """The tiny model, or one of Qwen2.5-1.5B's shape with random weights (bfloat16)."""
+    """The tiny model, or a model of Qwen2.5-1.5B's shape with random bfloat16 weights."""
     if shape == "tiny":
         return tiny.build_model(vocab, max_positions=16384)
     with torch.device(device):
@@ -91,7 +92,7 @@ def model_of(shape: str, vocab: int, device: str) -> torch.nn.Module:
 
 
 def batch_of(name: str, layout: str, args: argparse.Namespace) -> tuple[list[Trajectory], TrainConfig, object]:
-    """Trajectories of a step, the recipe's config in that layout, and the tokenizer."""
+    """The trajectories of a step, the recipe's config with this layout, and the tokenizer."""
     recipe = load_preset(RECIPES[name], name)
     config = dataclasses.replace(
         recipe, layout=layout, token_budget=args.token_budget, paw=dataclasses.replace(recipe.paw, alpha=0.75)
@@ -106,7 +107,7 @@ def with_paw(config: TrainConfig, enabled: bool) -> TrainConfig:
 
 
 def fit(policy: Policy, trajectories: Sequence[Trajectory], config: TrainConfig, epochs: int) -> None:
-    """Imitates the episodes, so that most of their tokens become likely."""
+    """Trains the model on the episodes, so that most of their tokens become likely."""
     settings = dataclasses.replace(
         config.warm_start, epochs=epochs, noop_share=0.0, early_answer_prob=0.0, batch_tokens=4096
     )
@@ -120,7 +121,7 @@ def learner_of(
     config: TrainConfig, tokenizer, enabled: bool, shape: str, device: str, fitted: Sequence[Trajectory] = (),
     epochs: int = 0,
 ) -> Learner:  # fmt: skip
-    """As a run makes it, with a frozen copy as the reference where the recipe has a KL."""
+    """A learner as in a training run, with a frozen copy of the model as reference if the recipe has a KL term."""
     config = with_paw(config, enabled)
     torch.manual_seed(0)
     model: Any = model_of(shape, len(tokenizer), device).to(device).train()
@@ -139,15 +140,15 @@ def learner_of(
 
 
 def clock(device: str) -> float:
-    """Seconds: of a GPU's work until now, or CPU time of this process."""
+    """The time in seconds: wall time after synchronizing the GPU, or CPU time of this process."""
     if device == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
 
 
-def score(learner: Learner, trajectories: Sequence[Trajectory]) -> TokenStats:
-    """Group by group, as the pipeline does."""
+def token_stats_of(learner: Learner, trajectories: Sequence[Trajectory]) -> TokenStats:
+    """Token statistics, computed one group at a time as the orchestrator does."""
     size, parts = len(trajectories) // (1 + max(t.group for t in trajectories)), []
     for start in range(0, len(trajectories), size):
         parts.append(
@@ -157,17 +158,17 @@ def score(learner: Learner, trajectories: Sequence[Trajectory]) -> TokenStats:
 
 
 def update(learner: Learner, trajectories: Sequence[Trajectory], step: int) -> tuple[float, float, float]:
-    """Seconds of scoring and of the rest of one whole update, and the share of saturated tokens."""
+    """Runs one whole update; returns the seconds of token statistics and of the rest, and the saturated share."""
     device = learner.policy.device.type
     start = clock(device)
-    scores = score(learner, trajectories)
+    token_stats = token_stats_of(learner, trajectories)
     middle = clock(device)
-    metrics = learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, step)
+    metrics = learner.update(trajectories, build_sequences(trajectories, learner.config.layout), token_stats, step)
     return middle - start, clock(device) - middle, metrics.get("wm/clipped_token_ratio", math.nan)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """An interval that holds the median with 95 % or more (the whole range where there are too few values)."""
+    """A confidence interval of at least 95 % for the median (the whole range if there are too few values)."""
     n, ordered = len(values), sorted(values)
     tail, k = 0.5**n, 0
     while tail + math.comb(n, k + 1) * 0.5**n <= 0.025:
@@ -180,7 +181,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def peak(payload, enabled: bool, shape: str, device: str, answer) -> None:
-    """Peak memory of one update, in a process of its own."""
+    """Sends the peak memory of one update in bytes; runs in a separate process."""
     trajectories, config, tokenizer = payload
     torch.set_num_threads(1)
     update(learner_of(config, tokenizer, enabled, shape, device), trajectories, 0)
@@ -203,7 +204,7 @@ def measure_peak(payload, enabled: bool, args: argparse.Namespace, device: str) 
 
 @contextlib.contextmanager
 def timed_parts(spent: dict[str, float], device: str) -> Iterator[None]:
-    """Adds up the seconds of the update's parts. A part that calls another one does not count the other's time."""
+    """Adds up the seconds spent in the parts of an update, excluding the time of nested parts."""
 
     def wrap(part: str, function: Callable) -> Callable:
         def run(*args, **kwargs):
@@ -229,29 +230,29 @@ def timed_parts(spent: dict[str, float], device: str) -> Iterator[None]:
 
 
 def parts_of(learner: Learner, trajectories: Sequence[Trajectory], device: str) -> dict[str, float]:
-    """Seconds of each part of one whole update."""
+    """The seconds of each part of one whole update."""
     spent: dict[str, float] = defaultdict(float)
     start = clock(device)
-    scores = score(learner, trajectories)
+    token_stats = token_stats_of(learner, trajectories)
     middle = clock(device)
     with timed_parts(spent, device):
-        learner.update(trajectories, build_sequences(trajectories, learner.config.layout), scores, 0)
+        learner.update(trajectories, build_sequences(trajectories, learner.config.layout), token_stats, 0)
     spent["other"] = clock(device) - middle - sum(spent.values())
-    return {"score": middle - start, **spent}
+    return {"token statistics": middle - start, **spent}
 
 
 # ------------------------------------------------------------------------------------------------ the table
 
 
 def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> dict[str, Any]:
-    """All figures of one environment in one layout."""
+    """All measurements of one environment in one layout."""
     all_of_them, *rest = batch_of(name, layout, args)
     trajectories = [t for t in all_of_them if t.group < args.groups]
     payload = (trajectories, *rest)
-    # One learner for both: another one's tensors lie elsewhere, and that alone can make a per cent.
+    # One learner for both: a second one would have another memory layout, which alone can make a difference of 1 %.
     learner = learner_of(*payload[1:], True, args.shape, device, trajectories, args.fit)
     configs = [with_paw(learner.config, enabled) for enabled in (False, True)]
-    update(learner, trajectories, 0)  # warms up
+    update(learner, trajectories, 0)  # warm-up
     times: list[list[tuple[float, float, float]]] = [[], []]
     for turn in range(2 * args.repeats + 1):
         learner.config = configs[turn % 2]
@@ -268,13 +269,13 @@ def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> di
             learner.config = configs[which]
             parts[which].append(parts_of(learner, trajectories, device))
     least = [{part: min(one.get(part, 0.0) for one in side) for part in PARTS} for side in parts] if parts[0] else []
-    selected = select_transitions(score(learner, trajectories).entropies, learner.config.paw.alpha)
+    selected = select_transitions(token_stats_of(learner, trajectories).entropies, learner.config.paw.alpha)
     work = work_of(learner, trajectories, learner.policy.model.config, selected)
     counted = work_of(learner, all_of_them, learner.policy.model.config)
     large = work_of(learner, all_of_them, transformers.Qwen2Config(**QWEN_1_5B))
     del learner
     if device == "cuda":
-        torch.cuda.empty_cache()  # for the processes whose peak is measured
+        torch.cuda.empty_cache()  # leaves the memory to the processes whose peak is measured
     return {
         "env": name, "layout": layout, "off_s": [statistics.median(t[i] for t in times[0]) for i in (0, 1)],
         "on_s": [statistics.median(t[i] for t in times[1]) for i in (0, 1)],
@@ -302,7 +303,7 @@ def table_row(r: dict[str, Any]) -> str:
 
 
 def parts_row(r: dict[str, Any]) -> str:
-    """What each part adds, as a share of the whole update with PaW off."""
+    """The time that each part adds, as a share of the whole update with PaW off."""
     off, on = r["parts_s"]
     whole = sum(off.values())
     return f"| {r['env']} | {r['layout']} | " + " | ".join(f"{(on[p] - off[p]) / whole:+.2%}" for p in PARTS) + " |"
@@ -310,24 +311,24 @@ def parts_row(r: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the test data")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the test data")
     parser.add_argument("--env", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--layout", nargs="+", default=["window", "trajectory"])
     parser.add_argument("--shape", choices=["tiny", "qwen2.5-1.5b"], default="tiny")
-    parser.add_argument("--groups", type=int, default=1, help="of the update that is timed")
+    parser.add_argument("--groups", type=int, default=1, help="groups in the timed update")
     parser.add_argument(
-        "--count-groups", type=int, default=8, help="whose tokens are counted, the timed ones among them"
+        "--count-groups", type=int, default=8, help="groups whose tokens are counted, including the timed ones"
     )
     parser.add_argument("--group-size", type=int, default=2)
-    parser.add_argument("--thought", nargs=2, type=int, default=(30, 90), help="fewest and most tokens of a thought")
+    parser.add_argument("--thought", nargs=2, type=int, default=(30, 90), help="minimum and maximum tokens per thought")
     parser.add_argument("--token-budget", type=int, default=16384)
-    parser.add_argument("--repeats", type=int, default=7, help="updates with PaW on, each between two off")
-    parser.add_argument("--breakdowns", type=int, default=3, help="further pairs whose parts are timed")
-    parser.add_argument("--fit", type=int, default=0, help="passes of imitation before (tiny model)")
+    parser.add_argument("--repeats", type=int, default=7, help="updates with PaW on, each between two with it off")
+    parser.add_argument("--breakdowns", type=int, default=3, help="additional pairs of updates whose parts are timed")
+    parser.add_argument("--fit", type=int, default=0, help="epochs of training on the episodes first (tiny model only)")
     parser.add_argument("--out", type=Path, help="folder for overhead.json and overhead.md")
     args = parser.parse_args()
     if args.fit and args.shape != "tiny":
-        parser.error("--fit trains the tiny model only: its learning rate is that of the warm start")
+        parser.error("--fit needs --shape tiny: it uses the learning rate of the tiny model's warm start")
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="paw-fast-"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -336,7 +337,7 @@ def main() -> None:
     lines = [
         f"{args.shape}, {about}, {torch.get_num_threads()} threads, {args.groups} x {args.group_size} episodes, "
         f"{args.repeats} repeats, thoughts of {args.thought[0]} to {args.thought[1]} tokens", "",
-        "| environment | layout | prompt / action / observation tokens | off, s (score + update) | on, s | "
+        "| environment | layout | prompt / action / observation tokens | off, s (token statistics + update) | on, s | "
         "overhead (95 %) | noise | saturated | floor | of the update alone | floor | peak off, MB | on, MB | "
         "floor, all episodes | 1.5B |",
         "| --- " * 15 + "|",
@@ -352,7 +353,7 @@ def main() -> None:
 
 
 def write(folder: Path | None, lines: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
-    """The tables so far, and everything behind them."""
+    """Writes the tables so far and the measurements behind them."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

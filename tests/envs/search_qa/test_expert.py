@@ -1,4 +1,4 @@
-"""What the tiny recipe imitates, and the model that does."""
+"""Tests the demonstrations of the search expert, and the tokenizer and initialization of the tiny model for them."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from paw_fast.sft.warm_start import demonstrate
 need("bm25s", "Stemmer")
 
 
-def hasty_ones(search_env, **settings):
-    """Of the training episodes with questions of several hops, in order: whether each was answered too early."""
+def early_answers(search_env, **settings):
+    """For each multi-hop training demonstration, in order: whether the expert answered too early."""
     config = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0, early_answer_prob=0.99, **settings)
     expert = envs.make_expert("search", early_answer_prob=config.early_answer_prob, seed=1)
     tasks = [t for t in search_env.tasks("train") if t.task_type != "one_hop"]
@@ -23,12 +23,12 @@ def hasty_ones(search_env, **settings):
     return [not turns[-1][1].info["won"] for _, turns in demos]
 
 
-def test_only_the_last_share_of_the_episodes_is_hasty(search_env):
-    late = hasty_ones(search_env, early_answer_share=0.25)
+def test_early_answers_only_in_the_last_share_of_demonstrations(search_env):
+    late = early_answers(search_env, early_answer_share=0.25)
     clean_expert = round(0.75 * len(late))
     assert not any(late[:clean_expert])
     assert sum(late[clean_expert:]) >= len(late) - clean_expert - 1
-    assert sum(hasty_ones(search_env)) >= len(late) - 3  # by default all are
+    assert sum(early_answers(search_env)) >= len(late) - 3  # by default all are
 
 
 def test_names_years_and_trades_are_one_token():
@@ -49,8 +49,8 @@ def test_every_trade_and_country_is_a_name():
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_copying_model_finds_likely_what_it_has_seen(layers):
-    """Before any training, a token of the text is likelier than one that is not in it."""
+def test_copying_initialization_prefers_tokens_of_the_context(layers):
+    """Before any training, tokens of the context are more likely than others."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.stack([torch.randperm(400, generator=generator)[:8] for _ in range(50)])
     ranks = {}
@@ -59,7 +59,7 @@ def test_a_copying_model_finds_likely_what_it_has_seen(layers):
         model.set_attn_implementation("eager")
         with torch.no_grad():
             logits = model(ids).logits[:, -1]
-        seen = logits.gather(1, ids[:, :-1])  # without the last token, which its own embedding makes likely
+        seen = logits.gather(1, ids[:, :-1])  # without the last token, which is likely through its own embedding
         ranks[copying] = (logits[:, :, None] > seen[:, None]).sum(1).float().mean() / 400
     assert ranks[True] < 0.1
     assert ranks[False] > 0.25

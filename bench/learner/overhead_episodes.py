@@ -1,11 +1,11 @@
-"""Episodes of realistic lengths for bench/overhead.py: the environments' own texts, prompts and limits of a recipe.
+"""Generates episodes of realistic lengths for `overhead.py`, with the texts of the environments and a recipe's prompts.
 
-    searcher plays ──> its commands ──> agent loop of the recipe (prompts, history, cuts) ──> trajectories
+    expert ──> commands ──> agent loop of the recipe (prompts, history, truncation) ──> trajectories
 
-The agent loop plays the searcher's commands once more through an engine that writes a thought before each of them, so
-that history, admissible commands and the cut of long observations are those of a run. The thought's tokens are random
-words; how many they are is an assumption of the caller. Tokens are those of a BPE with Qwen2.5's rules for cutting
-text (words, single digits), trained on the texts: within 12 % of Qwen2.5's own counts on all three environments.
+The agent loop replays the expert's commands through an engine that writes a thought before each, so that history,
+admissible commands and truncated observations are those of a training run. Thoughts are random words whose number the
+caller chooses. The tokenizer is a BPE with Qwen2.5's pre-tokenization, trained on the texts; its token counts are
+within 12 % of Qwen2.5's on all three environments.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def settings_of(name: str, data: Path) -> dict:
-    """Where an environment of the bench takes its data from."""
+    """The settings of an environment that choose its data."""
     if name == "webshop":
         return {"data": data / "webshop"}
     if name == "search":
@@ -53,19 +53,19 @@ def settings_of(name: str, data: Path) -> dict:
 
 
 def play(name: str, data: Path, count: int, config: TrainConfig) -> tuple[Env, list[tuple[Task, Demonstration]]]:
-    """The environment and `count` won episodes of its searcher, each with its task."""
+    """The environment and `count` won episodes of its expert, each with its task."""
     env = envs.make(name, max_steps=config.env.max_steps, **settings_of(name, data))
-    quiet = WarmStartConfig(noop_prob=0.0, noop_share=0.0, mistake_prob=0.0)
+    settings = WarmStartConfig(noop_prob=0.0, noop_share=0.0, mistake_prob=0.0)
     kept: list[tuple[Task, Demonstration]] = []
     for task in env.tasks("train"):
-        kept += [(task, demo) for demo in demonstrate(env, envs.make_expert(name), [task], quiet)]
+        kept += [(task, demo) for demo in demonstrate(env, envs.make_expert(name), [task], settings)]
         if len(kept) == count:
             return env, kept
-    sys.exit(f"{name}: the searcher won {len(kept)} episodes, {count} are needed")
+    sys.exit(f"{name}: the expert won only {len(kept)} episodes, expected at least {count}")
 
 
 def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFast:
-    """A BPE of at most `VOCAB` tokens that cuts text where Qwen2.5's does, with its chat format."""
+    """A BPE tokenizer of at most `VOCAB` tokens with Qwen2.5's pre-tokenization and chat template."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -88,7 +88,7 @@ def train_tokenizer(texts: Iterable[str]) -> transformers.PreTrainedTokenizerFas
 
 
 class ScriptedEngine:
-    """Writes a thought and the episode's next command. Episodes are numbered as they start."""
+    """Returns a thought and the next command of the episode's script. Episodes are numbered in order of their start."""
 
     policy_version = 0
 
@@ -126,8 +126,10 @@ class ScriptedEngine:
 def episodes_of(
     name: str, data: Path, groups: int, group_size: int, config: TrainConfig, thought: tuple[int, int]
 ) -> tuple[list[Trajectory], transformers.PreTrainedTokenizerFast]:
-    """Trajectories of a step, group after group, and their tokenizer. In each group every other episode is given the
-    return of a lost one, so that no advantage and no lambda is zero."""
+    """The trajectories of a step, ordered by group, and their tokenizer.
+
+    Every other episode gets the return of a lost one, so that no advantage and no lambda is zero.
+    """
     env, played = play(name, data, groups * group_size, config)
     template = PromptTemplate.load(config.env.template, name)
     texts = [template.window(first, str(first.info.get("task", "")), [], 0) for _, (first, _) in played]
@@ -144,13 +146,13 @@ def episodes_of(
         max_observation_tokens=config.env.max_observation_tokens,
     )  # fmt: skip
     loop = AgentLoop(engine, [env.spawn() for _ in played], chat, template, settings)
-    # An episode starts when a slot is free, in the order of the plan: its number is that of its script.
+    # Episodes start in the order of the plan, so that an episode's number is the index of its script.
     plan = [(task, i // group_size, (0, i)) for i, (task, _) in enumerate(played)]
     ended = sorted(loop.play(plan), key=lambda t: t.seed)
     env.close()
     bad = sum(not x.valid for t in ended for x in t.transitions)
     if bad:
-        sys.exit(f"{name}: {bad} actions of the searcher were not understood")
+        sys.exit(f"{name}: {bad} actions of the expert are invalid")
     alternate = itertools.cycle((config.algo.success_reward, 0.0))
     return [_with_return(t, reward) for t, reward in zip(ended, alternate, strict=False)], tokenizer
 
@@ -162,7 +164,7 @@ def _with_return(t: Trajectory, reward: float) -> Trajectory:
 
 
 def mean_lengths(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over the transitions, in tokens, and the episodes' mean number of turns."""
+    """Mean numbers of tokens over all transitions, and the mean number of turns per episode."""
     turns = [x for t in trajectories for x in t.transitions]
     return {
         "turns": len(turns) / len(trajectories),

@@ -1,9 +1,9 @@
-"""How often the shopper that is imitated wins, by its haste.
+"""Measures the success rate of the WebShop expert for several probabilities of buying early.
 
-    python bench/envs/webshop_shopper.py                                  # the catalogue of the preset webshop-tiny
-    python bench/envs/webshop_shopper.py --data ../shared/data/webshop    # the official 1,000-product set
+    python bench/envs/webshop_expert.py                                  # the catalogue of the preset webshop-tiny
+    python bench/envs/webshop_expert.py --data ../shared/data/webshop    # the official 1,000-product set
 
-Plays the first training goals, at most 12 commands each as in the preset.
+Runs the expert on the first training goals, with at most 12 commands per episode as in the preset.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from paw_fast import envs
 
 
 def wins(env, expert, task) -> bool:
-    """Plays one goal to its end."""
+    """Runs one episode; returns whether it was won."""
     observation = env.reset(task)
     expert.reset(observation)
     while True:
@@ -30,17 +30,17 @@ def main() -> None:
     parser.add_argument("--num-products", type=int, default=4000)
     parser.add_argument("--goals", type=int, default=400)
     options = parser.parse_args()
-    where = (
+    settings = (
         {"data": options.data}
         if options.data
         else {"num_products": options.num_products, "catalogue_seed": options.game_seed}
     )
-    env = envs.make("webshop", max_steps=12, **where)
+    env = envs.make("webshop", max_steps=12, **settings)
     tasks = env.tasks("train")[: options.goals]
     for early_answer_prob in (0.0, 0.75, 1.0):
         expert = envs.make_expert("webshop", early_answer_prob=early_answer_prob)
         won = sum(wins(env, expert, task) for task in tasks)
-        print(f"haste {early_answer_prob}: {won} of {len(tasks)} won, {won / len(tasks):.1%}")
+        print(f"early answers {early_answer_prob}: {won} of {len(tasks)} won, {won / len(tasks):.1%}")
 
 
 if __name__ == "__main__":

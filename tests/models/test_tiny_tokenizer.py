@@ -1,4 +1,4 @@
-"""The tiny tokenizer keeps the names of a text whole."""
+"""Tests that the tiny model's tokenizer encodes names as single tokens."""
 
 import pytest
 
@@ -18,18 +18,18 @@ def pieces(tokenizer, text):
     return [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]
 
 
-def test_names_are_one_token_each_and_the_longer_one_wins(tokenizer):
+def test_names_are_single_tokens_and_the_longest_match_wins(tokenizer):
     found = pieces(tokenizer, "by Anna Bell of Rose Bay and Annabel Roseland.")
     assert [p for p in found if p[:1] == " " and p[1:2].isupper()] == [
         " Anna", " Bell", " Rose", " Bay", " Annabel", " Roseland",
     ]  # fmt: skip
 
 
-def test_rare_names_are_spelt(tokenizer):
+def test_rare_names_are_split(tokenizer):
     assert " Once" not in pieces(tokenizer, "Only Once Here.")
 
 
-def test_any_text_comes_back(tokenizer, tmp_path):
+def test_any_text_round_trips(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     from transformers import AutoTokenizer
 

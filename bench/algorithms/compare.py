@@ -1,9 +1,11 @@
-"""All four algorithms with PaW on and off, and the switches beyond the paper, in short runs from one warm start.
+"""Compares algorithms, switches or ablations in short training runs that share one warm-started model.
 
-    python bench/algorithms.py --out runs/algorithms                   # 8 runs of the tiny ALFWorld preset
-    python bench/algorithms.py --out runs/switches --set switches      # de-duplication, horizon, ECHO, TAPO, ablations
+    python bench/algorithms/compare.py --out runs/algorithms                 # four algorithms, with and without PaW
+    python bench/algorithms/compare.py --out runs/switches --set switches    # de-duplication, layout and horizon
+    python bench/algorithms/compare.py --out runs/ablations --set ablations  # selection, loss, balance, ECHO, TAPO
 
-Writes OUT/table.md, OUT/table.json and OUT/report.html (all runs laid over each other). A run that fails stops it.
+Runs use the tiny ALFWorld preset. Writes OUT/table.md, OUT/table.json and OUT/report.html, which shows all runs in the
+same charts. Stops at the first run that fails.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.report import write_report
 from paw_fast.runs.statistics import wilson_interval
 
-# A critic of 2 million parameters learns nothing in a dozen steps of 1e-5.
+# With the default learning rate of 1e-5, a critic of 2 million parameters learns nothing in a dozen steps.
 PPO = ["--algo", "ppo", "--critic.learning-rate", "1e-3"]
 WINDOW = ["--layout", "window", "--algo.minibatch-size", "160"]
 SETS: dict[str, dict[str, list[str]]] = {
@@ -57,7 +59,7 @@ SETS: dict[str, dict[str, list[str]]] = {
 
 
 def train(run: Path, options: list[str]) -> float:
-    """One run of the command line; returns its wall time in seconds."""
+    """Runs `paw-fast train`; returns its wall time in seconds."""
     start = time.monotonic()
     command = [sys.executable, "-m", "paw_fast.cli.main", "train", "--preset", "tiny", *options, "--run-dir", str(run)]
     subprocess.run(command, check=True)
@@ -65,7 +67,7 @@ def train(run: Path, options: list[str]) -> float:
 
 
 def row(name: str, run: Path, seconds: float) -> dict[str, object]:
-    """What the table says of a run."""
+    """The values of a run's row in the table."""
     summary = json.loads((run / "summary.json").read_text())
     rows = read_metrics(run)[1:]
     mean = lambda key: sum(r.get(key, 0.0) for r in rows) / len(rows)  # noqa: E731
@@ -98,9 +100,9 @@ def table(rows: list[dict], about: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the results")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")
     parser.add_argument("--set", choices=SETS, default="algorithms")
-    parser.add_argument("--warm-start", type=Path, help="a warm-started model; made first where it is not given")
+    parser.add_argument("--warm-start", type=Path, help="a warm-started model (default: train one first)")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--eval-tasks", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -118,7 +120,7 @@ def main() -> None:
         rows.append(row(name, run, seconds))
         runs.append(run)
         about = (
-            f"`python bench/algorithms.py --set {options.set} --steps {options.steps} --seed {options.seed}`, "
+            f"`python bench/algorithms/compare.py --set {options.set} --steps {options.steps} --seed {options.seed}`, "
             f"{date.today()}, {platform.machine()} CPU."
         )
         (options.out / "table.md").write_text(table(rows, about))

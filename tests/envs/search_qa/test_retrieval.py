@@ -1,4 +1,4 @@
-"""Corpora and indexes: what is read, that BM25 is BM25, that an index survives and says when it cannot."""
+"""Tests corpus readers, BM25 scores against the formula, dense search, and the handling of index folders."""
 
 import gzip
 import json
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_extras import need
 
-from paw_fast.envs.json_files import HALF_REPLACED, ReadingNotes
-from paw_fast.envs.search_qa.retrieval import bm25, index_notes, index_of, open_index, store
+from paw_fast.envs.json_files import SURROGATE_REPLACED, DataIssues
+from paw_fast.envs.search_qa.retrieval import bm25, index_issues, index_of, open_index, store
 from paw_fast.envs.search_qa.retrieval.corpus import NO_TEXT, count_hint, read_corpus
 from paw_fast.envs.search_qa.retrieval.records import Passage
 from paw_fast.errors import UserError
@@ -30,7 +30,7 @@ def index(folder, *texts):
 # ----------------------------------------------------------------------------------------------------- corpora
 
 
-def test_wiki18_as_published(test_data):
+def test_wiki18_format(test_data):
     path = test_data / "qa" / "search_r1_example_corpus.jsonl"
     found = list(read_corpus(path))
     assert len(found) == count_hint(path) == 10
@@ -40,15 +40,15 @@ def test_wiki18_as_published(test_data):
     assert found[0].contents == first["contents"]  # written as it was read
 
 
-def test_titles_with_sentences_as_published(test_data):
+def test_title_to_sentences_format(test_data):
     found = list(read_corpus(test_data / "qa" / "hotpotqa_train_corpus.json"))
     assert len(found) == 994
     assert found[0].title == "Demon Dice"
     assert "  " not in found[0].text
 
 
-def test_the_passages_of_questions(test_data, tmp_path):
-    """Each passage once, though questions share them."""
+def test_passages_inside_question_files(test_data, tmp_path):
+    """Passages that several questions contain are kept once."""
     found = list(read_corpus(test_data / "qa" / "hotpotqa_train.json"))
     assert len({p.contents for p in found}) == len(found) > 900
     path = tmp_path / "musique.jsonl.gz"
@@ -57,7 +57,7 @@ def test_the_passages_of_questions(test_data, tmp_path):
     assert list(read_corpus(path)) == [Passage("0", "A", "x")]
 
 
-def test_lists_of_passages_and_of_questions_with_paragraphs(tmp_path):
+def test_json_lists_of_passages_and_of_questions(tmp_path):
     """HippoRAG's files: 2wikimultihopqa_corpus.json, musique_corpus.json, and musique.json with the questions."""
     corpus = [{"title": "A", "text": "x"}, {"title": "B", "text": "y"}, {"title": "A", "text": "x"}]
     (tmp_path / "corpus.json").write_text(json.dumps(corpus))
@@ -69,22 +69,25 @@ def test_lists_of_passages_and_of_questions_with_paragraphs(tmp_path):
     assert list(read_corpus(tmp_path / "hotpot.jsonl")) == [Passage("0", "T", "a. b.")]
 
 
-def test_nulls_and_half_characters_in_a_corpus_are_counted(tmp_path):
+def test_nulls_and_surrogates_in_a_corpus_are_counted(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text(
         '\ufeff{"id": null, "title": null, "text": "half \\ud83d here"}\n{"id": "b", "text": null}\n'
         '{"_id": 9, "text": ["one.", "two."], "title": "T\\udfff"}\n', encoding="utf-8",
     )  # fmt: skip
-    notes = ReadingNotes()
-    assert list(read_corpus(path, notes)) == [
+    issues = DataIssues()
+    assert list(read_corpus(path, issues)) == [
         Passage("0", "", "half \ufffd here"),
         Passage("9", "T\ufffd", "one. two."),
     ]
-    assert dict(notes.counts) == {HALF_REPLACED: 2, NO_TEXT: 1}
+    assert dict(issues.counts) == {SURROGATE_REPLACED: 2, NO_TEXT: 1}
     (tmp_path / "c.json").write_text('{"A\\ud83d": ["x\\ud83d"], "B": null, "C": "y"}')
-    notes = ReadingNotes()
-    assert list(read_corpus(tmp_path / "c.json", notes)) == [Passage("0", "A\ufffd", "x\ufffd"), Passage("2", "C", "y")]
-    assert dict(notes.counts) == {HALF_REPLACED: 1, NO_TEXT: 1}
+    issues = DataIssues()
+    assert list(read_corpus(tmp_path / "c.json", issues)) == [
+        Passage("0", "A\ufffd", "x\ufffd"),
+        Passage("2", "C", "y"),
+    ]
+    assert dict(issues.counts) == {SURROGATE_REPLACED: 1, NO_TEXT: 1}
 
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=5)
@@ -102,7 +105,7 @@ RECORDS = st.fixed_dictionaries(
 
 @settings(max_examples=200)
 @given(st.lists(RECORDS | JSON, max_size=3) | JSON, st.booleans())
-def test_any_json_gives_passages_or_one_line(tmp_path_factory, value, as_lines):
+def test_any_json_gives_passages_or_a_one_line_error(tmp_path_factory, value, as_lines):
     path = tmp_path_factory.getbasetemp() / f"any-corpus.json{'l' if as_lines else ''}"
     records = value if isinstance(value, list) else [value]
     path.write_text("\n".join(map(json.dumps, records)) if as_lines else json.dumps(value))
@@ -120,7 +123,7 @@ def test_any_json_gives_passages_or_one_line(tmp_path_factory, value, as_lines):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.jsonl", '{"id": "1", "contents": "x"}\n{"id": "1", "contents": "y"}', "the id '1' comes twice"),
+        ("c.jsonl", '{"id": "1", "contents": "x"}\n{"id": "1", "contents": "y"}', "duplicate id '1'"),
         ("c.jsonl", '{"id": "1"}', "c.jsonl:1: no passage: expected `contents`, `text` (and `title`), `paragraphs` or"),
         ("c.jsonl", '{"id": "1", "contents": 3}', "c.jsonl:1: the text is neither a string nor"),
         ("c.jsonl", '{"paragraphs": [{"title": "A"}]}', "c.jsonl:1: a paragraph without"),
@@ -129,12 +132,12 @@ def test_any_json_gives_passages_or_one_line(tmp_path_factory, value, as_lines):
         ("c.jsonl", '{"paragraphs": [3]}', "c.jsonl:1: a paragraph without"),
         ("c.json", '[{"question": "q"}]', "record 0: no passage: expected"),
         ("c.json", "[3]", "record 0: expected an object with `contents`"),
-        ("c.json", '[{"context": [["A"]]}]', "record 0: `context` is no list"),
-        ("c.json", '[{"context": 3}]', "record 0: `context` is no list"),
+        ("c.json", '[{"context": [["A"]]}]', "record 0: `context` is not a list"),
+        ("c.json", '[{"context": 3}]', "record 0: `context` is not a list"),
         (
             "c.jsonl",
             '{"id": "1", "contents": ""}\n{"id": "2", "contents": "x"}',
-            "c.jsonl: none of its 2 passages has a word",
+            "c.jsonl: none of its 2 passages contains a word",
         ),
         ("c.jsonl", '{"id": "1", "contents": null}', "c.jsonl has no passages"),
         ("c.txt", "x", "expected .jsonl or .json"),
@@ -142,7 +145,7 @@ def test_any_json_gives_passages_or_one_line(tmp_path_factory, value, as_lines):
         ("c.json", "{}", "has no passages: nothing to index"),
     ],
 )
-def test_a_broken_corpus_names_the_place_and_leaves_nothing(tmp_path, name, text, message):
+def test_invalid_corpus_names_the_record_and_leaves_no_index(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UserError) as error:
@@ -152,7 +155,7 @@ def test_a_broken_corpus_names_the_place_and_leaves_nothing(tmp_path, name, text
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_contents_keep_title_and_text(title, text):
+def test_contents_round_trip(title, text):
     if "\n" in title or not title:
         return
     assert Passage.from_contents("1", Passage("1", title, text).contents) == Passage("1", title, text)
@@ -191,7 +194,7 @@ def reference(documents, query):
 
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(["red", "green", "apples", "pears", "north", "interest"]), min_size=1, max_size=5))
-def test_scores_are_those_of_the_formula(tmp_path_factory, words):
+def test_bm25_scores_match_the_formula(tmp_path_factory, words):
     folder = tmp_path_factory.getbasetemp() / "formula"
     found = open_index(folder) if folder.exists() else open_index(bm25.build_from(passages(*DOCUMENTS), folder))
     query = " ".join(words)
@@ -202,7 +205,7 @@ def test_scores_are_those_of_the_formula(tmp_path_factory, words):
     found.close()
 
 
-def test_scripts_without_spaces_are_found_by_words_pairs_and_single_characters(tmp_path):
+def test_scripts_without_spaces_match_by_pairs_and_single_characters(tmp_path):
     found = index(
         tmp_path, "東京は日本の首都です。", "京都には寺が多い", "北京是中华人民共和国的首都",
         "서울은 대한민국의 수도이다", "นิวยอร์ก กรุงเทพมหานคร", "हिन्दी भारत की भाषा है", "the capital of Japan",
@@ -211,28 +214,28 @@ def test_scripts_without_spaces_are_found_by_words_pairs_and_single_characters(t
     first = {"東京": "0", "京都": "1", "寺": "1", "北京 首都": "2", "서울": "3", "กรุงเทพ": "4", "हिन्दी": "5",
              "भाषा": "5", "capital": "6", "手機": "7", "iphone": "7"}  # fmt: skip
     assert {query: found.search([query], 1)[0][0].passage.passage_id for query in first} == first
-    # 東京 stands as a pair in the first alone; 京 also in 京都 and 北京.
+    # The pair 東京 occurs in the first passage only; the character 京 also in 京都 and 北京.
     assert [i for i, _ in found.rank("京", 9)] == [1, 0, 2]
     assert found.rank("龍", 9) == []
 
 
 @given(st.text(st.characters(max_codepoint=127)))
-def test_ascii_text_is_split_as_before(text):
+def test_ascii_text_is_split_into_words(text):
     assert bm25.split_words(text) == re.findall(r"\w\w+", text)
 
 
-def test_what_no_query_finds_is_said(tmp_path):
+def test_unsearchable_passages_are_reported(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "a whale"}\n{"text": "the"}\n{"text": "x"}\n{"text": null}\n')
     folder = index_of(path, tmp_path)
-    notes = index_notes(open_index(folder))
-    assert notes == [
-        f"1 with no text (null), left out (first: {path}:4)",
-        "2 of 3 passages have no indexed word: no query finds them",
+    issues = index_issues(open_index(folder))
+    assert issues == [
+        f"1 record with no text (null, skipped) (first: {path}:4)",
+        "2 of 3 passages have no indexed word: no query matches them",
     ]  # fmt: skip
 
 
-def test_an_index_by_an_older_analyzer_is_not_taken(tmp_path, monkeypatch):
+def test_index_of_an_older_analyzer_is_not_used(tmp_path, monkeypatch):
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "a whale"}\n')
     monkeypatch.setattr(bm25, "ANALYZER_VERSION", 1)
@@ -241,12 +244,12 @@ def test_an_index_by_an_older_analyzer_is_not_taken(tmp_path, monkeypatch):
     assert index_of(path, tmp_path) != old
 
 
-def test_half_characters_in_an_older_index_are_replaced(tmp_path):
+def test_surrogates_in_an_older_index_are_replaced(tmp_path):
     found = open_index(bm25.build_from([Passage("1", "T", "whale \ud83d")], tmp_path / "index"))
     assert found.search(["whale"], 1)[0][0].passage.text == "whale \ufffd"
 
 
-def test_ties_go_to_the_earlier_passage_and_topk_cuts_the_same_list(tmp_path):
+def test_ties_are_in_corpus_order_and_topk_truncates(tmp_path):
     found = index(tmp_path, *["blue whale"] * 5, "blue whale whale")
     everything = [hit.passage.passage_id for hit in found.search(["whale"], 10)[0]]
     assert everything == ["5", "0", "1", "2", "3", "4"]
@@ -254,13 +257,13 @@ def test_ties_go_to_the_earlier_passage_and_topk_cuts_the_same_list(tmp_path):
         assert [hit.passage.passage_id for hit in found.search(["whale"], topk)[0]] == everything[:topk]
 
 
-def test_queries_that_match_nothing_find_nothing(tmp_path):
+def test_queries_without_match_return_no_hits(tmp_path):
     found = index(tmp_path, *DOCUMENTS)
     assert found.search(["zebra", "", "the of", "?!", "apples"], 1)[:4] == [[], [], [], []]
     assert found.search([], 3) == []
 
 
-def test_an_index_is_read_again_and_kept_until_its_corpus_changes(tmp_path):
+def test_index_is_reused_until_the_corpus_changes(tmp_path):
     corpus = tmp_path / "c.jsonl"
     corpus.write_text('{"id": "x", "contents": "\\"Ümlaut\\"\\nHöhe 北京"}\n', encoding="utf-8")
     folder = index_of(corpus, tmp_path / "cache")
@@ -274,7 +277,7 @@ def test_an_index_is_read_again_and_kept_until_its_corpus_changes(tmp_path):
     assert index_of(folder) == folder
 
 
-def test_folders_that_are_no_index(tmp_path):
+def test_folders_that_are_not_an_index(tmp_path):
     with pytest.raises(UserError, match="is not an index"):
         open_index(tmp_path)
     with pytest.raises(UserError, match="no corpus at"):
@@ -286,14 +289,14 @@ def test_folders_that_are_no_index(tmp_path):
     folder = bm25.build_from(passages("words"), tmp_path / "i")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"version": store.VERSION + 1}))
-    with pytest.raises(UserError, match="make it again"):
+    with pytest.raises(UserError, match="rebuild it"):
         open_index(folder)
     bm25.build_from(passages("other"), folder)  # an old index is replaced
     assert open_index(folder).search(["other"], 1)[0]
 
 
 def test_progress_counts_every_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(bm25._Watched, "CHUNK", 1)
+    monkeypatch.setattr(bm25._ProgressList, "CHUNK", 1)
     corpus = tmp_path / "c.json"
     corpus.write_text(json.dumps({f"t{i}": "word" for i in range(7)}))
     seen = []
@@ -306,7 +309,7 @@ def test_progress_counts_every_pass(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A small random encoder with a tokenizer of words."""
+    """A small encoder with random weights and a word-level tokenizer."""
     need("faiss")
     import tokenizers
     import torch
@@ -342,7 +345,7 @@ def test_a_dense_index_finds_the_nearest_vectors(encoder, tmp_path):
     model = transformers.AutoModel.from_pretrained(encoder).eval()
 
     def vector(text):
-        """One text at a time, without padding."""
+        """Encodes one text without padding."""
         with torch.no_grad():
             hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         mean = hidden.mean(0).double().numpy()
@@ -359,7 +362,7 @@ def test_a_dense_index_finds_the_nearest_vectors(encoder, tmp_path):
     found.close()
 
 
-def test_an_encoder_that_cannot_be_loaded_is_one_line(tmp_path):
+def test_encoder_that_cannot_be_loaded(tmp_path):
     need("faiss")
     from paw_fast.envs.search_qa.retrieval import dense
 

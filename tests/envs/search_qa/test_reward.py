@@ -1,4 +1,4 @@
-"""Normalisation and scoring against hand-made cases, and F1 against another way of computing it."""
+"""Tests answer normalization and scores on hand-written cases, and F1 against a second implementation."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paw_fast.envs.search_qa.reward import TokenStats, exact_match, last_answer, normalize, score, sub_match, token_f1
+from paw_fast.envs.search_qa.reward import AnswerScores, exact_match, last_answer, normalize, score, sub_match, token_f1
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,14 @@ from paw_fast.envs.search_qa.reward import TokenStats, exact_match, last_answer,
         ("Theatre and Anatomy", "theatre and anatomy"),  # articles are whole words
         ("  many \t spaces \n here ", "many spaces here"),
         ("U.S.A.", "usa"),
-        ("rock-'n'-roll", "rocknroll"),  # punctuation goes before the words are split
-        ("A.I.", "ai"),  # and before articles: this "A" is none
+        ("rock-'n'-roll", "rocknroll"),  # punctuation is removed before words are split
+        ("A.I.", "ai"),  # and before articles are removed: this "A" is not an article
         ("$1,000.50", "100050"),
         ("1990–2000", "1990–2000"),  # a dash that is not ASCII stays
         ("“Emma”", "“emma”"),  # so do curly quotation marks
         ("Beyoncé", "beyoncé"),
         ("ÉMILE ZOLA", "émile zola"),
-        ("İstanbul", "i̇stanbul"),  # str.lower gives a dot of its own
+        ("İstanbul", "i̇stanbul"),  # str.lower keeps the dot as a combining character
         ("北京", "北京"),
         ("Yes!", "yes"),
         ("", ""),
@@ -47,7 +47,7 @@ def test_normalize(text, expected):
         ("Yes, it is", ["yes"], False),
         ("no", ["yes"], False),
         ("Beyonce", ["Beyoncé"], False),  # accents are kept apart, as in the reference
-        ("The", ["a"], False),  # both normalise to nothing, which is no answer
+        ("The", ["a"], False),  # both are empty after normalization, which never matches
         ("the", ["...", ""], False),
         ("", ["x"], False),
         ("x", [], False),
@@ -62,9 +62,9 @@ def test_exact_match(answer, golden, expected):
     [
         ("It was Jane Austen.", ["Jane Austen"], True),
         ("Austen", ["Jane Austen"], False),
-        ("yesterday", ["yes"], True),  # sub-strings, not words: the reference's rule
+        ("yesterday", ["yes"], True),  # substrings, not words, as in the reference
         ("in the U.S. of A", ["us"], True),
-        ("anything", ["The"], False),  # a golden answer of articles alone is inside nothing
+        ("anything", ["The"], False),  # a golden answer that is empty after normalization never matches
         ("Paris or London", ["Rome", "London"], True),
     ],
 )
@@ -81,7 +81,7 @@ def test_sub_match(answer, golden, expected):
         ("dog", ["cat"], 0.0),
         ("London", ["Paris", "London town"], 2 * (1.0 * 0.5) / 1.5),  # the best golden answer counts
         ("yes", ["yes"], 1.0),
-        ("yes he did", ["yes"], 0.0),  # yes and no count only alone
+        ("yes he did", ["yes"], 0.0),  # yes and no must match exactly
         ("yes", ["yes he did"], 0.0),
         ("no", ["yes"], 0.0),
         ("noanswer", ["no answer"], 0.0),
@@ -99,8 +99,8 @@ WORDS = st.lists(st.sampled_from(SOME), max_size=7).map(" ".join)
 
 
 @given(WORDS, st.lists(WORDS, min_size=1, max_size=4))
-def test_f1_is_that_of_sets_of_numbered_words(answer, golden):
-    """Multisets as sets: the n-th occurrence of a word is an element of its own."""
+def test_f1_matches_a_second_implementation(answer, golden):
+    """Represents a multiset as a set in which the n-th occurrence of a word is a separate element."""
 
     def numbered(text):
         seen = Counter()
@@ -115,20 +115,20 @@ def test_f1_is_that_of_sets_of_numbered_words(answer, golden):
         a, b = normalize(answer), normalize(one)
         if a != b and {a, b} & {"yes", "no", "noanswer"}:
             continue
-        said, wanted = numbered(answer), numbered(one)
-        if said & wanted:
-            best = max(best, 2 * len(said & wanted) / (len(said) + len(wanted)))
+        predicted, expected = numbered(answer), numbered(one)
+        if predicted & expected:
+            best = max(best, 2 * len(predicted & expected) / (len(predicted) + len(expected)))
     assert token_f1(answer, golden) == pytest.approx(best)
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_scores_agree_with_each_other(answer, golden):
+def test_scores_are_consistent(answer, golden):
     got = score(answer, [golden])
     assert 0 <= got.f1 <= 1
     if got.exact_match and normalize(golden):
         assert got.sub_match == got.f1 == 1.0
     assert normalize(normalize(answer)) == normalize(answer)
-    assert score(None, [golden]) == TokenStats(0.0, 0.0, 0.0)
+    assert score(None, [golden]) == AnswerScores(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_scores_agree_with_each_other(answer, golden):
         ("", None),
     ],
 )
-def test_the_last_answer(text, expected):
+def test_last_answer(text, expected):
     assert last_answer(text) == expected
 
 
-def test_the_prompts_example_is_never_an_answer(search_env):
-    """The template shows `<answer> Beijing </answer>`; only what the policy wrote is read."""
+def test_example_in_the_prompt_is_not_parsed_as_an_answer(search_env):
+    """The template shows `<answer> Beijing </answer>`; only the policy's output is parsed."""
     from paw_fast.rollout.prompts import PromptTemplate, parse_action
     from paw_fast.types import Observation
 

@@ -1,10 +1,10 @@
-"""Generated games beside official ones: what is in them, how long their texts and plans are, what they ask for.
+"""Compares generated ALFWorld games with official ones: their contents, and the lengths of texts and plans.
 
-    python bench/envs/games_table.py --data ../shared/data/alfworld --games 120
+    python bench/envs/alfworld_games.py --data ../shared/data/alfworld --games 120
 
-prints a Markdown table. Rows give the mean and, in brackets, the least and the most. Texts, admissible commands
-and episode lengths are those of the searcher's episodes. Generated games are shown in the official files' wording
-here (no articles, no help), so that the texts' lengths can be compared. --room kitchen leaves the other rooms out.
+Prints a Markdown table of means with minimum and maximum in brackets. Texts, admissible commands and episode lengths
+are those of the expert's episodes. Generated games use the text grammar of the official files here (no articles, no
+help), so that text lengths are comparable. --room kitchen selects one room type.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from paw_fast.types import Task
 
 
 def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
-    """One list of numbers for each row of the table."""
+    """The values of each row of the table."""
     rows: dict[str, list[float]] = {}
 
     def add(name: str, value: float) -> None:
@@ -51,13 +51,13 @@ def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
             add("words of a later observation", len(observation.text.split()))
             if step.done:
                 break
-        add("searcher's success, %", 100 * step.reward)
-        add("searcher's episode, steps", steps)
+        add("expert's success, %", 100 * step.reward)
+        add("expert's episode, steps", steps)
     return rows
 
 
 def in_room(task: Task, room: str | None) -> bool:
-    """Whether the task's scene is one of the room type."""
+    """Whether the task's scene has this room type; always true for None."""
     scene = int(task.task_id.split("/")[0].rsplit("-", 1)[1])
     return room is None or any(kind.name == room and scene in kind.scenes for kind in ROOMS)
 
@@ -70,8 +70,8 @@ def cell(values: list[float], show: Callable[[float], str] = "{:.1f}".format) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the official data set")
-    parser.add_argument("--games", type=int, default=120, help="of each size, half of them in unseen rooms")
+    parser.add_argument("--data", type=Path, help="folder of the official data set")
+    parser.add_argument("--games", type=int, default=120, help="games per size, half of them in unseen rooms")
     parser.add_argument("--room", choices=[kind.name for kind in ROOMS])
     options = parser.parse_args()
     columns: dict[str, dict[str, list[float]]] = {}
@@ -91,8 +91,8 @@ def main() -> None:
     for name in next(iter(columns.values())):
         print(f"| {name} | " + " | ".join(cell(rows[name]) for rows in columns.values()) + " |")
     for name, rows in columns.items():
-        lengths = rows["searcher's episode, steps"]
-        print(f"\nmedian searcher's episode, {name}: {statistics.median(lengths):g} steps", end="")
+        lengths = rows["expert's episode, steps"]
+        print(f"\nmedian length of the expert's episodes, {name}: {statistics.median(lengths):g} steps", end="")
     print()
 
 

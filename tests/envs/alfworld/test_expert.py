@@ -1,9 +1,9 @@
-"""The oracle's plans against brute force, and the searcher's promises."""
+"""Tests the planner against brute-force search, and the guarantees of the expert."""
 
 import random
 
 import pytest
-from brute_force import TOO_MANY, check_game, check_room
+from brute_force import TOO_MANY_STATES, check_game, check_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from paw_fast.types import Observation
 
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
-def test_plans_are_as_short_as_brute_force_finds(task_type):
+def test_plans_are_as_short_as_those_of_brute_force(task_type):
     @settings(max_examples=30, deadline=None, derandomize=True)
     @given(st.randoms(use_true_random=False))
     def check(rng):
@@ -28,30 +28,30 @@ def test_plans_are_as_short_as_brute_force_finds(task_type):
 
     found = []
     check()
-    assert all(length != TOO_MANY for length, _ in found)
+    assert all(length != TOO_MANY_STATES for length, _ in found)
     assert sum(by_all for _, by_all in found) >= 10
     assert sum(isinstance(length, int) and length > 0 for length, _ in found) >= 5
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(which=st.integers(0, 5), rng=st.randoms(use_true_random=False))
-def test_no_plan_of_a_generated_game_is_shorter(some_worlds, which, rng):
-    assert check_game(some_worlds[which], rng) != TOO_MANY
+def test_plans_of_generated_games_are_shortest(generated_worlds, which, rng):
+    assert check_game(generated_worlds[which], rng) != TOO_MANY_STATES
 
 
 @pytest.fixture(scope="module")
-def some_worlds():
+def generated_worlds():
     games = distinct_games(0, "small", "train", 6)
     return [World(parse_problem(game.problem), Rules(WHEEL), game.sentence) for game in games]
 
 
-def test_no_plan_of_an_official_game_is_shorter(official_games):
+def test_plans_of_official_games_are_shortest(official_games):
     lengths = [check_game(load_world(path), random.Random(0), 0) for path in official_games]
     assert len(lengths) == 12
     assert all(isinstance(length, int) and 4 <= length <= 9 for length in lengths)
 
 
-def test_there_is_no_plan_without_the_appliance_or_a_place_to_lay_down():
+def test_no_plan_without_the_appliance_or_a_free_receptacle():
     names = "agent1 - agent MugType - otype DeskType SinkBasinType - rtype Desk_bar_1 - receptacle "
     names += "Mug_bar_1 Mug_bar_2 - object l_bar_1 - location"
     facts = "(atLocation agent1 l_bar_1) (receptacleType Desk_bar_1 DeskType) (receptacleAtLocation Desk_bar_1 l_bar_1)"
@@ -64,7 +64,7 @@ def test_there_is_no_plan_without_the_appliance_or_a_place_to_lay_down():
         assert Planner().act(state) is None
 
 
-def test_goals_with_slices_are_not_planned():
+def test_goals_with_sliced_objects_cannot_be_planned():
     goal = "(exists (?o - object) (and (objectType ?o MugType) (isSliced ?o)))"
     text = (
         "(define (:objects agent1 - agent MugType - otype Mug_bar_1 - object l - location)"
@@ -74,7 +74,7 @@ def test_goals_with_slices_are_not_planned():
         Planner().plan(World(parse_problem(text), Rules(WHEEL), "?").initial)
 
 
-def test_the_oracle_plans_from_any_state_of_a_generated_game(small_env):
+def test_planner_plans_from_any_state_of_a_generated_game(small_env):
     env, rng = small_env.spawn(), random.Random(1)
     for task in small_env.tasks("train"):
         env.reset(task)
@@ -89,7 +89,7 @@ def test_the_oracle_plans_from_any_state_of_a_generated_game(small_env):
         assert Planner().plan(state) == []
 
 
-def run_searcher(env, task, expert):
+def run_expert(env, task, expert):
     observation, commands = env.reset(task), []
     expert.reset(observation)
     for _ in range(50):
@@ -101,17 +101,17 @@ def run_searcher(env, task, expert):
     return step.reward == 1.0, commands
 
 
-def test_the_searcher_wins_small_games_and_repeats_itself(small_env):
+def test_expert_wins_small_games_and_is_deterministic(small_env):
     env = small_env.spawn()
     for task in small_env.tasks("unseen"):
-        won, commands = run_searcher(env, task, SearcherExpert())
+        won, commands = run_expert(env, task, SearcherExpert())
         assert won, (task.task_id, commands)
-        assert run_searcher(env, task, SearcherExpert(random.Random(5))) == (True, commands)
+        assert run_expert(env, task, SearcherExpert(random.Random(5))) == (True, commands)
 
 
-def test_the_searcher_sees_text_alone(small_env):
-    class Blind:
-        """Passes on an observation's text and nothing else."""
+def test_expert_uses_only_the_text(small_env):
+    class TextOnlyExpert:
+        """Passes only the text of observations to the expert."""
 
         def __init__(self):
             self.expert = SearcherExpert()
@@ -124,19 +124,19 @@ def test_the_searcher_sees_text_alone(small_env):
 
     env = small_env.spawn()
     for task in small_env.tasks("train")[:6]:
-        assert run_searcher(env, task, Blind()) == run_searcher(env, task, SearcherExpert())
+        assert run_expert(env, task, TextOnlyExpert()) == run_expert(env, task, SearcherExpert())
 
 
-def test_noise_varies_the_search_and_still_wins(small_env):
+def test_expert_with_noise_varies_and_still_wins(small_env):
     env, different = small_env.spawn(), 0
     for task in small_env.tasks("train"):
-        won, commands = run_searcher(env, task, SearcherExpert(random.Random(3), noise=0.5))
+        won, commands = run_expert(env, task, SearcherExpert(random.Random(3), noise=0.5))
         assert won
-        different += commands != run_searcher(env, task, SearcherExpert())[1]
+        different += commands != run_expert(env, task, SearcherExpert())[1]
     assert different >= 5
 
 
-def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
+def test_expert_puts_down_other_objects(small_env):
     env = small_env.spawn()
     for task in small_env.tasks("train"):
         observation = env.reset(task)
@@ -162,15 +162,15 @@ def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
         assert step.reward == 1.0, task.task_id
 
 
-def test_both_wordings_are_understood(small_env):
+def test_expert_supports_both_grammars(small_env):
     task = small_env.tasks("unseen")[0]
     world = small_env._games.world(task)
     for dialect in (WHEEL, OFFICIAL):
-        twin = object.__new__(World)
-        twin.__dict__.update(world.__dict__)
-        twin.rules = Rules(dialect, has_help=dialect is WHEEL)
+        other = object.__new__(World)
+        other.__dict__.update(world.__dict__)
+        other.rules = Rules(dialect, has_help=dialect is WHEEL)
         state = world.initial.clone()
-        state.world, state.commands = twin, None
+        state.world, state.commands = other, None
         expert, text = SearcherExpert(), engine.introduction(state)
         expert.reset(Observation(text))
         for _ in range(50):
@@ -180,13 +180,13 @@ def test_both_wordings_are_understood(small_env):
         assert state.won(), dialect.name
 
 
-def test_every_sentence_is_read():
+def test_every_task_sentence_is_parsed():
     kinds = {"pick_and_place_simple": "place", "look_at_obj_in_light": "look", "pick_two_obj_and_place": "two"}
     kinds |= {f"pick_{kind}_then_place_in_recep": kind for kind in ("clean", "heat", "cool")}
     for task_type, sentences in SENTENCES.items():
         for sentence in sentences:
-            errand = parse_goal(sentence.format(o="mug", r="desk"))
-            assert (errand.kind, errand.target, errand.goal) == (kinds[task_type], "mug", "desk")
+            parsed_goal = parse_goal(sentence.format(o="mug", r="desk"))
+            assert (parsed_goal.kind, parsed_goal.target, parsed_goal.goal) == (kinds[task_type], "mug", "desk")
     assert parse_goal("tidy up") is None
     with pytest.raises(ValueError, match="not a task this expert knows"):
         SearcherExpert().reset(Observation("Your task is to: tidy up."))

@@ -1,13 +1,13 @@
-"""Step time of the three pipelines on the same work, and how busy each side is.
+"""Measures the step time and the utilization of the three pipelines (sync, stream, async) on the same work.
 
-    python bench/pipeline.py                       # vLLM and the trainer on a core each; about 5 minutes
-    python bench/pipeline.py --engine transformers
+    python bench/orchestrator.py                       # vLLM and the trainer on one core each; about 5 minutes
+    python bench/orchestrator.py --engine transformers
 
-The tiny model on ALFWorld, warm-started once. The learning rate is next to nothing, so that all modes play the same
-episodes. Two cases: all episodes in flight at once, where the update is the longer side, and few slots, where the
-rollouts are. Figures are medians over the middle steps of a run of each mode; `rollout` and `update` (scores, update
-and weight sync) of `sync`, where each side has the machine's attention alone, give the bound max(rollout, update)
-that `async` is compared with.
+Trains the tiny model on ALFWorld from one warm start. The learning rate is close to 0, so that all pipelines have the
+same episodes. There are two cases: all episodes in flight at once, where the update takes longer, and few slots, where
+the rollouts take longer. Values are medians over the middle steps of a run. In `sync`, rollouts and updates (token
+statistics, update and weight sync) never compete for the machine, so max(rollout, update) of `sync` is the lower bound
+that the step time of `async` is compared with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from paw_fast.config import TrainConfig, load_preset
 
 MODES = ("sync", "stream", "async")
-FIRST_STEPS = 2  # not counted: caches fill, and async has nothing to overlap yet
+FIRST_STEPS = 2  # not counted: caches are cold, and async has nothing to overlap yet
 
 
 def config_of(args: argparse.Namespace, mode: str, slots: int, model: str) -> TrainConfig:
@@ -47,7 +47,7 @@ def config_of(args: argparse.Namespace, mode: str, slots: int, model: str) -> Tr
 
 
 def run(config: TrainConfig, folder: Path) -> None:
-    """A training run, in a process of its own (it gives cores away and does not take them back)."""
+    """A training run, in a separate process because it changes the process's CPU affinity permanently."""
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(config, folder))
     process.start()
     process.join()
@@ -70,9 +70,9 @@ def _train(config: TrainConfig, folder: Path) -> None:
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """Medians over the middle steps: seconds of the step and its sides, busy shares, tokens."""
+    """Medians over the middle steps: seconds of the step and its parts, utilization, and turns per episode."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["step"] > FIRST_STEPS][:-1]  # the last one evaluates
+    rows = [row for row in rows if row["step"] > FIRST_STEPS][:-1]  # the last step includes an evaluation
 
     def median(*names: str) -> float:
         return statistics.median(sum(row.get(f"time/{name}_s", 0.0) for name in names) for row in rows)
@@ -98,7 +98,7 @@ def main() -> None:
     episodes = args.groups * 8
     cpu = platform.processor() or platform.machine()
     lines = [
-        f"{args.engine} and the trainer on a core each, {cpu}, {args.groups} x 8 episodes a step, medians of steps "
+        f"{args.engine} and the trainer on one core each, {cpu}, {args.groups} x 8 episodes per step, medians of steps "
         f"{FIRST_STEPS + 1} to {args.steps - 1}", "",
         "| case | mode | step, s | of sync | rollout or wait, s | update, s | trainer busy | generator busy | turns |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""What a user without the extra `webshop` is told. Runs with and without it."""
+"""Tests the error for a missing extra `webshop`; runs whether or not it is installed."""
 
 import importlib.util
 
@@ -20,7 +20,7 @@ def without_extra(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["play", "train"])
-def test_the_extra_is_named_in_one_line(command, without_extra, tmp_path, monkeypatch):
+def test_missing_extra_is_a_one_line_error(command, without_extra, tmp_path, monkeypatch):
     for name in ("items_shuffle_1000.json", "items_ins_v2_1000.json"):
         (tmp_path / name).write_text("[]" if "shuffle" in name else "{}")
     monkeypatch.setenv("WEBSHOP_DATA", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Question files as they are published, mistakes in them, and mixtures."""
+"""Tests the readers of question files: published formats, errors, and weighted mixtures."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paw_fast.envs.json_files import HALF_REPLACED, ReadingNotes
+from paw_fast.envs.json_files import SURROGATE_REPLACED, DataIssues
 from paw_fast.envs.search_qa.datasets import DROPPED_ANSWER, NO_ANSWER, load_mixture, load_questions, parse_source
 from paw_fast.envs.search_qa.reward import normalize
 from paw_fast.errors import UserError
@@ -19,7 +19,7 @@ def lines(path, records):
     return path
 
 
-def test_flashrag(tmp_path):
+def test_flashrag_format(tmp_path):
     path = lines(tmp_path / "nq-test.v1.jsonl", [
         {"id": "test_0", "question": "who got the first nobel prize in physics", "golden_answers":
          ["Röntgen", "W. Röntgen"]},
@@ -30,7 +30,7 @@ def test_flashrag(tmp_path):
     assert two.text == "two"
 
 
-def test_hotpotqa_as_published(test_data):
+def test_hotpotqa_format(test_data):
     questions = load_questions(test_data / "qa" / "hotpotqa_train.json")
     assert len(questions) == 100
     first = questions[0]
@@ -40,7 +40,7 @@ def test_hotpotqa_as_published(test_data):
     assert {q.kind for q in questions} == {"hotpotqa_train"}
 
 
-def test_2wiki_and_the_hubs_hotpotqa(tmp_path):
+def test_2wiki_and_hub_hotpotqa_formats(tmp_path):
     path = tmp_path / "dev.json"
     path.write_text(json.dumps([
         {"_id": "a", "type": "comparison", "question": "q?", "answer": "no", "evidences": [["x", "y", "z"]],
@@ -52,7 +52,7 @@ def test_2wiki_and_the_hubs_hotpotqa(tmp_path):
     assert (b.question_id, b.supporting) == ("b", ("U",))
 
 
-def test_musique_gzipped_without_the_unanswerable(tmp_path):
+def test_gzipped_musique_skips_unanswerable_questions(tmp_path):
     records = [
         {"id": "2hop__1", "question": "q?", "answer": "Paris", "answer_aliases": ["City of Paris", "Paris"],
          "answerable": True, "paragraphs": [
@@ -71,28 +71,28 @@ def test_musique_gzipped_without_the_unanswerable(tmp_path):
     ("name", "text", "message"),
     [
         ("q.jsonl", '{"question": "q", "answer": "x"}\n{"question": "q"', "q.jsonl:2: not JSON"),
-        ("q.jsonl", '{"answer": "x"}', "q.jsonl:1: no question: expected `question` or `query`, found answer"),
+        ("q.jsonl", '{"answer": "x"}', "q.jsonl:1: no question: expected the key `question` or `query`, got answer"),
         ("q.jsonl", '{"question": "  ", "answer": "x"}', "q.jsonl:1: no question: expected"),
         ("q.jsonl", '{"question": null, "answer": "x"}', "q.jsonl:1: no question: expected"),
         (
             "q.jsonl",
             '{"question": "q", "label": 1}',
-            "no answer: expected `golden_answers` or `answers` or `answer`",
+            "no answer: expected the key `golden_answers` or `answers` or `answer`",
         ),
         (
             "q.jsonl",
             '{"question": "q", "golden_answers": []}',
-            "holds no questions: 1 with no answer, left out",
+            "contains no questions: 1 record with no answer (skipped)",
         ),
-        ("q.jsonl", '{"question": "q", "golden_answers": [3]}', "expected a text or a list of texts"),
-        ("q.jsonl", '{"question": "q", "answer": {"text": "x"}}', "expected a text or a list of texts"),
+        ("q.jsonl", '{"question": "q", "golden_answers": [3]}', "expected a string or a list of strings"),
+        ("q.jsonl", '{"question": "q", "answer": {"text": "x"}}', "expected a string or a list of strings"),
         ("q.jsonl", "[" * 100_000, "not JSON: nested too deeply"),
         ("q.json", "[" * 100_000, "not JSON: nested too deeply"),
         ("q.json", '{"question": "q", "answer": "x"}\n{}', "with one JSON value on each line must be named .jsonl"),
-        ("q.jsonl", "", "holds no questions"),
+        ("q.jsonl", "", "contains no questions"),
         ("q.jsonl", "[1]", "q.jsonl:1: expected a JSON object, got list: a file that is one JSON array must be"),
-        ("q.jsonl", "\n", "holds no questions"),
-        ("q.jsonl", '{"id":1,"question":"q","answer":"x"}\n{"id":1,"question":"q","answer":"x"}', "'1' comes twice"),
+        ("q.jsonl", "\n", "contains no questions"),
+        ("q.jsonl", '{"id":1,"question":"q","answer":"x"}\n{"id":1,"question":"q","answer":"x"}', "duplicate id '1'"),
         ("q.json", '{"question": "q"}', "expected a list of questions, got dict"),
         ("q.json", "[3]", "record 0: expected an object, got int"),
         ("q.json", "[", "q.json: not JSON"),
@@ -100,7 +100,7 @@ def test_musique_gzipped_without_the_unanswerable(tmp_path):
         ("q.jsonl.gz", "not gzipped", "not JSON"),
     ],
 )
-def test_mistakes_name_the_place(tmp_path, name, text, message):
+def test_errors_name_the_record(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UserError) as error:
@@ -109,8 +109,8 @@ def test_mistakes_name_the_place(tmp_path, name, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_other_usual_key_names(tmp_path):
-    """SimpleDeepSearcher's `Question` and `answer` as a list; `query` and `answers`; a byte-order mark before them."""
+def test_alternative_key_names(tmp_path):
+    """SimpleDeepSearcher's `Question` with a list of answers; `query` and `answers`; with a byte-order mark."""
     records = [
         {"id": 7, "Question": "one?", "answer": ["x", "y"], "source": "s"},
         {"query": "two?", "answers": "z", "_id": None},
@@ -123,26 +123,26 @@ def test_other_usual_key_names(tmp_path):
         assert [(q.question_id, q.text, q.golden) for q in load_questions(tmp_path / name)] == expected
 
 
-def test_answers_that_normalise_to_nothing_are_dropped_and_counted(tmp_path):
+def test_answers_empty_after_normalization_are_dropped_and_counted(tmp_path):
     golden = [["the"], ["The ...", "Nile"], ["", "Nile"], [None], "", "Rome", ["a", "!"]]
     path = lines(tmp_path / "q.jsonl", [{"question": f"q{i}", "golden_answers": one} for i, one in enumerate(golden)])
-    notes = ReadingNotes()
-    found = {q.text: q.golden for q in load_questions(path, notes)}
+    issues = DataIssues()
+    found = {q.text: q.golden for q in load_questions(path, issues)}
     assert found == {"q1": ("Nile",), "q2": ("Nile",), "q5": ("Rome",)}
-    assert dict(notes.counts) == {DROPPED_ANSWER: 3, NO_ANSWER: 4}
-    assert notes.lines()[1] == f"4 with no answer, left out (first: {path}:1)"
+    assert dict(issues.counts) == {DROPPED_ANSWER: 3, NO_ANSWER: 4}
+    assert issues.lines()[1] == f"4 records with no answer (skipped) (first: {path}:1)"
 
 
-def test_half_characters_are_replaced_and_counted(tmp_path):
+def test_surrogates_are_replaced_and_counted(tmp_path):
     text = '{"question": "half \\ud83d?", "answer": "\\ud83d\\ude00"}\n{"question": "q", "answer": "x\\udc00"}'
     (tmp_path / "q.jsonl").write_text(text)
-    notes = ReadingNotes()
-    one, two = load_questions(tmp_path / "q.jsonl", notes)
+    issues = DataIssues()
+    one, two = load_questions(tmp_path / "q.jsonl", issues)
     assert (one.text, one.golden, two.golden) == ("half \ufffd?", ("\U0001f600",), ("x\ufffd",))
-    assert notes.counts[HALF_REPLACED] == 2
+    assert issues.counts[SURROGATE_REPLACED] == 2
     (tmp_path / "q.json").write_text("[" + text.replace("\n", ", ") + "]")
-    assert load_questions(tmp_path / "q.json", notes)[0].text == "half \ufffd?"
-    assert notes.counts[HALF_REPLACED] == 4
+    assert load_questions(tmp_path / "q.json", issues)[0].text == "half \ufffd?"
+    assert issues.counts[SURROGATE_REPLACED] == 4
 
 
 JSON = st.recursive(
@@ -156,7 +156,7 @@ RECORDS = st.dictionaries(KEYS, JSON, max_size=6) | JSON
 
 
 @given(st.lists(RECORDS, max_size=4) | JSON, st.booleans())
-def test_any_json_gives_questions_or_one_line(tmp_path_factory, value, as_lines):
+def test_any_json_gives_questions_or_a_one_line_error(tmp_path_factory, value, as_lines):
     path = tmp_path_factory.getbasetemp() / f"any.json{'l' if as_lines else ''}"
     records = value if isinstance(value, list) else [value]
     path.write_text("\n".join(map(json.dumps, records)) if as_lines else json.dumps(value))
@@ -172,7 +172,7 @@ def test_any_json_gives_questions_or_one_line(tmp_path_factory, value, as_lines)
         "".join((question.text, question.question_id, *question.golden, *question.supporting)).encode()
 
 
-def test_bytes_that_are_no_text_and_a_missing_file(tmp_path):
+def test_invalid_utf8_and_missing_file(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_bytes(b'{"question": "q", "answer": "x"}\n\xff\xfe\n')
     with pytest.raises(UserError, match="not JSON"):
@@ -186,13 +186,13 @@ def test_bytes_that_are_no_text_and_a_missing_file(tmp_path):
     [("a.jsonl", "a.jsonl", None), ("a.jsonl:2", "a.jsonl", 2.0), ("d:x/a.json:0.5", "d:x/a.json", 0.5),
      ("d:x/a.json", "d:x/a.json", None)],
 )  # fmt: skip
-def test_sources(spec, path, weight):
+def test_parse_source(spec, path, weight):
     found = parse_source(spec)
     assert (str(found[0]), found[1]) == (path, weight)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan"])
-def test_weights_that_cannot_be_meant(weight):
+def test_invalid_weights_are_rejected(weight):
     with pytest.raises(UserError, match="expected a number above 0"):
         parse_source(f"a.jsonl:{weight}")
 
@@ -201,10 +201,10 @@ def write(folder, name, count):
     return lines(folder / name, [{"id": f"{name}{i}", "question": "q", "answer": "x"} for i in range(count)])
 
 
-def test_without_weights_every_question_stands_once(tmp_path):
+def test_without_weights_every_question_occurs_once(tmp_path):
     a, b = write(tmp_path, "a.jsonl", 3), write(tmp_path, "b.jsonl", 5)
     assert Counter(q.question_id for q in load_mixture([str(a), str(b)])).most_common(1)[0][1] == 1
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="listed twice"):
         load_mixture([str(a), f"{a}:2"])
 
 

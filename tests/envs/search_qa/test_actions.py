@@ -1,4 +1,4 @@
-"""How a policy's turn is read and written, and what the search templates show."""
+"""Tests parsing and writing of the search environment's actions, and its prompt templates."""
 
 import pytest
 from hypothesis import given
@@ -18,19 +18,19 @@ from paw_fast.types import Observation
         ("<think>x</think><search>a</search><answer>b</answer>", "search[a]", True),  # the first closing tag ends it
         ("<think>x</think><answer>a <answer>b</answer>", "answer[b]", True),  # the last opening tag counts
         ("<think>x</think><search>a <answer>b</answer>", "answer[b]", True),
-        ("<search>a</search>", "search[a]", False),  # no thought: played, and penalised
+        ("<search>a</search>", "search[a]", False),  # no thought: executed, but penalized
         ("</think><think><search>a</search>", "search[a]", False),
         ("<search>a</search><think>late</think>", "search[a]", False),
         ("<think>x</think><search> </search>", "search[]", False),
         ("<think>x</think><search>a</answer>", "invalid[search>a</answer>]", False),
         ("<think>x</think> Paris", "invalid[ink>x</think> Paris]", False),
-        ("answer[Paris]", "invalid[answer[Paris]]", False),  # the environment's own form is not the policy's
+        ("answer[Paris]", "invalid[answer[Paris]]", False),  # the environment's command format is not the policy's
         ("<think>x</think><SEARCH>a</SEARCH>", "invalid[<SEARCH>a</SEARCH>]", False),
         ("", "invalid[]", False),
         ("<think>北京</think><answer>北京</answer>", "answer[北京]", True),
     ],
 )
-def test_reading_a_turn(text, command, well_formed):
+def test_parse_action(text, command, well_formed):
     parsed = parse_action(text, "think_search")
     if command.startswith("invalid["):
         assert (parsed.well_formed, read_command(parsed.command)) == (False, None)
@@ -39,7 +39,7 @@ def test_reading_a_turn(text, command, well_formed):
         assert (parsed.command, parsed.well_formed) == (command, well_formed)
 
 
-def test_without_thoughts():
+def test_parse_action_without_thoughts():
     assert parse_action("<search> a </search>", "search").well_formed
     assert not parse_action("<search> a", "search").well_formed
 
@@ -48,7 +48,7 @@ CONTENT = st.text(st.characters(blacklist_characters="<>\r", blacklist_categorie
 
 
 @given(st.sampled_from(["search", "answer"]), CONTENT.filter(bool), st.sampled_from(["search", "think_search"]))
-def test_what_is_written_is_read_back(kind, content, style):
+def test_written_actions_parse_back(kind, content, style):
     command = f"{kind}[{content}]"
     parsed = parse_action(write_action(command, style), style)
     assert parsed.well_formed
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(kind, content, style):
 
 
 @given(st.text(max_size=60))
-def test_any_text_can_be_read(text):
+def test_any_text_can_be_parsed(text):
     parsed = parse_action(text, "think_search")
     assert parsed.well_formed <= (read_command(parsed.command) is not None)
 
@@ -68,7 +68,7 @@ HISTORY = [
 
 
 @pytest.mark.parametrize("name", ["verl", "compact"])
-def test_templates_show_question_searches_and_passages(name):
+def test_templates_show_question_history_and_passages(name):
     template = PromptTemplate.load(name, "search")
     now = Observation("<information>Doc 1 new</information>", (), {"task": "Who?"})
     text = template.window(now, "Who?", HISTORY, 2)
@@ -83,7 +83,7 @@ def test_templates_show_question_searches_and_passages(name):
     assert "Doc 1 new" not in before + after
 
 
-def test_the_instructions_name_both_actions_and_generation_stops_after_either():
+def test_template_names_both_actions_and_their_stop_strings():
     template = PromptTemplate.load("verl", "search")
     assert template.stop == ("</search>", "</answer>")
     text = template.first(Observation("Who?", (), {"task": "Who?"}))

@@ -1,9 +1,9 @@
-"""Generation with PaW on and off: the same episodes of the `tiny` preset, in turns.
+"""Measures the time of rollouts with PaW on and off, on the same episodes of the `tiny` preset.
 
-    python bench/generation.py
+    python bench/rollout/generation.py
 
-The agent loop, the prompts and the generator are made from a config whose `paw` part is the only difference. CPU
-seconds of this process on one thread, medians, and how far one `off` is from the next.
+The configs of agent loop, prompts and engine differ only in `paw.enabled`; runs with PaW off and on alternate. Prints
+medians of the CPU seconds of this process on one thread, and the median difference between consecutive off runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from paw_fast.rollout.prompts import PromptTemplate
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7, help="rollouts with PaW on, each between two off")
+    parser.add_argument("--repeats", type=int, default=7, help="rollouts with PaW on, each between two with it off")
     args = parser.parse_args()
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="paw-fast-"))
     torch.set_num_threads(1)
