@@ -14,8 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from paw_fast.errors import UserError
-
 
 @dataclass(frozen=True)
 class Task:
@@ -30,26 +28,12 @@ class Task:
     """
 
     task_id: str
-    env: str = "alfworld"
+    env: str = ""
     split: str = ""
     task_type: str = ""
     path: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
-
-    @classmethod
-    def from_file(cls, path: str | Path, env: str = "alfworld", split: str = "") -> Task:
-        """The task of one game file (ALFWorld: `.../<task>-<Object>-...-<scene>/trial_*/game.tw-pddl`).
-
-        The task type is the part of the grandparent folder's name before the first `-`. Raises `UserError`
-        when there is no such file; what is wrong inside a file is reported by `Env.reset`.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"no game file at {path}: give the path of a game.tw-pddl file")
-        path = path.resolve()
-        kind, trial = path.parent.parent.name, path.parent.name
-        return cls(task_id=f"{kind}/{trial}", env=env, split=split, task_type=kind.split("-")[0], path=path)
 
 
 @dataclass(frozen=True)

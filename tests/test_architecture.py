@@ -35,7 +35,7 @@ NO_TORCH = {"errors", "types", "registry", "config", "envs"}
 """Folders that load without torch, also through another module of the package."""
 
 NO_TORCH_AT_IMPORT = {
-    "cli.main", "cli.options", "cli.doctor", "cli.doctor_data", "cli.play", "cli.retriever", "runs.atomic_files",
+    "cli.main", "cli.options", "cli.doctor", "cli.play", "cli.retriever", "runs.atomic_files",
     "runs.console", "runs.figures", "runs.metrics", "runs.report", "runs.run_dir", "runs.stop_signals",
 }  # fmt: skip
 """Modules that import torch inside functions only, so that `--help` is quick and a broken torch can be reported."""

@@ -137,11 +137,10 @@ def run_eval(options) -> int:
 
 def _with_consent(config: TrainConfig, options) -> TrainConfig:
     """The settings with what the command line says about code that comes with models and games."""
-    run_dir.check_reference_engine(config.env, options.allow_reference_engine, "--allow-reference-engine")
-    allowed = options.allow_reference_engine and config.env.name == "alfworld"
+    run_dir.check_consent(config.env, options.trust_env_code, "--trust-env-code")
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, trust_remote_code=options.trust_remote_code),
-        env=dataclasses.replace(config.env, allow_reference_engine=allowed),
+        env=config.env.with_consent(options.trust_env_code),
     )  # fmt: skip
 
 

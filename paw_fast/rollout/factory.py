@@ -12,8 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from paw_fast import envs
-from paw_fast.config import TrainConfig
-from paw_fast.config.env import EnvConfig, env_settings
+from paw_fast.config import EnvConfig, TrainConfig
 from paw_fast.errors import UserError
 from paw_fast.models.packed_attention import ATTENTION_NAME
 from paw_fast.models.policy import Policy, resolve_device
@@ -28,7 +27,7 @@ from paw_fast.types import Env
 
 def make_env(config: EnvConfig) -> Env:
     """The environment of a config. Raises `UserError` when its data cannot be used."""
-    return envs.make(config.name, **env_settings(config))
+    return envs.make_env(config)
 
 
 def make_chat(policy: Policy, config: TrainConfig) -> ChatFormat:

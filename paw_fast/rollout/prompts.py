@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from paw_fast import envs
 from paw_fast.errors import UserError
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.types import Observation
@@ -124,10 +125,6 @@ def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bo
     return Observation(text[:max_chars] if cut else text, observation.admissible, observation.info), cut
 
 
-_FOLDERS = {"search": "search_qa"}
-"""Folders of environments whose name is another."""
-
-
 class PromptTemplate:
     """One template file: what the policy reads at the start, in between, and in the `window` layout.
 
@@ -184,20 +181,21 @@ class PromptTemplate:
     def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
         """A template of the package by name, or a TOML file by path. Raises `UserError`.
 
-        The package's templates are in `envs/<env>/templates/`, and in `rollout/templates/` where they suit every
-        environment.
+        An environment's own templates come before those in `rollout/templates/`, which suit any environment.
         """
-        root = Path(str(resources.files("paw_fast.rollout") / "templates"))
-        own = Path(str(resources.files("paw_fast.envs") / _FOLDERS.get(env, env) / "templates"))
-        path = Path(name) if name.endswith(".toml") else own / f"{name}.toml"
-        if not name.endswith(".toml") and not path.is_file():
-            path = root / f"{name}.toml"
+        folders = [Path(str(resources.files("paw_fast.rollout") / "templates"))]
+        if (own := envs.find(env).templates) is not None:
+            folders.insert(0, own)
+        path = Path(name)
+        if not name.endswith(".toml"):
+            files = [folder / f"{name}.toml" for folder in folders]
+            path = next((file for file in files if file.is_file()), files[-1])
         try:
             return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
         except UnicodeDecodeError as e:
             raise UserError(f"template {path} is not a text file: byte {e.start} is not UTF-8") from e
         except OSError as e:
-            shipped = sorted({p.stem for folder in (root, own) for p in folder.glob("*.toml")})
+            shipped = sorted({p.stem for folder in folders for p in folder.glob("*.toml")})
             raise UserError(
                 f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, "
                 "or give a .toml file"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paw_fast.config.env import EnvConfig
 from paw_fast.envs.alfworld import engine
+from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.games import dataset_root, generated_root, list_tasks, load_world, make_split, split_name
 from paw_fast.envs.alfworld.pddl import UnsupportedGame
 from paw_fast.envs.alfworld.state import State
@@ -34,8 +34,8 @@ class GameSet:
         data: str | os.PathLike[str] | None = None,
         size: str = "small",
         seed: int = 0,
-        num_train: int = EnvConfig.num_train,
-        num_unseen: int = EnvConfig.num_unseen,
+        num_train: int = AlfworldConfig.num_train,
+        num_unseen: int = AlfworldConfig.num_unseen,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         data = data or os.environ.get("ALFWORLD_DATA") or None
@@ -63,7 +63,7 @@ class GameSet:
     def world(self, task: Task) -> World:
         """The task's world, from the cache where it was loaded before and its file has not changed."""
         if task.path is None:
-            raise UserError(f"the task {task.task_id!r} has no game file: make it with Task.from_file(path)")
+            raise UserError(f"the task {task.task_id!r} has no game file: make it with games.read_task(path)")
         try:
             key = (task.path, os.stat(task.path).st_mtime_ns)
         except OSError as error:

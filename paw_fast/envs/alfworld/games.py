@@ -81,6 +81,20 @@ class Listing:
         return f"{self.split}: {sum(self.left_out.values())} of {self.num_files} game files left out: {reasons}"
 
 
+def read_task(path: str | Path) -> Task:
+    """The task of one game file, `.../<task>-<Object>-...-<scene>/trial_*/game.tw-pddl`.
+
+    The task type is the part of the grandparent folder's name before the first `-`. Raises `UserError` where there is
+    no such file; what is wrong inside a file is reported by `Env.reset`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no game file at {path}: give the path of a game.tw-pddl file")
+    path = path.resolve()
+    kind, trial = path.parent.parent.name, path.parent.name
+    return Task(f"{kind}/{trial}", "alfworld", task_type=kind.split("-")[0], path=path)
+
+
 def list_games(root: Path, split: str) -> Listing:
     """The games of a split: what the reference's loader takes, without reading it all.
 

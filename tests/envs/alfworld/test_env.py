@@ -8,8 +8,9 @@ import pytest
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import Planner, SearcherExpert
+from paw_fast.envs.alfworld.games import read_task
 from paw_fast.envs.alfworld.state import State
-from paw_fast.types import Env, Task
+from paw_fast.types import Env
 
 
 def test_it_is_an_env(small_env):
@@ -144,7 +145,7 @@ def test_a_batch_of_fewer_tasks_and_of_too_many(small_env):
 def test_official_games_are_won_by_a_plan(official_games, small_env):
     env = small_env.spawn()
     for path in official_games:
-        task = Task.from_file(path)
+        task = read_task(path)
         env.reset(task)
         for command in Planner().plan(env.state):
             step = env.step(command)
@@ -156,7 +157,7 @@ def test_official_games_are_won_by_a_plan(official_games, small_env):
 def test_official_games_are_won_by_the_searcher(official_games, small_env):
     env = small_env.spawn()
     for path in official_games:
-        observation = env.reset(Task.from_file(path))
+        observation = env.reset(read_task(path))
         expert = SearcherExpert()
         expert.reset(observation)
         for _ in range(50):

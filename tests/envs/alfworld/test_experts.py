@@ -142,7 +142,7 @@ def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
         observation = env.reset(task)
         expert = SearcherExpert()
         expert.reset(observation)
-        target = expert.errand.target
+        target = expert.goal.target
         env_state = env.state
         start = [r for r, group in enumerate(env_state.inside) if group and r not in env_state.world.openable]
         if not start:

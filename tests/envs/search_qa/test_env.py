@@ -6,8 +6,7 @@ import pytest
 from search_extras import need
 
 from paw_fast import envs
-from paw_fast.config import TrainConfig
-from paw_fast.config.env import env_config
+from paw_fast.config import TrainConfig, env_config
 from paw_fast.envs.search_qa.datasets import Question
 from paw_fast.envs.search_qa.env import NOT_UNDERSTOOD, NOTHING_FOUND, SearchEnv, read_command, show_passages
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
@@ -288,7 +287,7 @@ def test_the_desk_forgets_the_oldest(monkeypatch):
     library = Library()
     desk = QueryBatcher(library, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        desk.order(query)
+        desk.enqueue(query)
         assert desk.result(query)[0].passage.title == f"About {query}"
     assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
@@ -303,7 +302,7 @@ def test_a_failed_search_is_asked_again():
 
     library = Flaky()
     desk = QueryBatcher(library, 3)
-    desk.order("a")
+    desk.enqueue("a")
     with pytest.raises(ConnectionError):
         desk.result("a")
     assert desk.result("a")[0].passage.title == "About a"
@@ -368,9 +367,9 @@ def test_published_questions_with_their_own_passages(test_data, tmp_path):
         ({"train": ["q.json"], "corpus": "c.json", "retriever": "http://x"}, "exclude each other"),
         ({"topk": 0}, "--env.topk is 0"),
         ({"topk": 1000}, "--env.topk is 1000"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"format_reward": 1.0}, "--env.format-reward is 1.0"),
-        ({"num_train": 0}, "num_train is 0"),
+        ({"num_train": 0}, "--env.num-train is 0"),
         ({"train": ["q.json"], "retriever": "nowhere"}, "expected an address"),
         ({"questions": 3}, "search has no setting 'questions'"),
     ],

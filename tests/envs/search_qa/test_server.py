@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_extras import need
 
-from paw_fast.config.env import env_config
+from paw_fast.config import env_config
 from paw_fast.envs.search_qa.retrieval import bm25, open_index, remote, server
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Passage
 from paw_fast.errors import UserError

@@ -284,8 +284,8 @@ def test_words_as_lucene_gives_them(text, expected):
     [
         ({"mode": "html"}, "no mode 'html': choose text or text_rich"),
         ({"goals": "robot"}, "no goals 'robot': choose synthetic or human"),
-        ({"num_products": 0}, "num_products is 0"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"num_products": 0}, "--env.num-products is 0"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"sead": 1}, "webshop has no setting 'sead'"),
     ],
 )

@@ -86,11 +86,14 @@ def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
     assert won[1.0] < won[0.5] < won[0.0]
 
 
-def test_haste_begins_where_it_is_told_to(generated):
-    env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=0.99, seed=1)
-    settings = WarmStartConfig(early_answer_prob=0.99, early_answer_share=0.25, noop_prob=0.0, mistake_prob=0.0)
+def test_early_answers_begin_where_the_share_says(generated):
+    env, expert = (
+        generated.spawn(),
+        envs.make_expert("webshop", early_answer_prob=0.99, early_answer_share=0.25, seed=1),
+    )
+    settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(
-        env, expert, generated.tasks("train")[:80], settings, clean_expert=envs.make_expert("webshop")
+        env, expert, generated.tasks("train")[:80], settings, careful_expert=envs.make_expert("webshop")
     )
     words = [len(turns[0][0].split()) for _, turns in demos]
     assert min(words[:50]) > 2  # a full query names a kind of two words, two attributes and an option
@@ -105,7 +108,7 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
     settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(env, expert, env.tasks("train")[:60], settings)
     texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.info["shown"])]
-    tokenizer = tiny.train_tokenizer(texts, 600, expert.names)
+    tokenizer = tiny.train_tokenizer(texts, 600, expert.token_pattern)
 
     def pieces(text):
         return [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]

@@ -231,7 +231,7 @@ class ReferenceEnv:
         if self._closed:
             raise RuntimeError("this environment is closed")
         if task.path is None or not task.path.is_file():
-            raise UserError(f"no game file at {task.path}: make the task with Task.from_file(path)")
+            raise UserError(f"no game file at {task.path}: make the task with games.read_task(path)")
         self._task, self._commands, self._done = task, [], True
         self._send()
 
