@@ -1,4 +1,4 @@
-"""A game's unchanging part: an immutable `World` built from a parsed problem.
+"""Builds a game's unchanging part, an immutable `World`, from a parsed problem.
 
 Receptacles, objects and places are numbers: positions in the world's lists, which are sorted by PDDL id, the
 order in which the reference lists them. What the reference calls facts is kept as is, one pair at a time, so
@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from paw_fast.envs.alfworld.engine import Action
-from paw_fast.envs.alfworld.goal import Goal, UnknownGoal, compile_goal
+from paw_fast.envs.alfworld.goal import UnknownGoal, compile_goal
 from paw_fast.envs.alfworld.pddl import KINDS, SIGNATURES, PddlError, Problem, TooLarge, UnsupportedGame, show
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action, StaticWorld
 from paw_fast.envs.alfworld.text import Rules
 
 # The reference writes these two in capitals at times, and reads braces in its texts as expressions.
@@ -29,12 +29,8 @@ MAX_FACTS = 50_000
 MAX_HELD = 50
 
 
-class World:
-    """All of a game that never changes. Shared by every state; treat it as read-only.
-
-    receptacles, objects, places: display names by number. place_of[r]: the place of a receptacle.
-    at_place[p]: the receptacles there. holders[o]: the receptacles that may hold object o.
-    """
+class World(StaticWorld):
+    """All of a game that never changes, and its initial state. Shared by every state; treat it as read-only."""
 
     def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
         self.rules = rules
@@ -69,7 +65,7 @@ class World:
         self._read_properties(by_predicate)
         self.initial = self._initial_state(by_predicate)
         try:
-            self.goal: Goal = compile_goal(problem, facts, self)
+            self.goal = compile_goal(problem, facts, self)
         except UnknownGoal as error:
             raise UnsupportedGame(f"its goal {error}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paw_fast.envs import lucene
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage, Retriever
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import cache_folder
@@ -26,7 +27,7 @@ def index_of(corpus: Path, cache_dir: str | os.PathLike[str] | None = None) -> P
         raise UserError(f"no corpus at {corpus}: give a .jsonl or .json file, or the folder of an index")
     from paw_fast.envs.search_qa.retrieval import bm25, store
 
-    settings = {"kind": "bm25", "k1": bm25.K1, "b": bm25.B, "analyzer": bm25.ANALYZER_VERSION}
+    settings = {"kind": "bm25", "k1": lucene.K1, "b": lucene.B, "analyzer": bm25.ANALYZER_VERSION}
     name = f"{corpus.name.split('.')[0]}-{store.fingerprint(corpus, **settings)}"
     folder = index_cache(cache_dir) / name
     return folder if (folder / "meta.json").is_file() else build_bm25(corpus, folder)
