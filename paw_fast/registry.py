@@ -32,7 +32,7 @@ _GROUPS = {
             "webshop": "paw_fast.envs.webshop.spec:SPEC",
             "search": "paw_fast.envs.search_qa.spec:SPEC",
         },
-        adapt="paw_fast.envs.base:as_spec",
+        adapt="paw_fast.envs.user_class:as_spec",
     ),
     "algorithms": _Group(
         "algorithm",

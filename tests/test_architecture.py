@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "rollout": "config envs errors models runs types",
     "learner": "algorithms config errors kernels models runs types",
     "sft": "config envs errors kernels learner models rollout runs types",
-    "evaluation": "config errors learner models rollout runs types",
+    "evaluation": "config envs errors learner models rollout runs types",
     "orchestrator": "algorithms config errors learner rollout types",
     "train": "algorithms config envs errors evaluation learner models orchestrator registry rollout runs sft types",
     "cli": "algorithms config envs errors evaluation learner models registry rollout runs sft train types",

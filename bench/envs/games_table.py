@@ -52,7 +52,7 @@ def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
             add("words of a later observation", len(observation.text.split()))
             if step.done:
                 break
-        add("searcher's success, %", 100 * step.reward)
+        add("searcher's success, %", 100 * step.score)
         add("searcher's episode, steps", steps)
     return rows
 

@@ -15,12 +15,28 @@ from typing import Any
 from paw_fast import registry
 from paw_fast.config.ranges import check_ranges
 from paw_fast.config.schema import EnvConfig
-from paw_fast.envs.base import EnvSpec, Expert
+from paw_fast.envs.base import BaseEnv, BaseExpert, Env, EnvSpec, Expert, StepResult
 from paw_fast.envs.batch import BatchEnv, make_batch
 from paw_fast.errors import UserError
-from paw_fast.types import Env
+from paw_fast.types import Observation, Task
 
-__all__ = ["BatchEnv", "EnvSpec", "find", "make", "make_batch", "make_env", "make_expert"]
+__all__ = [
+    "BaseEnv",
+    "BaseExpert",
+    "BatchEnv",
+    "Env",
+    "EnvConfig",
+    "EnvSpec",
+    "Expert",
+    "Observation",
+    "StepResult",
+    "Task",
+    "find",
+    "make",
+    "make_batch",
+    "make_env",
+    "make_expert",
+]
 
 
 def find(name: str) -> EnvSpec:

@@ -1,15 +1,181 @@
-"""Defines what an environment is: `Env`, `Expert`, and the `EnvSpec` by which the rest of the package knows it."""
+"""Defines what an environment is: `Env`, `Expert`, and the `EnvSpec` by which the rest of the package knows it.
+
+An environment of your own is a class with `tasks`, `reset` and `step`: `BaseEnv` has the other members of `Env`, and
+`user_class.as_spec` makes the spec of such a class. docs/howto/add_env.md shows one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from paw_fast.config.schema import EnvConfig
-from paw_fast.errors import UserError
-from paw_fast.types import Env, Observation, Task
+from paw_fast.types import Observation, Task
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The answer to one command. Produced by `Env.step`, consumed by the agent loop.
+
+    observation  what the environment shows now
+    done         the episode is over
+    won          the task is solved; the episode is over, and counts as a success
+    reward       what the policy is rewarded with, as a share of --algo.success-reward; by default 1 if won, else 0
+    score        the environment's own score of this step, for the metrics; by default the reward
+    truncated    `done` only means that a limit was reached, as of steps
+    admissible   whether the command was one that the environment accepts; None looks it up in the admissible commands
+                 of the observation before, and takes any command where that lists none
+    scores       further scores of an episode by name, each 0 to 1, given at its end
+    verdict      what a person who plays is told when the episode is lost
+
+    >>> StepResult(Observation("You have won."), done=True, won=True).reward
+    1.0
+    """
+
+    observation: Observation
+    done: bool = False
+    won: bool = False
+    reward: float = None  # type: ignore[assignment]  # set by __post_init__
+    score: float = None  # type: ignore[assignment]  # set by __post_init__
+    truncated: bool = False
+    admissible: bool | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reward is None:
+            object.__setattr__(self, "reward", float(self.won))
+        if self.score is None:
+            object.__setattr__(self, "score", float(self.reward))
+
+    def was_admissible(self, command: str, before: Observation) -> bool:
+        """Whether `command`, given after the observation `before`, was one that the environment accepts.
+
+        >>> StepResult(Observation("ok")).was_admissible("jump", Observation("start", ("walk",)))
+        False
+        """
+        if self.admissible is not None:
+            return self.admissible
+        return not before.admissible or command in before.admissible
+
+
+@runtime_checkable
+class Env(Protocol):
+    """One episode at a time. Not thread-safe; `spawn` gives another episode slot over the same data."""
+
+    name: str
+
+    @property
+    def disjoint_splits(self) -> bool:
+        """Whether the data was generated so that no two splits share a task; else that is looked up."""
+        ...
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split (at least "train" and "unseen") in a fixed order. Raises `UserError` for others."""
+        ...
+
+    def reset(self, task: Task) -> Observation:
+        """Starts an episode. Raises `UserError` naming file and place when the task cannot be loaded."""
+        ...
+
+    def begin_reset(self, task: Task) -> None:
+        """The first half of `reset`: takes the task, so that several environments can load at the same time."""
+        ...
+
+    def finish_reset(self) -> Observation:
+        """The second half of `reset`: the first observation."""
+        ...
+
+    def step(self, command: str) -> StepResult:
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
+        ...
+
+    def begin_step(self, command: str) -> None:
+        """The first half of `step`: takes the command, so that several environments can work at the same time."""
+        ...
+
+    def finish_step(self) -> StepResult:
+        """The second half of `step`: the answer. All environments of a batch begin before the first finishes."""
+        ...
+
+    def accepts(self, command: str, observation: Observation) -> bool:
+        """Whether a command would do something after this observation, for a person who plays."""
+        ...
+
+    def from_keyboard(self, typed: str, observation: Observation) -> str:
+        """The command that a person's short form stands for (a button's name, say)."""
+        ...
+
+    def while_waiting(self, check: Callable[[], None]) -> None:
+        """`check` is to be called again and again while the environment waits for a server; it may raise."""
+        ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """What all episode slots together have counted since the last call, by metric name."""
+        ...
+
+    def spawn(self) -> Env:
+        """An independent environment that shares this one's read-only data."""
+        ...
+
+    def close(self) -> None:
+        """Releases processes and files. Safe to call twice."""
+        ...
+
+
+class BaseEnv:
+    """The members of `Env` that most environments need not write; `tasks`, `reset` and `step` are theirs."""
+
+    name: str = ""
+    _remake: Callable[[], Env] | None = None
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        raise NotImplementedError
+
+    def reset(self, task: Task) -> Observation:
+        raise NotImplementedError
+
+    def step(self, command: str) -> StepResult:
+        raise NotImplementedError
+
+    @property
+    def disjoint_splits(self) -> bool:
+        return False
+
+    def begin_reset(self, task: Task) -> None:
+        self._begun_task = task
+
+    def finish_reset(self) -> Observation:
+        return self.reset(self._begun_task)
+
+    def begin_step(self, command: str) -> None:
+        self._begun_command = command
+
+    def finish_step(self) -> StepResult:
+        return self.step(self._begun_command)
+
+    def accepts(self, command: str, observation: Observation) -> bool:
+        return not observation.admissible or command in observation.admissible
+
+    def from_keyboard(self, typed: str, observation: Observation) -> str:
+        return typed
+
+    def while_waiting(self, check: Callable[[], None]) -> None:
+        pass
+
+    def take_metrics(self) -> dict[str, float]:
+        return {}
+
+    def spawn(self) -> Env:
+        """Another one with the same settings, where a spec made this one; environments with large data override it."""
+        if self._remake is None:
+            raise NotImplementedError(f"{type(self).__name__}.spawn")
+        return self._remake()
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -136,10 +302,3 @@ class EnvSpec:
     def make_config(self, **changes: Any) -> EnvConfig:
         """The environment's settings: its defaults with `changes`."""
         return self.config(**{"name": self.name, **changes})
-
-
-def as_spec(found: Any, name: str) -> EnvSpec:
-    """The spec of what a name stands for. Raises `UserError` for what is no environment."""
-    if isinstance(found, EnvSpec):
-        return found
-    raise UserError(f"--env {name}: it is {type(found).__name__}, expected an EnvSpec or a class")

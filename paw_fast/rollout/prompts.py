@@ -13,7 +13,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -114,15 +114,15 @@ def write_action(command: str, style: str, thought_opened: bool = False) -> str:
 def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
     """The observation as the policy reads it, and whether it was cut.
 
-    That is its text, or `info["shown"]` where an environment gives the policy another form of it, and at most
+    That is its text, or `Observation.shown` where an environment gives the policy another form of it, and at most
     `max_chars` characters from its start (0: all).
 
-    >>> shown(Observation("a long page", (), {"shown": "'a long page'"}), 7)[0].text
+    >>> shown(Observation("a long page", shown="'a long page'"), 7)[0].text
     "'a long"
     """
-    text = str(observation.info.get("shown", observation.text))
+    text = observation.text if observation.shown is None else observation.shown
     cut = 0 < max_chars < len(text)
-    return Observation(text[:max_chars] if cut else text, observation.admissible, observation.info), cut
+    return replace(observation, text=text[:max_chars] if cut else text, shown=None), cut
 
 
 class PromptTemplate:
@@ -205,11 +205,11 @@ class PromptTemplate:
 
     def first(self, observation: Observation) -> str:
         """The opening message in the `trajectory` layout."""
-        return self._render("first", observation, observation.info["task"], [], 0)
+        return self._render("first", observation, observation.task, [], 0)
 
     def split_next(self, observation: Observation) -> tuple[str, str]:
         """What stands before and after the observation's text in a later message of the `trajectory` layout."""
-        shown = Observation(_OBSERVATION, observation.admissible, observation.info)
+        shown = replace(observation, text=_OBSERVATION)
         text = self._render("next", shown, "", [], 0)
         if text.count(_OBSERVATION) != 1:
             raise UserError(f"template {self.name}: 'next' must show {{{{ observation }}}} exactly once")

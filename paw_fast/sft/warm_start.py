@@ -17,7 +17,7 @@ import torch
 
 from paw_fast import envs
 from paw_fast.config import TrainConfig, WarmStartConfig
-from paw_fast.envs.base import Expert
+from paw_fast.envs.base import Env, Expert
 from paw_fast.errors import UserError
 from paw_fast.kernels import WORLD_MODEL, LossSettings
 from paw_fast.learner import packing
@@ -31,7 +31,7 @@ from paw_fast.rollout.prompts import PromptTemplate, shown, write_action
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs.atomic_files import user_errors, write_text
-from paw_fast.types import Env, Observation, Task, TokenSequence, Trajectory, Transition
+from paw_fast.types import Observation, Task, TokenSequence, Trajectory, Transition
 
 Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
 """The first observation, then (command, next observation, whether to imitate the command) for every turn."""
@@ -73,7 +73,7 @@ def demonstrate(
             for command, imitate_it in queue:
                 step = env.step(command)
                 turns.append((command, step.observation, imitate_it))
-                over, won = step.done, bool(step.info.get("won"))
+                over, won = step.done, step.won
                 if over:
                     break
             observation = step.observation
@@ -93,7 +93,7 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
     first = chat.shown(demo[0], *limits)[0]
     turns = [(c, chat.shown(after, *limits)[0], learn) for c, after, learn in demo[1]]
     trajectory_layout = config.layout == "trajectory"
-    instruction = str(first.info.get("task", ""))
+    instruction = first.task
     observation, history, transitions = first, [], []
     prompt = first_prompt(first, chat, template, config.layout)
     for command, after, imitated in turns:
@@ -256,9 +256,7 @@ def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
     with user_errors("save the warm-started model", folder):
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
-        shown_ones = [
-            name for first, turns in demos for _, seen, _ in turns for *_, name in seen.info.get("passages", ())
-        ]
+        shown_ones = [name for first, turns in demos for _, seen, _ in turns for *_, name in seen.passages]
         write_text(folder / "passages.json", json.dumps(list(dict.fromkeys(shown_ones))) + "\n")
         write_text(folder / "done", f"{len(demos)} episodes of {len(tasks)}, last action loss {loss:.4f}\n")
 
@@ -274,7 +272,7 @@ def read_passages(folder: Path) -> list[str]:
 def _texts(demos: Sequence[Demonstration], template: PromptTemplate) -> Iterable[str]:
     for first, turns in demos:
         yield shown(first)[0].text
-        yield str(first.info.get("task", ""))
+        yield first.task
         for command, observation, _ in turns:
             yield write_action(command, template.style)
             yield shown(observation)[0].text

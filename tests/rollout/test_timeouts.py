@@ -132,9 +132,9 @@ def test_what_ends_in_time_is_left_alone_and_so_is_another_timer():
 def test_a_call_that_never_comes_back_to_python_ends_the_process_with_the_same_line():
     """A lock held inside C (here: sigwait with SIGALRM blocked) raises nothing; the process must not hang for ever."""
     program = (
-        "import signal; from paw_fast.rollout import limits; limits.GRACE_S = 0.2\n"
+        "import signal; from paw_fast.rollout import timeouts; timeouts.GRACE_S = 0.2\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
-        "with limits.time_limit(0.2, 'the weights', '--rollout.sync-timeout-s'):\n"
+        "with timeouts.time_limit(0.2, 'the weights', '--rollout.sync-timeout-s'):\n"
         "    signal.sigwait([signal.SIGUSR1])\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

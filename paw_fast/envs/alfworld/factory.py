@@ -7,8 +7,8 @@ import os
 from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.env import AlfworldEnv, GameSet
 from paw_fast.envs.alfworld.expert import SearcherExpert
+from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
-from paw_fast.types import Env
 
 _ENGINES = ("native", "textworld")
 

@@ -29,7 +29,7 @@ class SearchExpert(BaseExpert):
     """Acts on what the episode has shown.
 
     It follows the question's chain of facts: searches for an entity, reads the next one in that entity's passage, and
-    answers at the end of the chain. Published questions come with notes for the expert (`info["teacher"]`): there it
+    answers at the end of the chain. Published questions come with notes for the expert (`Observation.notes`): there it
     searches for the supporting titles, or the question itself, and gives the golden answer.
 
     early_answer_prob: the chance, in each turn, that it answers with the entity that it has reached though the chain
@@ -56,7 +56,7 @@ class SearchExpert(BaseExpert):
         self.answered_early = False
         self._notes: list[str] | None = None
         self._at, self._chain = "", ()
-        if notes := observation.info.get("teacher"):
+        if notes := observation.notes:
             titles = tuple(notes["supporting"]) or (observation.text,)
             self._notes = [*(f"search[{title}]" for title in titles), f"answer[{notes['golden'][0]}]"]
         elif found := understand(observation.text):

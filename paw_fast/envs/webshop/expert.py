@@ -95,7 +95,7 @@ class Shopper(BaseExpert):
 
     def reset(self, observation: Observation) -> None:
         """Reads the instruction."""
-        self._goal = parse_goal(str(observation.info["task"]))
+        self._goal = parse_goal(observation.task)
         self.answered_early = self._early_answer_prob > 0 and self._rng.random() < self._early_answer_prob
         self._visited: list[str] = []
         self._left: list[str] | None = None

@@ -98,7 +98,7 @@ def run_searcher(env, task, expert):
         observation = step.observation
         if step.done:
             break
-    return step.reward == 1.0, commands
+    return step.score == 1.0, commands
 
 
 def test_the_searcher_wins_small_games_and_repeats_itself(small_env):
@@ -159,7 +159,7 @@ def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
             observation = step.observation
             if step.done:
                 break
-        assert step.reward == 1.0, task.task_id
+        assert step.score == 1.0, task.task_id
 
 
 def test_both_wordings_are_understood(small_env):

@@ -117,7 +117,7 @@ def test_the_cache_folder_is_itself_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("ALFWORLD_DATA", str(root.parent))
     env = envs.make("alfworld")
     assert len(env.tasks("train")) == 6
-    assert env.reset(env.tasks("train")[0]).info["task"]
+    assert env.reset(env.tasks("train")[0]).task
     assert dataset_root(root) == root
     traj = json.loads(next(root.glob("train/look*/*/traj_data.json")).read_text())
     assert traj["task_type"] == "look_at_obj_in_light"

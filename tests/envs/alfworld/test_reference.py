@@ -331,5 +331,5 @@ def test_an_unknown_domain_is_handed_over_with_one_line(tmp_path, small_env, len
     for command in ("look", *Planner().plan(small_env.state)):
         step = env.step(command)
         assert step.observation.text == small_env.step(command).observation.text
-    assert step.reward == 1.0
+    assert step.score == 1.0
     env.close()

@@ -20,7 +20,8 @@ def answered_early(search_env, **settings):
     tasks = [t for t in search_env.tasks("train") if t.task_type != "one_hop"]
     demos = demonstrate(search_env, expert, tasks, config, careful_expert=envs.make_expert("search"))
     assert len(demos) == len(tasks)
-    return [not turns[-1][1].info["won"] for _, turns in demos]
+    last = [turns[-1][0] for _, turns in demos]
+    return [command[7:-1] not in task.info["golden"] for command, task in zip(last, tasks, strict=True)]
 
 
 def test_only_the_last_share_of_the_episodes_is_answered_early(search_env):

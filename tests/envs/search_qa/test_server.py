@@ -290,7 +290,7 @@ def test_a_server_that_never_answers_is_given_up_after_the_time_limit(tmp_path, 
         "search", train=(str(tmp_path / "q.jsonl"),), retriever=one.url, retriever_timeout_s=0.2, retriever_retries=2
     )  # fmt: skip
     env = make_env(settings)
-    env._desk.retriever.pause_s = 0.05
+    env._batcher.retriever.pause_s = 0.05
     env.reset(env.tasks("train")[0])
     began = time.monotonic()
     step = env.step("search[a]")

@@ -122,7 +122,7 @@ def test_half_characters_anywhere_and_a_byte_order_mark(raw, write_shop, tmp_pat
     found = env.shop.product("B1")
     assert found.options == {"color\ufffd": ("red\ufffd",)}
     assert (found.description, found.attributes) == ("whole \U0001f600", ("red\ufffd",))
-    assert env.reset(env.tasks("unseen")[0]).info["task"].startswith("find\ufffd with color\ufffd: red\ufffd")
+    assert env.reset(env.tasks("unseen")[0]).task.startswith("find\ufffd with color\ufffd: red\ufffd")
 
 
 @pytest.mark.parametrize("name", ["products.bin", "offsets.npy", "report.json", "index", "order.npy", "goals"])

@@ -80,7 +80,7 @@ def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
     won = {}
     for early_answer_prob in (0.0, 0.5, 1.0):
         env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=early_answer_prob, seed=1)
-        won[early_answer_prob] = sum(play(env, expert, task).info["won"] for task in tasks) / len(tasks)
+        won[early_answer_prob] = sum(play(env, expert, task).won for task in tasks) / len(tasks)
     assert won[0.0] > 0.9
     assert won[1.0] < 0.2
     assert won[1.0] < won[0.5] < won[0.0]
@@ -107,7 +107,7 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
     )
     settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(env, expert, env.tasks("train")[:60], settings)
-    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.info["shown"])]
+    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.shown)]
     tokenizer = tiny.train_tokenizer(texts, 600, expert.token_pattern)
 
     def pieces(text):
@@ -125,7 +125,7 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
 
 
 def test_a_shopper_on_the_official_products(reference_env):
-    won = [play(reference_env.spawn(), Shopper(), task).info["won"] for task in reference_env.tasks("train")[:60]]
+    won = [play(reference_env.spawn(), Shopper(), task).won for task in reference_env.tasks("train")[:60]]
     assert sum(won) > 35  # of 60
 
 
