@@ -20,7 +20,7 @@ def wins(env, expert, task) -> bool:
         step = env.step(expert.act(observation))
         observation = step.observation
         if step.done:
-            return step.info["won"]
+            return step.won
 
 
 def main() -> None:

@@ -107,10 +107,8 @@ def with_paw(config: TrainConfig, enabled: bool) -> TrainConfig:
 
 
 def fit(policy: Policy, trajectories: Sequence[Trajectory], config: TrainConfig, epochs: int) -> None:
-    """Trains the model on the episodes, so that most of their tokens become likely."""
-    settings = dataclasses.replace(
-        config.warm_start, epochs=epochs, noop_share=0.0, early_answer_prob=0.0, batch_tokens=4096
-    )
+    """Imitates the episodes, so that most of their tokens become likely."""
+    settings = dataclasses.replace(config.warm_start, epochs=epochs, noop_share=0.0, batch_tokens=4096)
     config = dataclasses.replace(config, warm_start=settings)
     sequences = build_sequences(trajectories, config.layout)
     imitated = [True] * sum(len(t.transitions) for t in trajectories)

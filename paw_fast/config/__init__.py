@@ -1,5 +1,7 @@
-"""The settings of a run: `schema` defines them, `validation` checks them, `toml` reads and writes them."""
+"""The settings of a run: `schema` defines them, `validation` checks them, `toml` reads and writes them, `choice` finds
+the classes of environments and algorithms."""
 
+from paw_fast.config.choice import algo_config, data_variable, env_config, with_algo, with_env, with_full_paths
 from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.schema import (
     AlgoConfig,
@@ -28,8 +30,11 @@ __all__ = [
     "RolloutConfig",
     "TrainConfig",
     "WarmStartConfig",
+    "algo_config",
     "changes_on_resume",
+    "data_variable",
     "describe",
+    "env_config",
     "from_mapping",
     "load_preset",
     "load_toml",
@@ -37,5 +42,8 @@ __all__ = [
     "recipes",
     "to_toml",
     "validate",
+    "with_algo",
     "with_chat_date",
+    "with_env",
+    "with_full_paths",
 ]

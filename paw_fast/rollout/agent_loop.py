@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 
+from paw_fast.envs.base import Env, StepResult
 from paw_fast.errors import UserError
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
-from paw_fast.types import Env, Observation, Step, Task, Trajectory, Transition
+from paw_fast.types import Observation, Task, Trajectory, Transition
 
 EpisodeRequest = tuple[Task, int, tuple[int, ...]]
 """An episode to play: its task, the group it belongs to, and its seed, which no other episode in flight has."""
@@ -58,7 +59,7 @@ def first_prompt(observation: Observation, chat: ChatFormat, template: PromptTem
     """The ids of an episode's first prompt; `observation` as the policy reads it, `template` guarded."""
     if layout == "trajectory":
         return chat.first(template.first(observation))
-    return chat.first(template.window(observation, str(observation.info.get("task", "")), [], 0))
+    return chat.first(template.window(observation, observation.task, [], 0))
 
 
 def check_first_prompts(
@@ -216,7 +217,7 @@ class AgentLoop:
             seed,
             env,
             observation,
-            str(observation.info.get("task", "")),
+            observation.task,
             observation.text,
             first_prompt(observation, self.chat, self.template, self.settings.layout),
             anchor=self._anchor(first),
@@ -243,11 +244,11 @@ class AgentLoop:
         """What GiGPO compares of an environment's observation, which is whole: the policy may read less of it."""
         if self.settings.anchor == "observation":
             return observation.text
-        return str(observation.info.get("state_text", observation.text))
+        return observation.text if observation.state_text is None else observation.state_text
 
     def _passages(self, observation: Observation, mask: list[bool]) -> tuple[tuple[int, int, str], ...]:
         """Where in the observation's tokens (of which `mask` marks the text's own) passages stand."""
-        places = observation.info.get("passages", ())
+        places = observation.passages
         if not places:
             return ()
         first, end = mask.index(True) if True in mask else len(mask), len(mask)
@@ -258,35 +259,32 @@ class AgentLoop:
         """Reads a sampled action, and gives it to an environment that takes it before it must answer."""
         text = self.chat.decode(completion.action_ids)
         parsed = parse_action(text, self.template.style, self.chat.thought_opened)
-        if begin := getattr(episode.env, "begin_step", None):
-            with self.stage("environment"):
-                begin(parsed.command)
+        with self.stage("environment"):
+            episode.env.begin_step(parsed.command)
         return parsed
 
     def _act(self, episode: _Episode, completion: Completion, parsed: ParsedAction) -> Trajectory | None:
         """Plays a sampled action; returns the trajectory when the episode is over."""
         s, before = self.settings, episode.observation
-        finish = getattr(episode.env, "finish_step", None)
         with self.stage("environment"):
-            step: Step = finish() if finish else episode.env.step(parsed.command)
+            step: StepResult = episode.env.finish_step()
         valid = parsed.well_formed
         if self.template.invalid == "admissible":
-            valid = valid and bool(step.info.get("admissible", parsed.command in before.admissible))
+            valid = valid and step.was_admissible(parsed.command, before)
         after, cut = self._shown(step.observation)
-        won = bool(step.info.get("won"))
+        won = step.won
         head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
         ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
         # What follows may be too long to be learned from in one sequence, though nothing is sampled after it.
         kept = s.max_sequence_tokens - len(episode.prompt) - len(completion.action_ids)
         shortened = len(ids) > kept
-        share = float(step.info.get("reward", won))
-        for value in (share, step.reward):
+        for value in (step.reward, step.score):
             if not math.isfinite(value):
                 raise UserError(
                     f"the environment {episode.task.env} gave the reward {value} in the task {episode.task.task_id}: "
                     "expected a finite number; mend the environment, or leave the task out"
                 )
-        reward = s.success_reward * share - (0.0 if valid else s.invalid_penalty)
+        reward = s.success_reward * step.reward - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(
                 prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
@@ -299,8 +297,8 @@ class AgentLoop:
         episode.history.append({"observation": before.text, "command": parsed.command})
         episode.observation = after
         episode.anchor = self._anchor(step.observation)
-        episode.score += step.reward
-        episode.scores = dict(step.info.get("scores", {}))
+        episode.score += step.score
+        episode.scores = dict(step.scores)
         over = step.done or won or len(episode.transitions) >= s.max_steps
         if not over:
             if s.layout == "trajectory":
@@ -317,7 +315,7 @@ class AgentLoop:
                 return None
             return self._trajectory(episode, won=False, truncated=True, overrun=overrun)
         episode.num_cut += shortened
-        ended = step.done and not step.info.get("truncated", False)
+        ended = step.done and not step.truncated
         return self._trajectory(episode, won=won, truncated=not (ended or won))
 
     def _trajectory(self, episode: _Episode, *, won: bool, truncated: bool, overrun: str = "") -> Trajectory:

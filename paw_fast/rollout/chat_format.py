@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import date as Date
 from functools import lru_cache
 from typing import Any
@@ -180,7 +181,7 @@ class ChatFormat:
         """Returns the observation as the policy reads it, and whether it was truncated to the limits (0: no limit)."""
         observation, cut = prompts.policy_view(observation, max_chars)
         if max_tokens and (text := self.fit(observation.text, max_tokens)) != observation.text:
-            return Observation(text, observation.admissible, observation.info), True
+            return replace(observation, text=text), True
         return observation, cut
 
     def locate(self, text: str, places: Sequence[tuple[int, int, str]]) -> tuple[tuple[int, int, str], ...]:

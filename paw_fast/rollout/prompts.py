@@ -14,7 +14,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from paw_fast import envs
 from paw_fast.errors import UserError
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.types import Observation
@@ -117,19 +118,15 @@ def write_action(command: str, style: str, thought_opened: bool = False) -> str:
 def policy_view(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
     """Returns the observation as the policy reads it, and whether it was truncated.
 
-    This is `info["shown"]`, if the environment provides another form of the text for the policy, or else the text,
-    truncated to `max_chars` characters (0: no limit).
+    That is its text, or `Observation.shown` where an environment gives the policy another form of it, and at most
+    `max_chars` characters from its start (0: all).
 
-    >>> policy_view(Observation("a long page", (), {"shown": "'a long page'"}), 7)[0].text
+    >>> shown(Observation("a long page", shown="'a long page'"), 7)[0].text
     "'a long"
     """
-    text = str(observation.info.get("shown", observation.text))
+    text = observation.text if observation.shown is None else observation.shown
     cut = 0 < max_chars < len(text)
-    return Observation(text[:max_chars] if cut else text, observation.admissible, observation.info), cut
-
-
-_FOLDERS = {"search": "search_qa"}
-"""Folder of an environment, if it differs from its name."""
+    return replace(observation, text=text[:max_chars] if cut else text, shown=None), cut
 
 
 class PromptTemplate:
@@ -190,19 +187,21 @@ class PromptTemplate:
     def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
         """Loads a built-in template by name or a TOML file by path. Raises `UserError`.
 
-        Built-in templates are in `envs/<env>/templates/`, or in `rollout/templates/` if they suit every environment.
+        An environment's own templates come before those in `rollout/templates/`, which suit any environment.
         """
-        root = Path(str(resources.files("paw_fast.rollout") / "templates"))
-        env_folder = Path(str(resources.files("paw_fast.envs") / _FOLDERS.get(env, env) / "templates"))
-        path = Path(name) if name.endswith(".toml") else env_folder / f"{name}.toml"
-        if not name.endswith(".toml") and not path.is_file():
-            path = root / f"{name}.toml"
+        folders = [Path(str(resources.files("paw_fast.rollout") / "templates"))]
+        if (own := envs.find(env).templates) is not None:
+            folders.insert(0, own)
+        path = Path(name)
+        if not name.endswith(".toml"):
+            files = [folder / f"{name}.toml" for folder in folders]
+            path = next((file for file in files if file.is_file()), files[-1])
         try:
             return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
         except UnicodeDecodeError as e:
             raise UserError(f"template {path} is not a text file: byte {e.start} is not UTF-8") from e
         except OSError as e:
-            shipped = sorted({p.stem for folder in (root, env_folder) for p in folder.glob("*.toml")})
+            shipped = sorted({p.stem for folder in folders for p in folder.glob("*.toml")})
             raise UserError(
                 f"--env.template {name}: cannot read {path} ({e.strerror}); built-in templates are "
                 f"{', '.join(shipped)}; or give the path of a .toml file"
@@ -211,13 +210,13 @@ class PromptTemplate:
             raise UserError(f"template {path} is not valid TOML: {e}") from e
 
     def first(self, observation: Observation) -> str:
-        """Renders the first message in the `trajectory` layout."""
-        return self._render("first", observation, observation.info["task"], [], 0)
+        """The opening message in the `trajectory` layout."""
+        return self._render("first", observation, observation.task, [], 0)
 
     def split_next(self, observation: Observation) -> tuple[str, str]:
-        """Renders the text before and after the observation in later messages of the `trajectory` layout."""
-        marked = Observation(_OBSERVATION, observation.admissible, observation.info)
-        text = self._render("next", marked, "", [], 0)
+        """What stands before and after the observation's text in a later message of the `trajectory` layout."""
+        shown = replace(observation, text=_OBSERVATION)
+        text = self._render("next", shown, "", [], 0)
         if text.count(_OBSERVATION) != 1:
             raise UserError(f"template {self.name}: 'next' must contain {{{{ observation }}}} exactly once")
         before, after = text.split(_OBSERVATION)

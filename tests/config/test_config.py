@@ -1,15 +1,22 @@
 """Configs: round trip through TOML, strictness, recipes."""
 
 import dataclasses
-import importlib
-import inspect
 import math
 import re
 
 import pytest
 
-from paw_fast.config import PawConfig, TrainConfig, describe, load_preset, load_toml, recipes, to_toml, validate
-from paw_fast.config.env import ENV_SETTINGS, env_config, env_settings
+from paw_fast.config import (
+    PawConfig,
+    TrainConfig,
+    describe,
+    env_config,
+    load_preset,
+    load_toml,
+    recipes,
+    to_toml,
+    validate,
+)
 from paw_fast.errors import UserError
 
 
@@ -36,7 +43,7 @@ def test_a_recipe_lies_over_its_base_and_may_leave_out_the_environment(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algo": {"name": "gigpo"}, "env": {"name": "search"}}, "--algo gigpo .* --env search has none"),
+        ({"algo": {"name": "gigpo"}, "env": env_config("search")}, "--algo gigpo .* --env search has none"),
         ({"algo": {"name": "ppo"}, "critic": {"backbone": "none"}}, "--algo ppo needs a critic"),
         ({"algo": {"similarity": 0.9}}, r"--algo\.similarity belongs to --algo gigpo"),
         ({"algo": {"similarity": 1.9, "name": "gigpo"}}, r"--algo\.similarity is 1\.9"),
@@ -109,21 +116,22 @@ def test_values_that_cannot_be_meant_are_refused_by_name(key, value):
         validate(config)
 
 
-def test_each_environment_takes_the_settings_that_are_listed_for_it():
-    from paw_fast import envs
-
-    assert set(ENV_SETTINGS) == set(envs.NAMES)
-    for name in envs.NAMES:
-        given = env_settings(env_config(name))
-        assert set(given) <= set(inspect.signature(envs._factory(name).make).parameters)
-
-
-def test_a_setting_of_another_environment_is_refused_by_name():
-    with pytest.raises(UserError, match=r"--env\.size is a setting of alfworld, and --env is webshop"):
-        validate(TrainConfig(env=env_config("webshop", size="full")))
-    with pytest.raises(UserError, match=r"--env\.goal-seed is a setting of webshop, and --env is alfworld"):
-        validate(TrainConfig(env=env_config("alfworld", goal_seed=1)))
+def test_a_file_s_setting_of_another_environment_is_refused_by_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[env]\nname = 'webshop'\nsize = 'full'\n")
+    with pytest.raises(UserError, match=r"env: size is a setting of alfworld and has no effect with webshop"):
+        load_toml(path)
+    path.write_text("[env]\ngoal_seed = 1\n")
+    with pytest.raises(UserError, match=r"env: goal_seed is a setting of webshop and has no effect with alfworld"):
+        load_toml(path)
     assert env_config("webshop").max_steps == 15
+
+
+def test_a_file_may_hold_other_environments_settings_at_their_defaults(tmp_path):
+    """As the run directories of earlier versions do."""
+    path = tmp_path / "config.toml"
+    path.write_text("[env]\nname = 'search'\nsize = 'small'\ndata = 'none'\ngoal_seed = 42\ntopk = 5\n")
+    assert load_toml(path).env == env_config("search", topk=5)
 
 
 def test_a_preset_stays_with_its_environment():
@@ -144,12 +152,12 @@ def test_lists_of_files_go_through_a_run_config(tmp_path):
         assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ENV_SETTINGS)
-def test_an_environment_s_settings_have_one_default(name):
-    """That of `EnvConfig` with `ENV_DEFAULTS`, also where an environment is made from Python."""
-    factory = importlib.import_module(f"paw_fast.envs.{name}.factory")
-    defaults = {key: p.default for key, p in inspect.signature(factory.make).parameters.items()}
-    assert {key: defaults[key] for key in env_settings(env_config(name))} == env_settings(env_config(name))
+def test_a_file_may_change_the_environment_of_its_base(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("base = 'tiny'\n[env]\nname = 'webshop'\nnum_products = 600\n")
+    config, tiny = load_toml(path), load_preset("tiny")
+    assert config.env == env_config("webshop", template="compact", num_products=600)
+    assert dataclasses.replace(config, env=tiny.env) == tiny
 
 
 def settings_of(kind):
@@ -209,5 +217,5 @@ def test_the_largest_seed_is_taken():
 
 
 def test_a_wait_for_a_retriever_has_an_end():
-    with pytest.raises(UserError, match=r"--env\.retriever-timeout-s is 1e\+18, expected more than 0, at most 1e\+08"):
+    with pytest.raises(UserError, match=r"--env\.retriever-timeout-s is 1e\+18, expected a number in \(0, 1e\+08\]"):
         validate(TrainConfig(env=env_config("search", retriever_timeout_s=1e18)))

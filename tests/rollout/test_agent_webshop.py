@@ -116,4 +116,4 @@ def test_an_episode_is_truncated_that_runs_out_of_steps_and_not_one_that_bought(
         short = WebshopEnv(env.catalogue, max_steps=3)
         short.reset(env.tasks("train")[0])
         *_, step = [short.step(command) for command in (*way, last)]
-        assert (step.done, step.info["truncated"]) == (True, truncated)
+        assert (step.done, step.truncated) == (True, truncated)

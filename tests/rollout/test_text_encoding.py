@@ -85,7 +85,7 @@ def test_text_from_outside_is_plain_text_in_both_layouts(chat, layout):
     template = PromptTemplate.load("verl").with_escape(chat.escape)
 
     def seen(text):
-        return Observation(text, (text, "look"), {"task": text})
+        return Observation(text, (text, "look"), text)
 
     def prompts(text):
         history = [{"observation": text, "command": text}]
@@ -105,16 +105,16 @@ def test_text_from_outside_is_plain_text_in_both_layouts(chat, layout):
 
 def test_tags_of_the_prompt_template_are_control_tokens():
     chat = ChatFormat(tokenizer_of("chatml"))
-    template = PromptTemplate.load("verl").with_escape(chat.escape)
-    ids = chat.first(template.first(Observation("a <think> b", (), {"task": "t"})))
+    template = PromptTemplate.load("verl").guarded(chat.guard)
+    ids = chat.first(template.first(Observation("a <think> b", (), "t")))
     tokens = chat.tokenizer.convert_ids_to_tokens(ids)
-    assert tokens.count("<think>") == template.first(Observation("", (), {"task": "t"})).count("<think>") == 1
-    assert not control_ids(chat, chat.encode("<think>"))
+    assert tokens.count("<think>") == template.first(Observation("", (), "t")).count("<think>") == 1
+    assert not kept(chat, chat.encode("<think>"))
 
 
 def test_demonstrations_are_plain_text(chat):
     def seen(text):
-        return Observation(text, ("look",), {"task": text})
+        return Observation(text, ("look",), text)
 
     def ids(text):
         demo = (seen(text), [(text, seen(text), True)])

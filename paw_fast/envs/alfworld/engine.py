@@ -1,4 +1,4 @@
-"""Implements ALFWorld's rules: the admissible commands of a state, their effects, and the observations.
+"""Runs ALFWorld's rules: which commands a state admits, what they change, and what the game says.
 
 Texts and quirks are those of the reference (alfworld 0.4.2 on textworld 1.7.0); a differential test compares the
 two. Quirks: an object can be examined only while it is held; heating, cooling and cleaning ignore whether the
@@ -8,19 +8,9 @@ be at the agent's place, even in a closed receptacle.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action
 from paw_fast.envs.alfworld.text import HELP, MIDDLE, NOTHING_HAPPENS, TASK_PREFIX, WELCOME, join_list
-
-
-class Action(NamedTuple):
-    """The effect of a command: a verb, an object (or -1), and a receptacle or second object (or -1)."""
-
-    verb: str
-    thing: int = -1
-    other: int = -1
-
 
 _LOOK, _INVENTORY, _HELP = Action("look"), Action("inventory"), Action("help")
 

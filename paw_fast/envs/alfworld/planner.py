@@ -15,9 +15,8 @@ from math import prod
 from typing import Any
 
 from paw_fast.envs.alfworld import engine
-from paw_fast.envs.alfworld.engine import Action
-from paw_fast.envs.alfworld.goal import Literal
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action, Literal
 
 MAX_NODES = 200_000  # states of one search; 10 to 2,000 are typical
 MAX_CHOICES = 100_000  # combinations of alternatives; the 12 official games of the test data have up to 22

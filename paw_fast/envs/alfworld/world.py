@@ -1,4 +1,4 @@
-"""Defines the immutable part of a game: a `World` built from a parsed problem.
+"""Builds a game's unchanging part, an immutable `World`, from a parsed problem.
 
 Receptacles, objects and places are represented by their indices in lists sorted by PDDL id, the order in which the
 reference lists them. The reference's facts are kept as they are, one pair at a time, so that objects in two
@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from paw_fast.envs.alfworld.engine import Action
-from paw_fast.envs.alfworld.goal import Goal, UnknownGoal, compile_goal
+from paw_fast.envs.alfworld.goal import UnknownGoal, compile_goal
 from paw_fast.envs.alfworld.pddl import KINDS, SIGNATURES, PddlError, Problem, TooLarge, UnsupportedGame, show
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action, StaticWorld
 from paw_fast.envs.alfworld.text import Rules
 
 # The reference sometimes writes these two in capitals, and evaluates braces in its texts as expressions.
@@ -29,14 +29,8 @@ MAX_FACTS = 50_000
 MAX_HELD = 50
 
 
-class World:
-    """The immutable part of a game, shared by its states. Treat it as read-only.
-
-    receptacles, objects, places: display names by index. place_of[r]: the place of receptacle r.
-    at_place[p]: the receptacles at place p. holders[o]: the receptacles that may hold object o.
-
-    Raises `UnsupportedGame` for games that only the reference may support, and `PddlError` for invalid ones.
-    """
+class World(StaticWorld):
+    """All of a game that never changes, and its initial state. Shared by every state; treat it as read-only."""
 
     def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
         self.rules = rules
@@ -71,7 +65,7 @@ class World:
         self._read_properties(by_predicate)
         self.initial = self._initial_state(by_predicate)
         try:
-            self.goal: Goal = compile_goal(problem, facts, self)
+            self.goal = compile_goal(problem, facts, self)
         except UnknownGoal as error:
             raise UnsupportedGame(f"its goal {error}") from None
 

@@ -19,7 +19,7 @@ _CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """Scores of an answer, each in [0, 1]. Produced by `score`, consumed by the environment.
+    """How good an answer is, each between 0 and 1. Produced by `score`, consumed by the environment.
 
     >>> score("The Eiffel Tower!", ["Eiffel Tower"])
     AnswerScores(exact_match=1.0, sub_match=1.0, f1=1.0)
@@ -78,7 +78,7 @@ def _f1(answer: str, golden: str) -> float:
 
 
 def score(answer: str | None, golden: Sequence[str]) -> AnswerScores:
-    """All three scores of an answer; None (no answer was given) scores 0 on each."""
+    """All three scores of an answer; None (no answer was given) scores 0 throughout."""
     if answer is None:
         return AnswerScores(0.0, 0.0, 0.0)
     return AnswerScores(float(exact_match(answer, golden)), float(sub_match(answer, golden)), token_f1(answer, golden))

@@ -6,8 +6,8 @@ import pytest
 from search_extras import need
 
 from paw_fast import envs
-from paw_fast.config import TrainConfig
-from paw_fast.config.env import env_config
+from paw_fast.config import TrainConfig, env_config
+from paw_fast.envs.base import Env
 from paw_fast.envs.search_qa.datasets import Question
 from paw_fast.envs.search_qa.env import NOT_UNDERSTOOD, NOTHING_FOUND, SearchEnv, read_command, show_passages
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
@@ -21,7 +21,6 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import Completion
 from paw_fast.rollout.prompts import PromptTemplate, write_action
 from paw_fast.sft.warm_start import as_trajectory
-from paw_fast.types import Env
 
 need("bm25s", "Stemmer")
 
@@ -62,16 +61,16 @@ def test_episode():
     env, retriever = make_env()
     assert isinstance(env, Env)
     first = env.reset(env.tasks("unseen")[1])
-    assert (first.text, first.info["task"], first.info["won"]) == ("Question 1?", "Question 1?", False)
+    assert (first.text, first.task) == ("Question 1?", "Question 1?")
     found = env.step("search[the  capital\nof France]")
     assert found.observation.text == (
         "<information>Doc 1(Title: About the capital of France) All on the capital of France.</information>"
     )
-    assert (found.done, found.reward, found.info["won"], found.info["admissible"]) == (False, 0.0, False, True)
+    assert (found.done, found.score, found.won, found.admissible) == (False, 0.0, False, True)
     last = env.step("answer[paris.]")
-    assert (last.done, last.reward, last.info["won"]) == (True, 1.0, True)
-    assert last.info["scores"] == {"em": 1.0, "sub_em": 1.0, "f1": 1.0}
-    assert retriever.calls == [["the capital of France"]]
+    assert (last.done, last.score, last.won) == (True, 1.0, True)
+    assert last.scores == {"em": 1.0, "sub_em": 1.0, "f1": 1.0}
+    assert library.calls == [["the capital of France"]]
     with pytest.raises(RuntimeError, match="call reset first"):
         env.step("answer[x]")
 
@@ -81,7 +80,7 @@ def test_last_observation_does_not_reveal_the_answer():
     env, _ = make_env()
     (step,) = run_episode(env, "answer[Rome]")
     assert step.observation.text == ""
-    assert step.info["scores"]["em"] == 0.0
+    assert step.scores["em"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -89,32 +88,35 @@ def test_last_observation_does_not_reveal_the_answer():
 )
 def test_rewards(answer, share, f1):
     env, _ = make_env(format_reward=0.2)
-    (step,) = run_episode(env, f"answer[{answer}]")
-    assert step.info["reward"] == share
-    assert step.reward == (share == 1.0)
-    assert step.info["scores"]["f1"] == pytest.approx(f1)
+    (step,) = played(env, f"answer[{answer}]")
+    assert step.reward == share
+    assert step.score == (share == 1.0)
+    assert step.scores["f1"] == pytest.approx(f1)
 
 
 def test_last_turn_accepts_only_an_answer():
     env, retriever = make_env(format_reward=0.2)
     steps = run_episode(env, "search[a]", "search[b]", "search[c]", "search[d]", "answer[Paris]")
     assert [s.done for s in steps] == [False] * 4 + [True]
-    assert steps[-1].info["won"]
-    steps = run_episode(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
+    assert steps[-1].won
+    steps = played(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
     assert steps[-1].done
-    assert not steps[-1].info["won"]
-    assert (steps[-1].info["reward"], steps[-1].info["answer"]) == (0.0, None)  # no answer, no reward for the form
-    assert [q for call in retriever.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not sent
+    assert not steps[-1].won
+    assert (steps[-1].reward, steps[-1].verdict[:19]) == (
+        0.0,
+        "No answer was given",
+    )  # no reward for the form
+    assert [q for call in library.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not asked
 
 
 @pytest.mark.parametrize(
     "command", ["", "look", "search[]", "search[ ]", "answer[", "search a", "invalid[answer[Paris]]"]
 )
-def test_invalid_commands_cost_a_turn_and_explain_the_format(command):
-    env, retriever = make_env()
-    (step,) = run_episode(env, command)
-    assert (step.observation.text, step.done, step.info["admissible"]) == (NOT_UNDERSTOOD, False, False)
-    assert retriever.calls == []
+def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
+    env, library = make_env()
+    (step,) = played(env, command)
+    assert (step.observation.text, step.done, step.admissible) == (NOT_UNDERSTOOD, False, False)
+    assert library.calls == []
 
 
 @pytest.mark.parametrize(
@@ -123,8 +125,8 @@ def test_invalid_commands_cost_a_turn_and_explain_the_format(command):
 )
 def test_episode_without_answer_at_the_limit_is_truncated(last, truncated):
     env, _ = make_env(max_steps=2)
-    *_, step = run_episode(env, "search[a]", last, task=1)
-    assert (step.done, step.info["truncated"]) == (True, truncated)
+    *_, step = played(env, "search[a]", last, task=1)
+    assert (step.done, step.truncated) == (True, truncated)
 
 
 def test_read_command():
@@ -288,9 +290,9 @@ def test_query_batcher_evicts_the_oldest(monkeypatch):
     retriever = RecordingRetriever()
     query_batcher = QueryBatcher(retriever, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        query_batcher.enqueue(query)
-        assert query_batcher.result(query)[0].passage.title == f"About {query}"
-    assert retriever.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used more recently than "b"
+        desk.enqueue(query)
+        assert desk.result(query)[0].passage.title == f"About {query}"
+    assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
 
 def test_failed_search_is_retried():
@@ -301,9 +303,9 @@ def test_failed_search_is_retried():
                 raise ConnectionError
             return super().search(queries, topk)
 
-    retriever = Flaky()
-    query_batcher = QueryBatcher(retriever, 3)
-    query_batcher.enqueue("a")
+    library = Flaky()
+    desk = QueryBatcher(library, 3)
+    desk.enqueue("a")
     with pytest.raises(ConnectionError):
         query_batcher.result("a")
     assert query_batcher.result("a")[0].passage.title == "About a"
@@ -323,7 +325,7 @@ def test_expert_answers_every_synthetic_question(search_env):
             while not done:
                 step = search_env.step(expert.act(observation))
                 observation, done, steps = step.observation, step.done, steps + 1
-            assert step.info["won"]
+            assert step.won
             assert steps <= {"one_hop": 2, "two_hop": 3, "three_hop": 4}[task.task_type]
 
 
@@ -355,7 +357,7 @@ def test_hotpotqa_with_its_own_corpus(test_data, tmp_path):
         while not done:
             step = env.step(expert.act(observation))
             observation, done = step.observation, step.done
-        won += step.info["won"]
+        won += step.won
     assert won == 20
     env.close()
 
@@ -368,9 +370,9 @@ def test_hotpotqa_with_its_own_corpus(test_data, tmp_path):
         ({"train": ["q.json"], "corpus": "c.json", "retriever": "http://x"}, "exclude each other"),
         ({"topk": 0}, "--env.topk is 0"),
         ({"topk": 1000}, "--env.topk is 1000"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"format_reward": 1.0}, "--env.format-reward is 1.0"),
-        ({"num_train": 0}, "num_train is 0"),
+        ({"num_train": 0}, "--env.num-train is 0"),
         ({"train": ["q.json"], "retriever": "nowhere"}, "expected an address"),
         ({"questions": 3}, "search has no setting 'questions'"),
     ],
@@ -392,8 +394,8 @@ def test_one_split_can_be_omitted(tmp_path):
     env.close()
 
 
-def test_concurrent_searches_of_one_index(search_env):
-    retriever = search_env._query_batcher.retriever
+def test_threads_may_search_one_index(search_env):
+    retriever = search_env._batcher.retriever
     queries = [task.info["supporting"][0] for task in search_env.tasks("train")[:20]]
     expected = retriever.search(queries, 3)
     got = {}

@@ -154,7 +154,7 @@ def test_example_in_the_prompt_is_not_parsed_as_an_answer(search_env):
     from paw_fast.types import Observation
 
     template = PromptTemplate.load("verl", "search")
-    prompt = template.first(Observation("Where is Beijing?", (), {"task": "What is the capital of China?"}))
+    prompt = template.first(Observation("Where is Beijing?", (), "What is the capital of China?"))
     assert "<answer> Beijing </answer>" in prompt
     parsed = parse_action("I will not answer this.", template.style)
     assert not parsed.well_formed
@@ -162,4 +162,4 @@ def test_example_in_the_prompt_is_not_parsed_as_an_answer(search_env):
     search_env.reset(task)
     step = search_env.step(parsed.command)
     assert not step.done
-    assert step.info["admissible"] is False
+    assert step.admissible is False

@@ -129,7 +129,7 @@ def test_surrogates_and_a_byte_order_mark(raw, write_catalogue, tmp_path):
     found = env.catalogue.product("B1")
     assert found.options == {"color\ufffd": ("red\ufffd",)}
     assert (found.description, found.attributes) == ("whole \U0001f600", ("red\ufffd",))
-    assert env.reset(env.tasks("unseen")[0]).info["task"].startswith("find\ufffd with color\ufffd: red\ufffd")
+    assert env.reset(env.tasks("unseen")[0]).task.startswith("find\ufffd with color\ufffd: red\ufffd")
 
 
 @pytest.mark.parametrize("name", ["products.bin", "offsets.npy", "report.json", "index", "order.npy", "goals"])

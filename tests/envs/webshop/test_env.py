@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paw_fast import envs
+from paw_fast.envs.base import Env
 from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.envs.webshop.goals import NO_LIMIT, sample_limit, sample_prices
 from paw_fast.envs.webshop.pages import Node, Page, template_json
 from paw_fast.envs.webshop.search import make_analyzer
 from paw_fast.errors import UserError
 from paw_fast.evaluation.task_overlap import tasks_in_train
-from paw_fast.types import Env, Task
+from paw_fast.types import Task
 
 
 def test_won_episode(reference_env):
@@ -26,17 +27,17 @@ def test_won_episode(reference_env):
     task = next(t for t in env.tasks("train") if env.catalogue.goals[t.info["goal"]].options)
     first = env.reset(task)
     goal = env.goal
-    assert first.info["task"] == goal.instruction_text
-    assert first.info["task_type"] == task.task_type == goal.category
+    assert first.task == goal.instruction_text
+    assert task.task_type == goal.category
     assert first.admissible == ("search[<your query>]",)
-    assert (first.info["won"], first.info["state_text"]) == (False, first.text)
+    assert first.state_text == first.text
     step = env.step(f"search[{goal.name}]")
     assert f"click[{goal.asin.lower()}]" in step.observation.admissible
     for text in (goal.asin, *goal.options.values()):
         step = env.step(f"click[{text}]")
-        assert (step.info["admissible"], step.done, step.reward) == (True, False, 0.0)
+        assert (step.admissible, step.done, step.score) == (True, False, 0.0)
     step = env.step("click[buy now]")
-    assert (step.reward, step.done, step.info["won"], step.observation.info["won"]) == (1.0, True, True, True)
+    assert (step.score, step.done, step.won) == (1.0, True, True)
     with pytest.raises(RuntimeError, match="after the episode's end"):
         env.step("click[back to search]")
     assert env.reset(task) == first
@@ -65,8 +66,8 @@ def test_last_page_lists_options_by_name(reference_env):
     goal = env.goal
     for text in (f"search[{goal.name}]", f"click[{goal.asin}]"):
         env.step(text)
-    for name in sorted(goal.options, reverse=True):
-        assert env.step(f"click[{goal.options[name]}]").info["admissible"]
+    for name in sorted(goal.options, reverse=True):  # the last name first
+        assert env.step(f"click[{goal.options[name]}]").admissible
     pairs = [f'"{name}": "{goal.options[name]}"' for name in sorted(goal.options)]
     assert options_on_the_last_page(env.step("click[buy now]").observation.text) == "{" + ", ".join(pairs) + "}"
 
@@ -92,7 +93,7 @@ def test_unavailable_commands_change_nothing(reference_env):
         "click[b000000000]",
     ):
         step = env.step(command)
-        assert (step.reward, step.done, step.info["admissible"]) == (0.0, False, False)
+        assert (step.score, step.done, step.admissible) == (0.0, False, False)
         assert step.observation.text == first.text
 
 
@@ -114,27 +115,25 @@ def test_next_and_previous_pages(reference_env):
     two = env.step("click[next >]").observation
     assert "Page 2 (Total results: 50)" in two.text
     assert "click[< prev]" in two.admissible
-    assert not set(one.info["clickables"]) & set(two.info["clickables"]) - {"back to search", "next >"}
+    assert not set(one.admissible) & set(two.admissible) - {"click[back to search]", "click[next >]"}
     for _ in range(4):
         last = env.step("click[next >]").observation
-    assert "Page 6 (Total results: 50)" in last.text  # pages past the last result are empty, as in the reference
-    assert last.info["clickables"] == ("back to search", "< prev", "next >")
+    assert "Page 6 (Total results: 50)" in last.text  # past the last result: an empty page, as in the reference
+    assert last.admissible == ("click[back to search]", "click[< prev]", "click[next >]")
 
 
 def test_brief_pages(reference_env):
     plain, brief = reference_env.spawn(), WebshopEnv(reference_env.catalogue, brief_results=2)
     task = reference_env.tasks("unseen")[3]
-    assert brief.reset(task).info["shown"] == ""
-    catalogue = reference_env.catalogue
-    first, second, third = (
-        f"click[{catalogue.product_store[row].asin.lower()}]" for row in catalogue.results("shirt")[:3]
-    )
+    assert brief.reset(task).shown == ""
+    shop = reference_env.shop
+    first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
     plain.reset(task)
     chosen = []
     for command in ("search[shirt]", first, "click[description]", "click[< prev]", "click[< prev]"):
         seen, other = brief.step(command).observation, plain.step(command).observation
         assert (seen.text, seen.admissible) == (other.text, other.admissible)
-        shown = seen.info["shown"]
+        shown = seen.shown
         chosen = re.findall(r"click\[[^]]*\]", shown)
         assert set(chosen) <= set(seen.admissible)
         assert plain.goal.instruction_text not in shown
@@ -232,8 +231,8 @@ def test_human_goals(raw, write_catalogue, tmp_path):
     for command in ("search[red mug]", "click[b1]", "click[red]"):
         env.step(command)
     step = env.step("click[buy now]")
-    assert step.reward == 1.0
-    assert (step.info["parts"].r_option, step.info["parts"].r_att) == (1.0, 1.0)
+    assert step.score == 1.0
+    assert (env.session.parts.r_option, env.session.parts.r_att) == (1.0, 1.0)
 
 
 def test_value_of_two_options_selects_the_last_option(raw, write_catalogue):
@@ -243,7 +242,7 @@ def test_value_of_two_options_selects_the_last_option(raw, write_catalogue):
     for command in ("search[mug]", "click[b1]", "click[two]", "click[one]"):
         step = env.step(command)
     assert env.session.options == {"color": "two", "size": "one"}
-    assert step.observation.info["clickables"][-2:] == ("one", "two")
+    assert step.observation.admissible[-2:] == ("click[one]", "click[two]")
 
 
 def test_rich_pages_mark_clicked_nodes():
@@ -291,8 +290,8 @@ def test_analyzer_matches_lucene(text, expected):
     [
         ({"mode": "html"}, "no mode 'html': choose text or text_rich"),
         ({"goals": "robot"}, "no goals 'robot': choose synthetic or human"),
-        ({"num_products": 0}, "num_products is 0"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"num_products": 0}, "--env.num-products is 0"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"sead": 1}, "webshop has no setting 'sead'"),
     ],
 )

@@ -80,17 +80,20 @@ def test_expert_wins_unless_it_buys_early(generated):
     won = {}
     for early_answer_prob in (0.0, 0.5, 1.0):
         env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=early_answer_prob, seed=1)
-        won[early_answer_prob] = sum(play(env, expert, task).info["won"] for task in tasks) / len(tasks)
+        won[early_answer_prob] = sum(play(env, expert, task).won for task in tasks) / len(tasks)
     assert won[0.0] > 0.9
     assert won[1.0] < 0.2
     assert won[1.0] < won[0.5] < won[0.0]
 
 
-def test_early_purchases_only_in_the_last_share_of_demonstrations(generated):
-    env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=0.99, seed=1)
-    settings = WarmStartConfig(early_answer_prob=0.99, early_answer_share=0.25, noop_prob=0.0, mistake_prob=0.0)
+def test_early_answers_begin_where_the_share_says(generated):
+    env, expert = (
+        generated.spawn(),
+        envs.make_expert("webshop", early_answer_prob=0.99, early_answer_share=0.25, seed=1),
+    )
+    settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(
-        env, expert, generated.tasks("train")[:80], settings, clean_expert=envs.make_expert("webshop")
+        env, expert, generated.tasks("train")[:80], settings, careful_expert=envs.make_expert("webshop")
     )
     words = [len(turns[0][0].split()) for _, turns in demos]
     assert min(words[:50]) > 2  # a full query has a kind of two words, two attributes and an option
@@ -104,8 +107,8 @@ def test_asin_pieces_and_options_are_single_tokens(catalogue_cache):
     )
     settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(env, expert, env.tasks("train")[:60], settings)
-    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.info["shown"])]
-    tokenizer = tiny.train_tokenizer(texts, 600, expert.names)
+    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.shown)]
+    tokenizer = tiny.train_tokenizer(texts, 600, expert.token_pattern)
 
     def pieces(text):
         return [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]
@@ -121,8 +124,8 @@ def test_asin_pieces_and_options_are_single_tokens(catalogue_cache):
         assert pieces(f"click[{value}]") == ["click[", value, "]"]
 
 
-def test_expert_on_the_official_products(reference_env):
-    won = [play(reference_env.spawn(), Shopper(), task).info["won"] for task in reference_env.tasks("train")[:60]]
+def test_a_shopper_on_the_official_products(reference_env):
+    won = [play(reference_env.spawn(), Shopper(), task).won for task in reference_env.tasks("train")[:60]]
     assert sum(won) > 35  # of 60
 
 

@@ -21,10 +21,11 @@ from typing import Any
 
 from paw_fast.envs.alfworld.env import GameSet, make_observation
 from paw_fast.envs.alfworld.games import reference_texts
-from paw_fast.envs.alfworld.text import TASK_PREFIX
+from paw_fast.envs.alfworld.text import NOTHING_HAPPENS, TASK_PREFIX
+from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-from paw_fast.types import Observation, Step, Task
+from paw_fast.types import Observation, Task
 
 _LOG = logging.getLogger("paw_fast.envs")
 TIME_LIMIT_S = 120.0  # the largest kitchens take 6 s to load on an idle core
@@ -182,8 +183,8 @@ class _Pool:
                 worker.stop()
 
 
-class ReferenceEnv:
-    """Runs one ALFWorld episode at a time on the reference engine.
+class ReferenceEnv(BaseEnv):
+    """One ALFWorld episode at a time, on the reference engine.
 
     num_workers: processes shared by this environment and those it spawns (default: the number of cores, at most 8;
     each needs about 0.1 GB). time_limit_s: time limit of a response in seconds. Raises `UserError` if the extra
@@ -231,7 +232,7 @@ class ReferenceEnv:
         if self._closed:
             raise RuntimeError("this environment is closed")
         if task.path is None or not task.path.is_file():
-            raise UserError(f"no game file at {task.path}: make the task with Task.from_file(path)")
+            raise UserError(f"no game file at {task.path}: make the task with games.read_task(path)")
         self._task, self._commands, self._done = task, [], True
         self._send()
 
@@ -243,10 +244,10 @@ class ReferenceEnv:
             raise UserError(f"{self._task.path}: the reference engine cannot load it: {answer['error']}")
         self._done = False
         sentence = answer["text"].rpartition(TASK_PREFIX)[2]
-        return self._observation(answer, {"task": sentence.removesuffix(".")})
+        return self._observation(answer, sentence.removesuffix("."))
 
-    def step(self, command: str) -> Step:
-        """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
+    def step(self, command: str) -> StepResult:
+        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
@@ -258,8 +259,8 @@ class ReferenceEnv:
         self._commands.append(command if len(command) <= MAX_COMMAND_CHARS else "")
         self._send()
 
-    def finish_step(self) -> Step:
-        """The second half of `step`: waits for the response."""
+    def finish_step(self) -> StepResult:
+        """The second half of `step`: waits for the answer."""
         assert self._task is not None
         answer = self._receive()
         if "error" in answer:
@@ -268,8 +269,8 @@ class ReferenceEnv:
         won = answer["won"]
         self._done = won or len(self._commands) >= self._max_steps
         truncated = self._done and not won
-        info = {"won": won, "admissible": answer["text"] != "Nothing happens.", "truncated": truncated}
-        return Step(self._observation(answer), 1.0 if won else 0.0, self._done, info)
+        admissible = answer["text"] != NOTHING_HAPPENS
+        return StepResult(self._observation(answer), self._done, won, truncated=truncated, admissible=admissible)
 
     def _request(self, num_commands: int) -> dict[str, Any]:
         """The request that starts the episode (0) or executes its command number `num_commands`."""
@@ -313,9 +314,8 @@ class ReferenceEnv:
         self._num_starts = self._worker.num_starts
         return answer
 
-    def _observation(self, answer: dict[str, Any], more: dict[str, Any] | None = None) -> Observation:
-        assert self._task is not None
-        return make_observation(answer["text"], tuple(answer["admissible"]), answer["won"], self._task.task_type, more)
+    def _observation(self, answer: dict[str, Any], task: str = "") -> Observation:
+        return make_observation(answer["text"], tuple(answer["admissible"]), task)
 
     def spawn(self) -> ReferenceEnv:
         """Another episode over the same games, in the same worker processes."""

@@ -5,13 +5,9 @@ INDEX/passages.jsonl  offsets.npy  meta.json  and the files of the BM25 or dense
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ import numpy as np
 from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import Passage
 from paw_fast.errors import UserError
-from paw_fast.runs.atomic_files import user_errors, write_text
+from paw_fast.runs.atomic_files import build_folder, user_errors, write_text
 
 VERSION = 1  # increment it when the contents of an index folder change
 
@@ -82,29 +78,17 @@ def fingerprint(path: Path, **settings: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def build_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
-    """Builds an index folder atomically, also if several processes build it at once; returns `folder`.
-
-    Calls `build` on a temporary folder beside `folder`, writes its return value to meta.json, and renames the folder.
-    Raises `UserError` if `folder` exists and is not an index.
-    """
+def build_index(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
+    """Makes an index in `folder`: what `build` writes, and what it returns as meta.json. An index that is there already
+    is replaced. Raises `UserError` for a `folder` that holds something else."""
     if folder.exists() and not (folder / "meta.json").is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not an index: choose another folder")
+
+    def build_with_meta(hidden: Path) -> None:
+        meta = build(hidden)
+        write_text(hidden / "meta.json", json.dumps({"version": VERSION, **meta}, indent=2) + "\n")
+
     with user_errors("write the index", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
-        try:
-            meta = build(staging)
-            write_text(staging / "meta.json", json.dumps({"version": VERSION, **meta}, indent=2) + "\n")
-            staging.chmod(0o755)
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
-                with contextlib.suppress(OSError):
-                    os.rename(folder, old / "old")
-                shutil.rmtree(old, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process finished first; its index is identical
-                os.rename(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        build_folder(folder, build_with_meta, replace=True, remove_stale=False)
     read_meta(folder)
     return folder
