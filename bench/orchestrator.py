@@ -30,7 +30,7 @@ MODES = ("sync", "stream", "async")
 FIRST_STEPS = 2  # not counted: caches are cold, and async has nothing to overlap yet
 
 
-def config_of(args: argparse.Namespace, mode: str, slots: int, model: str) -> TrainConfig:
+def load_config(args: argparse.Namespace, mode: str, slots: int, model: str) -> TrainConfig:
     base, replace = load_preset("tiny", "alfworld"), dataclasses.replace
     return replace(
         base, steps=args.steps, eval_tasks=2, eval_every=0, save_every=1000, profile=True,
@@ -110,7 +110,7 @@ def main() -> None:
         found[case] = {}
         for mode in MODES:
             folder = work / f"{slots}-{mode}"
-            run(config_of(args, mode, slots, model), folder)
+            run(load_config(args, mode, slots, model), folder)
             if model == "tiny":
                 model = str(folder / "warm_start")
             f = found[case][mode] = figures(folder)

@@ -68,9 +68,9 @@ def check_parts(config: TrainConfig) -> None:
     PromptTemplate.load(config.env.template, config.env.name)
     resolve_device(config.model.device)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        from paw_fast.rollout.engines.vllm import MEND
+        from paw_fast.rollout.engines.vllm import INSTALL_HINT
 
-        raise UserError(f"--rollout.engine vllm needs vLLM: {MEND}")
+        raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs wandb, which is not installed: pip install 'paw-fast[wandb]'")
 

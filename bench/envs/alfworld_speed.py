@@ -22,7 +22,7 @@ from pathlib import Path
 from paw_fast import envs
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import load_world, read_task
-from paw_fast.envs.alfworld.textworld.caching import speed_up
+from paw_fast.envs.alfworld.textworld.caching import install_caches
 from paw_fast.envs.alfworld.textworld.worker import answer_request
 
 

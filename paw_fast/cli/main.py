@@ -197,8 +197,8 @@ def _resume(path: Path, args: list[str]) -> int:
     from paw_fast.runs.resume import is_finished, resume_point, write_missing
     from paw_fast.train import train
 
-    run_dir = runs.run_of(path)
-    begun = runs.config_of(run_dir)
+    run_dir = runs.find_run_dir(path)
+    begun = runs.load_config(run_dir)
     consent = tuple(option(f"env.{field}") for field in begun.env.CONSENT_FIELDS)
     given = any(arg.replace("_", "-").startswith(consent) for arg in args)
     first = begun.env.CONSENT_FIELDS[:1]

@@ -14,7 +14,7 @@ from paw_fast.evaluation.task_overlap import tasks_in_train
 from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.worker import EvalSession
 from paw_fast.runs import console
-from paw_fast.runs.metrics import wilson_interval
+from paw_fast.runs.statistics import wilson_interval
 from paw_fast.types import Task, Trajectory
 
 EVAL_SEED = 20_000

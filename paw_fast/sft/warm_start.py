@@ -271,7 +271,7 @@ def read_passages(folder: Path) -> list[str]:
 
 def _texts(demos: Sequence[Demonstration], template: PromptTemplate) -> Iterable[str]:
     for first, turns in demos:
-        yield shown(first)[0].text
+        yield policy_view(first)[0].text
         yield first.task
         for command, observation, _ in turns:
             yield write_action(command, template.style)

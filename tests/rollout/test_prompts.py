@@ -61,8 +61,8 @@ def test_policy_view_uses_the_environments_form_and_truncates():
     short, cut = policy_view(SEEN, 7)
     assert (short.text, short.admissible, cut) == ("You are", SEEN.admissible, True)
     other = Observation("page", shown="the page")
-    assert shown(other)[0].text == "the page"
-    assert shown(other, 3) == (Observation("the"), True)
+    assert policy_view(other)[0].text == "the page"
+    assert policy_view(other, 3) == (Observation("the"), True)
 
 
 def test_a_template_from_a_file(tmp_path):

@@ -109,7 +109,7 @@ def test_tags_of_the_prompt_template_are_control_tokens():
     ids = chat.first(template.first(Observation("a <think> b", (), "t")))
     tokens = chat.tokenizer.convert_ids_to_tokens(ids)
     assert tokens.count("<think>") == template.first(Observation("", (), "t")).count("<think>") == 1
-    assert not kept(chat, chat.encode("<think>"))
+    assert not control_ids(chat, chat.encode("<think>"))
 
 
 def test_demonstrations_are_plain_text(chat):

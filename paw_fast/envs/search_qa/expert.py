@@ -7,7 +7,7 @@ import random
 import re
 
 from paw_fast.envs.base import BaseExpert
-from paw_fast.envs.search_qa.synthetic_facts import read_fact, understand
+from paw_fast.envs.search_qa.synthetic_facts import parse_question, read_fact
 from paw_fast.envs.search_qa.synthetic_names import TRADES
 from paw_fast.types import Observation
 

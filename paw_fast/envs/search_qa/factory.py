@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from paw_fast.envs.json_files import ReadingNotes, warn_once
+from paw_fast.envs.json_files import DataIssues, warn_once
 from paw_fast.envs.search_qa.config import SearchConfig, SearchExpertConfig
 from paw_fast.envs.search_qa.datasets import Question, load_mixture
 from paw_fast.envs.search_qa.env import SearchEnv
 from paw_fast.envs.search_qa.expert import SearchExpert
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
-from paw_fast.envs.search_qa.retrieval import Retriever, index_cache, index_notes, index_of, open_index
+from paw_fast.envs.search_qa.retrieval import Retriever, index_cache, index_issues, index_of, open_index
 from paw_fast.envs.search_qa.synthetic_corpus import WORLD_VERSION, World, make_world
 from paw_fast.errors import UserError
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from paw_fast.envs.base import BaseExpert
-from paw_fast.envs.webshop.generate import ASIN_PLACES
+from paw_fast.envs.webshop.generate import ASIN_LETTERS
 from paw_fast.envs.webshop.pages import BACK, NEXT, SEPARATOR
 from paw_fast.types import Observation
 
@@ -91,7 +91,7 @@ class Shopper(BaseExpert):
         the start of a click; the pieces of generated asins."""
         words = "|".join(map(re.escape, sorted(self._used_words, key=lambda word: (-len(word), word))))
         used = [rf"(?: |(?<=['\[]))(?:{words})(?![\w-])"] if words else []
-        return "|".join((*used, rf"[{ASIN_PLACES.lower()}]\d(?=[\]{ASIN_PLACES.lower()}])", r"click\["))
+        return "|".join((*used, rf"[{ASIN_LETTERS.lower()}]\d(?=[\]{ASIN_LETTERS.lower()}])", r"click\["))
 
     def reset(self, observation: Observation) -> None:
         """Reads the instruction."""

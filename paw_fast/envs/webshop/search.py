@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from paw_fast.envs.lucene import K1, STOP_WORDS, B
-from paw_fast.envs.webshop.product_store import undamaged
+from paw_fast.envs.webshop.product_store import cache_errors
 from paw_fast.envs.webshop.records import Product
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals

@@ -268,7 +268,7 @@ def test_unknown_grammar_falls_back_to_the_reference(tmp_path, small_env, env_wi
     data = json.loads(small_env.tasks("train")[0].path.read_text())
     changed = grammar.replace("You arrive at", "You walk up to").replace("UNKNOWN GOAL", data["paw_fast"]["task"])
     path.write_text(json.dumps({**data, "pddl_domain": domain, "grammar": changed}))
-    env = lenient.spawn()
+    env = env_with_fallback.spawn()
     first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
         f"{path} is played by the reference engine: its text grammar is not one of the two known ones"
@@ -290,7 +290,7 @@ def test_receptacle_with_an_object_type_falls_back_to_the_reference(tmp_path, sm
     problem = data["pddl_problem"].replace("(:objects", "(:objects BenchType - otype", 1)
     problem = problem.replace("(:init", f"(:init (receptacleType {receptacle} BenchType)", 1)
     path.write_text(json.dumps({**data, "pddl_problem": problem}))
-    env, native = lenient.spawn(), small_env.spawn()
+    env, native = env_with_fallback.spawn(), small_env.spawn()
     assert env.reset(read_task(path)).text == native.reset(task).text
     (record,) = caplog.records
     message = record.getMessage()
@@ -322,7 +322,7 @@ def test_unknown_domain_falls_back_to_the_reference(tmp_path, small_env, env_wit
     assert "(:predicates" in data["pddl_domain"]
     domain = data["pddl_domain"].replace("(:predicates", "(:predicates (painted ?o - object)", 1)
     path.write_text(json.dumps({**data, "pddl_domain": domain}))
-    env = lenient.spawn()
+    env = env_with_fallback.spawn()
     first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
         f"{path} is played by the reference engine: its PDDL domain is not one of the three known ones"

@@ -70,7 +70,7 @@ def test_episode():
     last = env.step("answer[paris.]")
     assert (last.done, last.score, last.won) == (True, 1.0, True)
     assert last.scores == {"em": 1.0, "sub_em": 1.0, "f1": 1.0}
-    assert library.calls == [["the capital of France"]]
+    assert retriever.calls == [["the capital of France"]]
     with pytest.raises(RuntimeError, match="call reset first"):
         env.step("answer[x]")
 
@@ -88,7 +88,7 @@ def test_last_observation_does_not_reveal_the_answer():
 )
 def test_rewards(answer, share, f1):
     env, _ = make_env(format_reward=0.2)
-    (step,) = played(env, f"answer[{answer}]")
+    (step,) = run_episode(env, f"answer[{answer}]")
     assert step.reward == share
     assert step.score == (share == 1.0)
     assert step.scores["f1"] == pytest.approx(f1)
@@ -99,24 +99,24 @@ def test_last_turn_accepts_only_an_answer():
     steps = run_episode(env, "search[a]", "search[b]", "search[c]", "search[d]", "answer[Paris]")
     assert [s.done for s in steps] == [False] * 4 + [True]
     assert steps[-1].won
-    steps = played(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
+    steps = run_episode(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
     assert steps[-1].done
     assert not steps[-1].won
     assert (steps[-1].reward, steps[-1].verdict[:19]) == (
         0.0,
         "No answer was given",
     )  # no reward for the form
-    assert [q for call in library.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not asked
+    assert [q for call in retriever.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not asked
 
 
 @pytest.mark.parametrize(
     "command", ["", "look", "search[]", "search[ ]", "answer[", "search a", "invalid[answer[Paris]]"]
 )
 def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
-    env, library = make_env()
-    (step,) = played(env, command)
+    env, retriever = make_env()
+    (step,) = run_episode(env, command)
     assert (step.observation.text, step.done, step.admissible) == (NOT_UNDERSTOOD, False, False)
-    assert library.calls == []
+    assert retriever.calls == []
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
 )
 def test_episode_without_answer_at_the_limit_is_truncated(last, truncated):
     env, _ = make_env(max_steps=2)
-    *_, step = played(env, "search[a]", last, task=1)
+    *_, step = run_episode(env, "search[a]", last, task=1)
     assert (step.done, step.truncated) == (True, truncated)
 
 
@@ -290,9 +290,9 @@ def test_query_batcher_evicts_the_oldest(monkeypatch):
     retriever = RecordingRetriever()
     query_batcher = QueryBatcher(retriever, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        desk.enqueue(query)
-        assert desk.result(query)[0].passage.title == f"About {query}"
-    assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
+        query_batcher.enqueue(query)
+        assert query_batcher.result(query)[0].passage.title == f"About {query}"
+    assert retriever.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
 
 def test_failed_search_is_retried():
@@ -303,9 +303,9 @@ def test_failed_search_is_retried():
                 raise ConnectionError
             return super().search(queries, topk)
 
-    library = Flaky()
-    desk = QueryBatcher(library, 3)
-    desk.enqueue("a")
+    retriever = Flaky()
+    query_batcher = QueryBatcher(retriever, 3)
+    query_batcher.enqueue("a")
     with pytest.raises(ConnectionError):
         query_batcher.result("a")
     assert query_batcher.result("a")[0].passage.title == "About a"

@@ -10,7 +10,7 @@ from paw_fast.envs.search_qa.retrieval.records import Hit, Passage, Retriever
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import cache_folder
 
-__all__ = ["Hit", "Passage", "Retriever", "index_cache", "index_notes", "index_of", "open_index"]
+__all__ = ["Hit", "Passage", "Retriever", "index_cache", "index_issues", "index_of", "open_index"]
 
 
 def index_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:

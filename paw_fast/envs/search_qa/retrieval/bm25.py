@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from paw_fast.envs.json_files import ReadingNotes
+from paw_fast.envs.json_files import DataIssues
 from paw_fast.envs.lucene import K1, STOP_WORDS, B
 from paw_fast.envs.search_qa.retrieval import store
 from paw_fast.envs.search_qa.retrieval.corpus import read_corpus
