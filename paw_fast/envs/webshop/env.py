@@ -54,26 +54,26 @@ class WebshopEnv(BaseEnv):
 
     name = "webshop"
 
-    def __init__(self, shop: Catalogue, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
+    def __init__(self, catalogue: Catalogue, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
         if mode not in MODES:
             raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
         if brief_results < 0:
             raise UserError(f"brief_results is {brief_results}, expected at least 0")
-        self._shop, self._mode, self._max_steps, self._brief_results = shop, mode, max_steps, brief_results
+        self._catalogue, self._mode, self._max_steps, self._brief_results = catalogue, mode, max_steps, brief_results
         self._goal: Goal | None = None
         self._session, self._page = Session(), Page(())
         self._task_type, self._num_steps, self._done = "", 0, True
 
     @property
-    def shop(self) -> Catalogue:
+    def catalogue(self) -> Catalogue:
         """The shared data: catalogue, goals, search."""
-        return self._shop
+        return self._catalogue
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "unseen" (also "val"), or WebShop's own "test", "eval" and "train_original"."""
-        return self._shop.tasks(split)
+        return self._catalogue.tasks(split)
 
     def reset(self, task: Task) -> Observation:
         """Starts an episode. Raises `UserError` for a task that is no goal of this catalogue."""
@@ -82,12 +82,12 @@ class WebshopEnv(BaseEnv):
     def restore(self, task: Task, session: Session, num_steps: int = 0) -> Observation:
         """Goes on from a session of `task`, saved (`session.copy()`) after `num_steps` commands."""
         number = task.info.get("goal")
-        if not isinstance(number, int) or not 0 <= number < len(self._shop.goals):
+        if not isinstance(number, int) or not 0 <= number < len(self._catalogue.goals):
             raise UserError(
-                f"the task {task.task_id!r} is no goal of this catalogue, which has {len(self._shop.goals)}: take one "
-                "of env.tasks(split)"
+                f"the task {task.task_id!r} is no goal of this catalogue, which has {len(self._catalogue.goals)}: take "
+                "one of env.tasks(split)"
             )
-        self._goal, self._task_type = self._shop.goals[number], task.task_type
+        self._goal, self._task_type = self._catalogue.goals[number], task.task_type
         self._session, self._num_steps = session.copy(), num_steps
         self._done = session.page == "done" or num_steps >= self._max_steps
         self._page = self._render(self._goal)
@@ -148,7 +148,7 @@ class WebshopEnv(BaseEnv):
         s = self._session
         sub_page = next((name for name in pages.SUB_PAGES if name.lower() == text), None)
         if text == pages.BUY.lower():
-            s.parts, s.page = self._shop.judge(goal, s.asin, s.options), "done"
+            s.parts, s.page = self._catalogue.judge(goal, s.asin, s.options), "done"
         elif text == pages.BACK.lower():
             self._session = Session()
         elif text == pages.NEXT.lower() and s.page == "results":
@@ -167,25 +167,25 @@ class WebshopEnv(BaseEnv):
             s.page = "item"
         else:
             # A value that two options share is taken for the last of them.
-            for name, values in self._shop.product(s.asin).options.items():
+            for name, values in self._catalogue.product(s.asin).options.items():
                 if text in values:
                     chosen = name
             s.options[chosen] = text
 
     def _render(self, goal: Goal) -> Page:
-        s, shop = self._session, self._shop
+        s, catalogue = self._session, self._catalogue
         if s.page == "start":
             return pages.start_page(goal)
         if s.page == "results":
-            rows = shop.results(s.query)
+            rows = catalogue.results(s.query)
             shown = rows[(s.number - 1) * pages.PAGE_SIZE : s.number * pages.PAGE_SIZE]
-            return pages.results_page(goal, [shop.store[row] for row in shown], s.number, len(rows), s.visited)
+            return pages.results_page(goal, [catalogue.store[row] for row in shown], s.number, len(rows), s.visited)
         if s.page == "done":
             assert s.parts is not None
             return pages.done_page(s.asin, s.options, s.parts.reward)
-        product = shop.product(s.asin)
+        product = catalogue.product(s.asin)
         if s.page == "item":
-            return pages.item_page(goal, product, s.options, s.query, s.number, shop.show_attributes)
+            return pages.item_page(goal, product, s.options, s.query, s.number, catalogue.show_attributes)
         return pages.sub_page(goal, product, s.page)
 
     def _observe(self, task: str = "") -> Observation:
@@ -201,7 +201,7 @@ class WebshopEnv(BaseEnv):
 
     def spawn(self) -> WebshopEnv:
         """Another episode over the same catalogue."""
-        return WebshopEnv(self._shop, self._mode, self._max_steps, self._brief_results)
+        return WebshopEnv(self._catalogue, self._mode, self._max_steps, self._brief_results)
 
     def close(self) -> None:
         """Ends the episode. The shared data stays for the other episodes."""

@@ -340,7 +340,7 @@ def test_an_unknown_grammar_is_refused_unless_the_reference_engine_is_allowed(ga
     rewrite(game_file, other_grammar)
     with pytest.raises(UserError, match=r"text grammar is not one of .* say --env\.allow-reference-engine") as error:
         small_env.spawn().reset(read_task(game_file))
-    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert "\n" not in str(error.value)
 
 
@@ -351,7 +351,7 @@ def test_without_the_extra_an_unknown_grammar_is_one_line(game_file, small_env, 
     env = envs.make("alfworld", data=small_env.tasks("train")[0].path.parents[3], allow_reference_engine=True)
     with pytest.raises(UserError, match=rf"text grammar is not one of.*{missing}") as error:
         env.reset(read_task(game_file))
-    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert not caplog.records
     with pytest.raises(UserError, match=missing):
         envs.make("alfworld", engine="textworld")

@@ -271,7 +271,7 @@ def test_an_unknown_grammar_is_handed_over_with_one_line(tmp_path, small_env, le
     env = lenient.spawn()
     first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is played by the reference engine: its text grammar is not one of the two known ones"
+        f"{path} is run by the reference engine: its text grammar is not one of the two known ones"
     ]
     goto = next(command for command in first.admissible if command.startswith("go to"))
     assert env.step(goto).observation.text.startswith("You walk up to")
@@ -294,7 +294,7 @@ def test_a_receptacle_with_an_object_s_type_is_handed_over_with_one_line(tmp_pat
     assert env.reset(read_task(path)).text == native.reset(task).text
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith(f"{path} is played by the reference engine: its fact (receptacletype {desk[:20]}")
+    assert message.startswith(f"{path} is run by the reference engine: its fact (receptacletype {desk[:20]}")
     assert message.endswith("has arguments of type receptacle otype, expected receptacle rtype")
     for command in Planner().plan(native.state):
         assert env.step(command).observation.text == native.step(command).observation.text
@@ -325,7 +325,7 @@ def test_an_unknown_domain_is_handed_over_with_one_line(tmp_path, small_env, len
     env = lenient.spawn()
     first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is played by the reference engine: its PDDL domain is not one of the three known ones"
+        f"{path} is run by the reference engine: its PDDL domain is not one of the three known ones"
     ]
     assert first.text == small_env.reset(task).text
     for command in ("look", *Planner().plan(small_env.state)):

@@ -280,18 +280,18 @@ def test_imitation_sees_what_the_policy_sees(chat, layout, max_chars, max_tokens
     assert (lived.num_cut > 0) == bool(max_chars or max_tokens)
 
 
-# ------------------------------------------------------------------------------------------------- the desk
+# ------------------------------------------------------------------------------------------------- the batcher
 
 
-def test_the_desk_forgets_the_oldest(monkeypatch):
+def test_the_batcher_forgets_the_oldest(monkeypatch):
     from paw_fast.envs.search_qa import query_batcher as module
 
     monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
     library = Library()
-    desk = QueryBatcher(library, 3)
+    batcher = QueryBatcher(library, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        desk.enqueue(query)
-        assert desk.result(query)[0].passage.title == f"About {query}"
+        batcher.enqueue(query)
+        assert batcher.result(query)[0].passage.title == f"About {query}"
     assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
 
@@ -304,11 +304,11 @@ def test_a_failed_search_is_asked_again():
             return super().search(queries, topk)
 
     library = Flaky()
-    desk = QueryBatcher(library, 3)
-    desk.enqueue("a")
+    batcher = QueryBatcher(library, 3)
+    batcher.enqueue("a")
     with pytest.raises(ConnectionError):
-        desk.result("a")
-    assert desk.result("a")[0].passage.title == "About a"
+        batcher.result("a")
+    assert batcher.result("a")[0].passage.title == "About a"
 
 
 # -------------------------------------------------------------------------------------- making it, and the expert
@@ -377,7 +377,7 @@ def test_published_questions_with_their_own_passages(test_data, tmp_path):
         ({"questions": 3}, "search has no setting 'questions'"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, message, tmp_path, monkeypatch):
+def test_settings_that_are_refused(settings, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         envs.make("search", cache_dir=tmp_path, **settings)

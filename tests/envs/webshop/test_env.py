@@ -24,7 +24,7 @@ from paw_fast.types import Task
 def test_an_episode_that_is_won(reference_env):
     env = reference_env.spawn()
     assert isinstance(env, Env)
-    task = next(t for t in env.tasks("train") if env.shop.goals[t.info["goal"]].options)
+    task = next(t for t in env.tasks("train") if env.catalogue.goals[t.info["goal"]].options)
     first = env.reset(task)
     goal = env.goal
     assert first.task == goal.instruction_text
@@ -61,7 +61,7 @@ def chosen_on_the_last_page(text):
 
 def test_the_last_page_lists_options_by_name_whatever_was_clicked_first(reference_env):
     env = reference_env.spawn()
-    task = next(t for t in env.tasks("train") if len(env.shop.goals[t.info["goal"]].options) > 1)
+    task = next(t for t in env.tasks("train") if len(env.catalogue.goals[t.info["goal"]].options) > 1)
     env.reset(task)
     goal = env.goal
     for text in (f"search[{goal.name}]", f"click[{goal.asin}]"):
@@ -123,10 +123,10 @@ def test_pages_before_and_after(reference_env):
 
 
 def test_brief_pages_say_the_same_in_short(reference_env):
-    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.shop, brief_results=2)
+    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.catalogue, brief_results=2)
     task = reference_env.tasks("unseen")[3]
     assert brief.reset(task).shown == ""
-    shop = reference_env.shop
+    shop = reference_env.catalogue
     first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
     plain.reset(task)
     chosen = []
@@ -142,11 +142,11 @@ def test_brief_pages_say_the_same_in_short(reference_env):
             assert chosen == [first, second]
     assert chosen == [second, third]  # the first was looked at
     with pytest.raises(UserError, match="brief_results is -1"):
-        WebshopEnv(reference_env.shop, brief_results=-1)
+        WebshopEnv(reference_env.catalogue, brief_results=-1)
 
 
 def test_validation_goals_are_not_in_training(reference_env):
-    goals = reference_env.shop.goals
+    goals = reference_env.catalogue.goals
     held_out = [goals[t.info["goal"]] for t in reference_env.tasks("unseen")]
     train = [goals[t.info["goal"]] for t in reference_env.tasks("train")]
     known = {(g.asin, g.instruction_text) for g in held_out}
@@ -173,10 +173,12 @@ def test_tasks_can_be_sliced_and_counted(reference_env):
 def test_goals_depend_on_the_seed_alone(webshop_data, shop_cache, reference_env):
     other = envs.make("webshop", data=webshop_data, cache_dir=shop_cache, seed=7)
     again = envs.make("webshop", data=webshop_data, cache_dir=shop_cache)
-    assert [g.instruction_text for g in again.shop.goals] == [g.instruction_text for g in reference_env.shop.goals]
-    assert other.shop.goals[0] != reference_env.shop.goals[0]
+    assert [g.instruction_text for g in again.catalogue.goals] == [
+        g.instruction_text for g in reference_env.catalogue.goals
+    ]
+    assert other.catalogue.goals[0] != reference_env.catalogue.goals[0]
     random.seed(123)  # nothing is drawn from the process's own generator
-    assert envs.make("webshop", data=webshop_data, cache_dir=shop_cache).shop.goals[3] == again.shop.goals[3]
+    assert envs.make("webshop", data=webshop_data, cache_dir=shop_cache).catalogue.goals[3] == again.catalogue.goals[3]
 
 
 def test_a_saved_session_goes_on(reference_env):
@@ -217,7 +219,7 @@ def test_human_goals(raw, write_shop, tmp_path):
     ]  # fmt: skip
     (tmp_path / "h.json").write_text(json.dumps({"B1": said}))
     env = envs.make("webshop", human_goals=tmp_path / "h.json", **write_shop([raw("B1"), raw("B2")]))
-    goals = env.shop.goals
+    goals = env.catalogue.goals
     assert len(goals) == 1
     assert goals[0].instruction_text.startswith("i want a red mug, and price lower than ")
     assert goals[0].options == ("red",)

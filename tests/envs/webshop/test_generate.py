@@ -53,14 +53,14 @@ def test_every_record_is_a_product_that_its_own_instruction_fits():
 
 
 def test_buying_what_a_goal_was_made_from_wins(generated):
-    goals = generated.shop.goals
+    goals = generated.catalogue.goals
     for number in random.Random(0).sample(range(len(goals)), 100):
         goal = goals[number]
-        assert generated.shop.judge(goal, goal.asin, goal.options).reward == 1.0
+        assert generated.catalogue.judge(goal, goal.asin, goal.options).reward == 1.0
 
 
 def test_unseen_goals_are_about_products_that_training_never_asks_for(generated):
-    goals = generated.shop.goals
+    goals = generated.catalogue.goals
     unseen = {goals[t.info["goal"]].asin for t in generated.tasks("unseen")}
     train = {goals[t.info["goal"]].asin for t in generated.tasks("train")}
     assert len(generated.tasks("unseen")) == 500
@@ -132,7 +132,7 @@ def test_a_shopper_on_the_official_products(reference_env):
 def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
     folder = shop_cache / "webshop" / "generated-3-0-600"
     env = envs.make("webshop", data=folder, cache_dir=shop_cache)
-    assert [g.asin for g in env.shop.goals][:20] == [g.asin for g in generated.shop.goals][:20]
+    assert [g.asin for g in env.catalogue.goals][:20] == [g.asin for g in generated.catalogue.goals][:20]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reference engine (`alfworld` on `textworld`) behind the `Env` protocol, in processes of its own.
+"""Runs ALFWorld episodes on the reference engine (`alfworld` on `textworld`) in separate processes, as an `Env`.
 
 Several environments share a few worker processes. A worker that dies, or does not answer within the time limit,
 is started again, and each episode it held is brought back by playing its commands once more: the reference is
@@ -247,7 +247,7 @@ class ReferenceEnv(BaseEnv):
         return self._observation(answer, sentence.removesuffix("."))
 
     def step(self, command: str) -> StepResult:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
