@@ -133,6 +133,18 @@ def test_a_plain_class_is_enough():
     ]  # fmt: skip
 
 
+def test_a_class_without_an_expert_needs_a_model(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "no_expert.py").write_text(
+        "from custom_env import Corridor\n\n\nclass Alone(Corridor):\n    Expert = None\n"
+    )
+    with pytest.raises(
+        UserError, match="--env no_expert:Alone has no expert: give its class an Expert, or take another"
+    ):
+        validate(load_preset("tiny", "no_expert:Alone"))
+    validate(load_preset("smollm2", "no_expert:Alone"))
+
+
 def without(*names):
     return type("Half", (), {key: value for key, value in vars(Plain).items() if key not in names})
 

@@ -67,6 +67,7 @@ def collect() -> dict[str, Any]:
         extras += spec.extras
         if spec.doctor is not None:
             findings[name] = spec.doctor()
+    info["environments"] = list(registry.names("environments"))
     info["extras"] = {extra.name: _extra(extra) for extra in extras}
     info["data"] = {name: dict(finding.data) | {"text": finding.text} for name, finding in findings.items()}
     info["gaps"] = _gaps(info, [gap for finding in findings.values() for gap in finding.gaps])
@@ -317,4 +318,5 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("vLLM", f"{vllm['version']} ({vllm['device']})" if vllm["version"] else "not installed"))
     extras = [name for name, extra in info["extras"].items() if extra["installed"]]
     rows.append(("extras", ", ".join(extras) or "none installed"))
+    rows.append(("environments", ", ".join(info["environments"])))
     return rows + [(f"data of {name}", data["text"]) for name, data in info["data"].items()]

@@ -1,4 +1,4 @@
-"""`paw-fast eval`: plays tasks with a checkpoint and prints how many it solves."""
+"""Runs `paw-fast eval`: tasks of a split with a checkpoint, and how many it solves."""
 
 from __future__ import annotations
 

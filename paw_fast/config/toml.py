@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -52,11 +53,13 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any = None, where: 
     base = cls() if base is None else base
     if isinstance(base, EnvConfig):
         if (name := values.get("name", base.name)) != base.name:
-            base = env_config(_text(name, where), template=base.template)
+            with _naming(where):
+                base = env_config(_text(name, where), template=base.template)
         values = _own_values(values, base, "environments", where)
     elif isinstance(base, AlgoConfig):
         if (name := values.get("name", base.name)) != base.name:
-            base = algo_config(_text(name, where), base)
+            with _naming(where):
+                base = algo_config(_text(name, where), base)
         values = _own_values(values, base, "algorithms", where)
     hints = typing.get_type_hints(type(base))
     changes = {}
@@ -66,6 +69,16 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any = None, where: 
             raise UserError(f"{where}: unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
         changes[key] = _coerce(hints[key], value, getattr(base, key), f"{where}: {key}")
     return dataclasses.replace(base, **changes)
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Puts the file and table before what is wrong with a name in it."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(where) else f"{where}: {text}") from error
 
 
 def _text(value: Any, where: str) -> str:

@@ -188,7 +188,12 @@ def _validate_combinations(c: TrainConfig) -> None:
         if wrong:
             raise UserError(message)
 
-    a, r = c.algo, c.rollout
+    a, r, env = c.algo, c.rollout, registry.find("environments", c.env.name)
+    refuse(
+        c.model.path == "tiny" and env.make_expert is None,
+        f"--model tiny is trained on expert demonstrations first, and --env {c.env.name} has no expert: give its class "
+        "an Expert, or take another --model",
+    )
     refuse(
         r.max_action_tokens >= r.max_sequence_tokens,
         f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "
@@ -200,7 +205,7 @@ def _validate_combinations(c: TrainConfig) -> None:
         "(float16 is for paw-fast eval)",
     )
     refuse(
-        a.name == "gigpo" and a.similarity is None and not registry.find("environments", c.env.name).has_state_text,
+        a.name == "gigpo" and a.similarity is None and not env.has_state_text,
         f"--algo gigpo groups transitions by the text of the state, and --env {c.env.name} has none that repeats: "
         "give --algo.similarity (0.9) to group by similar texts, or take --algo grpo",
     )

@@ -91,8 +91,8 @@ def _check_tasks(tasks: Sequence[Any], name: str) -> None:
             raise UserError(f"--env {name}: tasks returned {type(task).__name__}, expected Tasks")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", task.task_type):
             raise UserError(
-                f"--env {name}: the task {task.task_id} has the type {task.task_type!r}, expected letters, digits, "
-                "_ and - (metrics are named by it)"
+                f"--env {name}: the task {task.task_id} has the type {task.task_type!r}: metrics are named by it, so "
+                "only letters, digits, _ and - are possible"
             )
 
 

@@ -264,6 +264,18 @@ def test_a_broken_torch_is_a_finding(monkeypatch):
     printed(info)
 
 
+def test_environments_of_other_packages_are_listed_and_a_broken_one_named(tmp_path, monkeypatch):
+    package = tmp_path / "other.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[paw_fast.environments]\nhouse = other_house:Env\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    info = doctor.collect()
+    assert info["environments"] == ["alfworld", "webshop", "search", "house"]
+    assert "cannot load its entry point other_house:Env" in gap(info, "environment house")["why"]
+    printed(info)
+
+
 def test_markup_in_what_was_found_is_printed_as_it_is(use_kernels):
     use_kernels(ImportError("[red]no[/] such [/file"))
     assert "[red]no[/] such [/file" in printed(doctor.collect(), width=200)

@@ -110,7 +110,7 @@ def test_an_unknown_preset_suggests_the_nearest():
 @pytest.mark.parametrize(
     ("key", "value"), [("alpha", 0.0), ("alpha", 1.5), ("tau", 0.0), ("tau", 2.0), ("lambda_0", -1.0)]
 )
-def test_values_that_cannot_be_meant_are_refused_by_name(key, value):
+def test_values_out_of_range_are_refused_by_name(key, value):
     config = TrainConfig(paw=dataclasses.replace(PawConfig(), **{key: value}))
     with pytest.raises(UserError, match=f"--paw.{key.replace('_', '-')} is {value}"):
         validate(config)
@@ -207,7 +207,7 @@ def test_every_count_has_an_end(value):
         ("env", "game_seed", -1, "is -1, expected 0 or more"),
     ],
 )
-def test_numbers_that_cannot_be_meant(table, key, value, words):
+def test_numbers_that_are_refused(table, key, value, words):
     with pytest.raises(UserError, match=re.escape(words)):
         validate(with_setting(table, key, value))
 

@@ -140,21 +140,21 @@ class AlfworldEnv(BaseEnv):
     def _hand_over(self, task: Task, why: str) -> Observation:
         if self._make_reference is None:
             raise UserError(
-                f"{task.path}: the native engine cannot play it: {why}. The reference engine runs Python expressions "
-                "of a game file: if you trust this one, say --env.allow-reference-engine (or --env.engine textworld)"
+                f"{task.path}: the native engine cannot run it: {why}. The reference engine runs Python expressions "
+                "of a game file: if you trust this one, add --env.allow-reference-engine (or --env.engine textworld)"
             )
         if self._reference is None:
             try:
                 self._reference = self._make_reference()
             except UserError as error:
-                raise UserError(f"{task.path}: the native engine cannot play it ({why}), and {error}") from None
+                raise UserError(f"{task.path}: the native engine cannot run it ({why}), and {error}") from None
         try:
             observation = self._reference.reset(task)
         except UserError as error:
             raise UserError(f"{error} (given to the reference engine because {why})") from None
         if task.path not in self._games.handed_over:
             self._games.handed_over.add(task.path)
-            _LOG.warning("%s is played by the reference engine: %s", task.path, why)
+            _LOG.warning("%s is run by the reference engine: %s", task.path, why)
         self._handed_over = True
         return observation
 

@@ -62,7 +62,7 @@ class PddlError(ValueError):
 
 
 class TooLarge(PddlError):
-    """Exceeds a limit of the native engine; the limits bound time and memory for malicious files."""
+    """Larger than this engine takes, which bounds the time and memory that malicious files can use."""
 
 
 class UnsupportedGame(ValueError):

@@ -39,7 +39,7 @@ class StaticWorld:
     inner[o]                        the objects inside object o
     object_types, receptacle_types  the type names of each
     goal                            what must hold for the game to be won
-    digest                          tells games apart, the same in every process
+    digest                          identifies the game, the same in every process
 
     The others are sets of object or receptacle numbers that have a property.
     """

@@ -1,8 +1,8 @@
 """Builds a game's unchanging part, an immutable `World`, from a parsed problem.
 
-Receptacles, objects and places are represented by their indices in lists sorted by PDDL id, the order in which the
-reference lists them. The reference's facts are kept as they are, one pair at a time, so that objects in two
-receptacles, shared places and unusual initial states behave as in the reference.
+Receptacles, objects and places are numbers: positions in the world's lists, which are sorted by PDDL id, the
+order in which the reference lists them. What the reference calls facts is kept as is, one pair at a time, so
+that an object in two receptacles, shared places and odd initial states behave as they do there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paw_fast.envs.alfworld.text import Rules
 _SPECIAL = ("i", "p")
 _ODD = re.compile(r"[^a-z0-9_.,+-]")
 _KNIVES = ("knifetype", "butterknifetype")
-# Official games have fewer than 250 entities and 1,500 facts. The limits bound time and memory for malicious files.
+# Official games name below 250 things in below 1,500 facts. The limits bound what a malicious file can cost.
 MAX_ENTITIES = 1_000
 MAX_FACTS = 50_000
 MAX_HELD = 50
@@ -71,7 +71,7 @@ class World(StaticWorld):
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the ids, places, task and initial state that identifies the game in every process."""
+        """Tells games apart, the same in every process: from the ids, the places, the task and the initial state."""
         what = (self.receptacle_ids, self.object_ids, self.place_ids, self.place_of, self.rules.dialect.name, self.task)
         return hashlib.sha256(repr((what, self.initial.as_numbers())).encode("utf-8")).hexdigest()[:16]
 

@@ -12,10 +12,10 @@ MAX_CACHED = 20_000
 
 
 class QueryBatcher:
-    """Sits between the episodes and the retriever.
+    """Sends the queries of many episodes to the retriever in one request.
 
-    Call `enqueue` for the query of every episode first, then `result` for each: the first `result` sends all queued
-    queries to the retriever in one call. Episodes of one task often send the same query, so results are cached.
+    `enqueue` a query for each episode first, then take each `result`: the first one sends all queries that wait.
+    Episodes of one task often ask the same; what was asked before is not asked again.
     """
 
     def __init__(self, retriever: Retriever, topk: int):
@@ -25,7 +25,7 @@ class QueryBatcher:
         self.num_queries = self.num_cached = 0
 
     def enqueue(self, query: str) -> None:
-        """Queues a query whose `result` will be asked for."""
+        """Announces that the result of this query will be asked for."""
         self.num_queries += 1
         if query in self._cache or query in self._pending:
             self.num_cached += 1

@@ -340,7 +340,7 @@ def test_unknown_grammar_is_rejected_unless_the_reference_engine_is_allowed(game
     rewrite(game_file, other_grammar)
     with pytest.raises(UserError, match=r"text grammar is not one of .* say --env\.allow-reference-engine") as error:
         small_env.spawn().reset(read_task(game_file))
-    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert "\n" not in str(error.value)
 
 
@@ -351,7 +351,7 @@ def test_unknown_grammar_without_the_extra(game_file, small_env, caplog, monkeyp
     env = envs.make("alfworld", data=small_env.tasks("train")[0].path.parents[3], allow_reference_engine=True)
     with pytest.raises(UserError, match=rf"text grammar is not one of.*{missing}") as error:
         env.reset(read_task(game_file))
-    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert not caplog.records
     with pytest.raises(UserError, match=missing):
         envs.make("alfworld", engine="textworld")

@@ -52,14 +52,14 @@ def test_generated_records_are_valid_and_fit_their_instructions():
         assert json.loads(json.dumps(record)) == record
 
 
-def test_buying_the_product_of_a_goal_wins(generated):
+def test_buying_what_a_goal_was_made_from_wins(generated):
     goals = generated.catalogue.goals
     for number in random.Random(0).sample(range(len(goals)), 100):
         goal = goals[number]
-        assert generated.catalogue.score_purchase(goal, goal.asin, goal.options).reward == 1.0
+        assert generated.catalogue.judge(goal, goal.asin, goal.options).reward == 1.0
 
 
-def test_unseen_and_training_goals_share_no_product(generated):
+def test_unseen_goals_are_about_products_that_training_never_asks_for(generated):
     goals = generated.catalogue.goals
     unseen = {goals[t.info["goal"]].asin for t in generated.tasks("unseen")}
     train = {goals[t.info["goal"]].asin for t in generated.tasks("train")}
@@ -129,9 +129,9 @@ def test_a_shopper_on_the_official_products(reference_env):
     assert sum(won) > 35  # of 60
 
 
-def test_generated_folder_as_data(generated, catalogue_cache):
-    folder = catalogue_cache / "webshop" / "generated-3-0-600"
-    env = envs.make("webshop", data=folder, cache_dir=catalogue_cache)
+def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
+    folder = shop_cache / "webshop" / "generated-3-0-600"
+    env = envs.make("webshop", data=folder, cache_dir=shop_cache)
     assert [g.asin for g in env.catalogue.goals][:20] == [g.asin for g in generated.catalogue.goals][:20]
 
 

@@ -1,4 +1,4 @@
-"""Implements the `Env` protocol on the reference engine (`alfworld` on `textworld`), which runs in worker processes.
+"""Runs ALFWorld episodes on the reference engine (`alfworld` on `textworld`) in separate processes, as an `Env`.
 
 Environments share a few worker processes. A worker that dies or does not respond within the time limit is restarted,
 and its episodes are restored by replaying their commands, since the reference is deterministic.
@@ -247,7 +247,7 @@ class ReferenceEnv(BaseEnv):
         return self._observation(answer, sentence.removesuffix("."))
 
     def step(self, command: str) -> StepResult:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
