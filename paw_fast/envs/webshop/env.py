@@ -148,7 +148,7 @@ class WebshopEnv(BaseEnv):
         s = self._session
         sub_page = next((name for name in pages.SUB_PAGES if name.lower() == text), None)
         if text == pages.BUY.lower():
-            s.parts, s.page = self._catalogue.judge(goal, s.asin, s.options), "done"
+            s.parts, s.page = self._catalogue.score_purchase(goal, s.asin, s.options), "done"
         elif text == pages.BACK.lower():
             self._session = Session()
         elif text == pages.NEXT.lower() and s.page == "results":
@@ -179,7 +179,9 @@ class WebshopEnv(BaseEnv):
         if s.page == "results":
             rows = catalogue.results(s.query)
             shown = rows[(s.number - 1) * pages.PAGE_SIZE : s.number * pages.PAGE_SIZE]
-            return pages.results_page(goal, [catalogue.store[row] for row in shown], s.number, len(rows), s.visited)
+            return pages.results_page(
+                goal, [catalogue.product_store[row] for row in shown], s.number, len(rows), s.visited
+            )
         if s.page == "done":
             assert s.parts is not None
             return pages.done_page(s.asin, s.options, s.parts.reward)

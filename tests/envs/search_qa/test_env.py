@@ -280,19 +280,19 @@ def test_demonstrations_and_rollouts_have_the_same_prompts(chat, layout, max_cha
     assert (lived.num_cut > 0) == bool(max_chars or max_tokens)
 
 
-# ------------------------------------------------------------------------------------------------- the batcher
+# ------------------------------------------------------------------------------------------------ QueryBatcher
 
 
-def test_the_batcher_forgets_the_oldest(monkeypatch):
+def test_query_batcher_evicts_the_oldest(monkeypatch):
     from paw_fast.envs.search_qa import query_batcher as module
 
-    monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
-    library = Library()
-    batcher = QueryBatcher(library, 3)
+    monkeypatch.setattr(module, "MAX_CACHED", 2)
+    retriever = RecordingRetriever()
+    query_batcher = QueryBatcher(retriever, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        batcher.enqueue(query)
-        assert batcher.result(query)[0].passage.title == f"About {query}"
-    assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
+        query_batcher.enqueue(query)
+        assert query_batcher.result(query)[0].passage.title == f"About {query}"
+    assert retriever.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
 
 def test_failed_search_is_retried():
@@ -303,12 +303,12 @@ def test_failed_search_is_retried():
                 raise ConnectionError
             return super().search(queries, topk)
 
-    library = Flaky()
-    batcher = QueryBatcher(library, 3)
-    batcher.enqueue("a")
+    retriever = Flaky()
+    query_batcher = QueryBatcher(retriever, 3)
+    query_batcher.enqueue("a")
     with pytest.raises(ConnectionError):
-        batcher.result("a")
-    assert batcher.result("a")[0].passage.title == "About a"
+        query_batcher.result("a")
+    assert query_batcher.result("a")[0].passage.title == "About a"
 
 
 # ---------------------------------------------------------------------------------- construction, and the expert
@@ -377,7 +377,7 @@ def test_hotpotqa_with_its_own_corpus(test_data, tmp_path):
         ({"questions": 3}, "search has no setting 'questions'"),
     ],
 )
-def test_settings_that_are_refused(settings, message, tmp_path, monkeypatch):
+def test_invalid_settings_are_rejected(settings, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         envs.make("search", cache_dir=tmp_path, **settings)

@@ -22,7 +22,7 @@ def test_invalid_records_are_counted_and_named(raw, write_catalogue, caplog):
         raw("B7", pricing=None), raw("B8", product_category="DROP"),
     ]  # fmt: skip
     with caplog.at_level(logging.WARNING, "paw_fast.envs"):
-        env = envs.make("webshop", **write_shop(products))
+        env = envs.make("webshop", **write_catalogue(products))
     report = env.catalogue.store.report
     assert (report.num_records, report.num_products) == (13, 3)
     assert dict(report.problems) == {
@@ -52,7 +52,7 @@ def test_invalid_fields_are_counted(raw, write_catalogue):
         "B1": annotation | {"instruction_attributes": ["red"]}, "B2": {}, "B3": {},
         "B4": annotation | {"instruction_attributes": [["red"]]}, "B5": annotation | {"instruction_attributes": [5]},
     }  # fmt: skip
-    env = envs.make("webshop", **write_shop(products, attributes=attributes))
+    env = envs.make("webshop", **write_catalogue(products, attributes=attributes))
     report = env.catalogue.store.report
     assert dict(report.problems) == {
         "a lone surrogate (replaced by U+FFFD)": 1, "title_nouns that are not a list of strings": 1,
@@ -148,7 +148,7 @@ def test_damaged_cache_names_the_folder_to_delete(raw, write_catalogue, tmp_path
 def test_instruction_without_attributes_is_counted(raw, write_catalogue):
     empty = {"instruction": "Find me mugs", "instruction_attributes": []}
     good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}
-    env = envs.make("webshop", **write_shop([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
+    env = envs.make("webshop", **write_catalogue([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
     assert list(env.catalogue.store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
     assert {goal.asin for goal in env.catalogue.goals} == {"B2"}
     assert env.catalogue.store[0].attributes == ("DUMMY_ATTR",)
@@ -187,7 +187,7 @@ def test_record_longer_than_a_chunk(raw, write_catalogue, monkeypatch):
     from paw_fast.envs.webshop import parsing
 
     monkeypatch.setattr(parsing, "_CHUNK", 16)
-    env = envs.make("webshop", **write_shop([raw("B1"), raw("B2", full_description="x" * 1000 + " ] } , [")]))
+    env = envs.make("webshop", **write_catalogue([raw("B1"), raw("B2", full_description="x" * 1000 + " ] } , [")]))
     assert env.catalogue.store[1].description == "x" * 1000 + " ] } , ["
 
 

@@ -129,9 +129,9 @@ def test_a_shopper_on_the_official_products(reference_env):
     assert sum(won) > 35  # of 60
 
 
-def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
-    folder = shop_cache / "webshop" / "generated-3-0-600"
-    env = envs.make("webshop", data=folder, cache_dir=shop_cache)
+def test_a_generated_folder_can_be_named_as_data(generated, catalogue_cache):
+    folder = catalogue_cache / "webshop" / "generated-3-0-600"
+    env = envs.make("webshop", data=folder, cache_dir=catalogue_cache)
     assert [g.asin for g in env.catalogue.goals][:20] == [g.asin for g in generated.catalogue.goals][:20]
 
 

@@ -35,8 +35,8 @@ def reference_ranking(trace, all_asins):
     return found
 
 
-def test_whole_episodes_are_those_of_the_reference(traces, webshop_data, shop_cache, reference_env):
-    store = reference_env.catalogue.store
+def test_episodes_match_the_reference(traces, webshop_data, catalogue_cache, reference_env):
+    store = reference_env.catalogue.product_store
     all_asins = dict.fromkeys(store.asin(row) for row in range(len(store)))
     modes = set()
     for trace in traces:
@@ -70,8 +70,8 @@ def test_whole_episodes_are_those_of_the_reference(traces, webshop_data, shop_ca
     assert len(traces) == 19
 
 
-def test_prices_and_goals_of_seed_42(webshop_data, reference_env):
-    shop = reference_env.catalogue
+def test_prices_and_goals_match_the_reference(webshop_data, reference_env):
+    catalogue = reference_env.catalogue
     prices = json.loads((webshop_data / "product_prices_seed42.json").read_text())
     assert {
         catalogue.product_store.asin(row): price for row, price in enumerate(catalogue.goals.prices.tolist())
@@ -85,8 +85,8 @@ def test_prices_and_goals_of_seed_42(webshop_data, reference_env):
         assert ours == expected
 
 
-def test_rewards_and_all_their_parts(webshop_data, reference_env):
-    store = reference_env.catalogue.store
+def test_rewards_match_the_reference(webshop_data, reference_env):
+    store = reference_env.catalogue.product_store
     cases = lines(webshop_data / "reward_oracle.jsonl")
     for case in cases:
         wanted, bought = (store[store.row(case[key])] for key in ("goal_asin", "bought"))
@@ -100,9 +100,9 @@ def test_rewards_and_all_their_parts(webshop_data, reference_env):
     assert len(cases) == 500
 
 
-def test_the_ranking_agrees_with_lucene(webshop_data, reference_env):
-    """At least 97 % of the reference's first ten are among ours, and as many products are found."""
-    shop = reference_env.catalogue
+def test_rankings_agree_with_lucene(webshop_data, reference_env):
+    """At least 97 % of the reference's top ten are in ours, and the numbers of results are equal."""
+    catalogue = reference_env.catalogue
     shared = total = 0
     for line in (webshop_data / "lucene_top50.tsv").read_text(encoding="utf-8").splitlines():
         query, found = line.split("\t")
