@@ -95,7 +95,7 @@ def one_start(options) -> dict:
     env.reset(tasks[0])
     result = {
         "import_s": imported, "start_s": time.perf_counter() - wall, "start_cpu_s": time.process_time() - cpu,
-        "products": len(env.catalogue.store), "goals": len(env.catalogue.goals), "resident_mb": resident_mb(),
+        "products": len(env.catalogue.product_store), "goals": len(env.catalogue.goals), "resident_mb": resident_mb(),
         "anonymous_mb": anonymous_mb(),
     }  # fmt: skip
     if options.measure:

@@ -35,7 +35,7 @@ def model_with_code(tmp_path, monkeypatch):
 def test_a_model_s_own_code_is_not_run_and_nothing_is_asked(model_with_code, monkeypatch):
     folder, ran = model_with_code
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
-    with pytest.raises(UserError, match=r"needs Python code .* say --model\.trust-remote-code") as error:
+    with pytest.raises(UserError, match=r"requires its own Python code.*add --model\.trust-remote-code") as error:
         load_policy(folder, ModelConfig(device="cpu"))
     assert "\n" not in str(error.value)
     assert not ran.exists()

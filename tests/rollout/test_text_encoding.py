@@ -105,7 +105,7 @@ def test_text_from_outside_is_plain_text_in_both_layouts(chat, layout):
 
 def test_tags_of_the_prompt_template_are_control_tokens():
     chat = ChatFormat(tokenizer_of("chatml"))
-    template = PromptTemplate.load("verl").guarded(chat.guard)
+    template = PromptTemplate.load("verl").with_escape(chat.escape)
     ids = chat.first(template.first(Observation("a <think> b", (), "t")))
     tokens = chat.tokenizer.convert_ids_to_tokens(ids)
     assert tokens.count("<think>") == template.first(Observation("", (), "t")).count("<think>") == 1

@@ -271,7 +271,7 @@ def test_unknown_grammar_falls_back_to_the_reference(tmp_path, small_env, env_wi
     env = env_with_fallback.spawn()
     first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is played by the reference engine: its text grammar is not one of the two known ones"
+        f"{path} is run by the reference engine: its text grammar is not one of the two known ones"
     ]
     goto = next(command for command in first.admissible if command.startswith("go to"))
     assert env.step(goto).observation.text.startswith("You walk up to")
@@ -294,7 +294,7 @@ def test_receptacle_with_an_object_type_falls_back_to_the_reference(tmp_path, sm
     assert env.reset(read_task(path)).text == native.reset(task).text
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith(f"{path} is played by the reference engine: its fact (receptacletype {receptacle[:20]}")
+    assert message.startswith(f"{path} is run by the reference engine: its fact (receptacletype {receptacle[:20]}")
     assert message.endswith("has arguments of type receptacle otype, expected receptacle rtype")
     for command in Planner().plan(native.state):
         assert env.step(command).observation.text == native.step(command).observation.text
@@ -325,7 +325,7 @@ def test_unknown_domain_falls_back_to_the_reference(tmp_path, small_env, env_wit
     env = env_with_fallback.spawn()
     first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is played by the reference engine: its PDDL domain is not one of the three known ones"
+        f"{path} is run by the reference engine: its PDDL domain is not one of the three known ones"
     ]
     assert first.text == small_env.reset(task).text
     for command in ("look", *Planner().plan(small_env.state)):

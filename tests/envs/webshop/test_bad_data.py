@@ -23,7 +23,7 @@ def test_invalid_records_are_counted_and_named(raw, write_catalogue, caplog):
     ]  # fmt: skip
     with caplog.at_level(logging.WARNING, "paw_fast.envs"):
         env = envs.make("webshop", **write_catalogue(products))
-    report = env.catalogue.store.report
+    report = env.catalogue.product_store.report
     assert (report.num_records, report.num_products) == (13, 3)
     assert dict(report.problems) == {
         "a duplicate asin": 1, "an asin that is nan or longer than 10 characters": 2, "a missing key 'name'": 1,
@@ -33,7 +33,7 @@ def test_invalid_records_are_counted_and_named(raw, write_catalogue, caplog):
     }  # fmt: skip
     assert report.examples["missing key 'name'"] == "record 4, B2"
     assert "1 with missing key 'name' (first: record 4, B2)" in caplog.text
-    assert [env.catalogue.store.asin(row) for row in range(3)] == ["B1", "B3", "B7"]
+    assert [env.catalogue.product_store.asin(row) for row in range(3)] == ["B1", "B3", "B7"]
     # The report is kept with the store: a second start says it again.
     caplog.clear()
     with caplog.at_level(logging.WARNING, "paw_fast.envs"):
@@ -53,7 +53,7 @@ def test_invalid_fields_are_counted(raw, write_catalogue):
         "B4": annotation | {"instruction_attributes": [["red"]]}, "B5": annotation | {"instruction_attributes": [5]},
     }  # fmt: skip
     env = envs.make("webshop", **write_catalogue(products, attributes=attributes))
-    report = env.catalogue.store.report
+    report = env.catalogue.product_store.report
     assert dict(report.problems) == {
         "a lone surrogate (replaced by U+FFFD)": 1, "title_nouns that are not a list of strings": 1,
         "instruction_attributes that are not a list of strings": 2,
@@ -70,7 +70,7 @@ def test_null_instruction_and_infinite_price(raw, write_catalogue, tmp_path):
     human.write_text(json.dumps({"B1": [one], "B2": [one | {"instruction": "a mug."}]}))
     settings = write_catalogue([raw("B1"), raw("B2"), raw("B3", pricing="$" + "9" * 400)])
     env = envs.make("webshop", **settings, human_goals=human)
-    assert dict(env.catalogue.store.report.problems) == {
+    assert dict(env.catalogue.product_store.report.problems) == {
         "an instruction that is no text": 1, "a price without a number (taken as $100)": 1
     }  # fmt: skip
     assert [goal.instruction_text.split(",")[0] for goal in env.catalogue.goals] == ["a mug"]
@@ -149,9 +149,9 @@ def test_instruction_without_attributes_is_counted(raw, write_catalogue):
     empty = {"instruction": "Find me mugs", "instruction_attributes": []}
     good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}
     env = envs.make("webshop", **write_catalogue([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
-    assert list(env.catalogue.store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
+    assert list(env.catalogue.product_store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
     assert {goal.asin for goal in env.catalogue.goals} == {"B2"}
-    assert env.catalogue.store[0].attributes == ("DUMMY_ATTR",)
+    assert env.catalogue.product_store[0].attributes == ("DUMMY_ATTR",)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_record_longer_than_a_chunk(raw, write_catalogue, monkeypatch):
 
     monkeypatch.setattr(parsing, "_CHUNK", 16)
     env = envs.make("webshop", **write_catalogue([raw("B1"), raw("B2", full_description="x" * 1000 + " ] } , [")]))
-    assert env.catalogue.store[1].description == "x" * 1000 + " ] } , ["
+    assert env.catalogue.product_store[1].description == "x" * 1000 + " ] } , ["
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_brief_pages(reference_env):
     plain, brief = reference_env.spawn(), WebshopEnv(reference_env.catalogue, brief_results=2)
     task = reference_env.tasks("unseen")[3]
     assert brief.reset(task).shown == ""
-    shop = reference_env.shop
+    catalogue = reference_env.catalogue
     first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
     plain.reset(task)
     chosen = []
