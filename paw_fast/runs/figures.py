@@ -249,7 +249,7 @@ def draw_success(lines: Sequence[Line], size: tuple[float, float] | None = None)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         ax.set_xlabel("step")
-        figure.legend(handles=kept, loc="outside upper left", ncols=2, fontsize=8.5, columnspacing=1.2)
+        figure.legend(handles=kept, loc="outside upper left", ncols=2 if groups else 3, fontsize=8, columnspacing=1.0)
         return figure
 
 

@@ -62,7 +62,5 @@ def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], corn
 def html_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], corner: str = "") -> str:
     """Returns an HTML table whose cells are HTML already."""
     head = "".join(f"<th>{cell}</th>" for cell in (corner, *header))
-    body = "".join(
-        f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows
-    )
+    body = "".join(f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

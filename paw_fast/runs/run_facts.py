@@ -161,9 +161,14 @@ def task_types(run: Run) -> dict[str, Estimate]:
 # ------------------------------------------------------------------------------------------------------ flags
 
 
-def flags(run: Run) -> list[str]:
-    """Returns what a reader of the results should know first, one sentence each. Empty if nothing is unusual."""
-    found = _result_flags(run)
+def flags(run: Run, result: bool = True) -> list[str]:
+    """Returns what a reader should know first, one sentence each. Empty if nothing is unusual.
+
+    Args:
+        run: the run.
+        result: whether to judge the gain too.
+    """
+    found = _result_flags(run) if result else []
     invalid = run.recent("episode/invalid_action_rate")
     if invalid is not None and invalid > _MANY_INVALID:
         where = _last_episodes(run)
@@ -186,8 +191,8 @@ def _result_flags(run: Run) -> list[str]:
         found.append("The run has not been evaluated since training began.")
     if gain is not None and gain.low is not None and not gain.exceeds_interval:
         found.append(
-            f"The gain of {points(gain.value)} does not exceed its interval ({interval(gain, signed=True)}): it may be "
-            "chance. More evaluation tasks (--eval-tasks) or seeds make the interval narrower."
+            f"The gain of {points(gain.value)} does not exceed its interval: it may be chance. More evaluation tasks "
+            "(--eval-tasks) or more seeds make the interval narrower."
         )
     elif gain is not None and gain.low is not None and gain.value < 0:
         found.append("Success decreased, by more than chance explains.")
@@ -204,7 +209,7 @@ def _spread_flags(run: Run) -> list[str]:
         return [f"In {idle} of {len(steps)} steps no group had spread in its returns: the policy learned nothing."]
     share = run.recent("policy/group_spread_share")
     if share is not None and share < 1 - _MANY_WITHOUT_SPREAD:
-        return [f"{100 * (1 - share):.0f} % of the groups have no spread in their returns and teach the policy nothing."]
+        return [f"{100 * (1 - share):.0f} % of the groups have no spread in their returns: they teach nothing."]
     return []
 
 
