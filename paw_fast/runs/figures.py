@@ -201,7 +201,7 @@ def draw_panel(panel: Panel, lines: Sequence[Line]) -> Figure | None:
             if panel.percent:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
                 ax.set_ylim(-0.02, 1.02)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         axes[-1].set_xlabel("step")
         return figure
 
@@ -247,7 +247,7 @@ def draw_success(lines: Sequence[Line], size: tuple[float, float] | None = None)
             kept.append(Patch(color=ink[0], alpha=0.2, linewidth=0, label="lowest to highest run"))
         ax.set_ylim(-0.02, 1.02)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         ax.set_xlabel("step")
         figure.legend(handles=kept, loc="outside upper left", ncols=2 if groups else 3, fontsize=8, columnspacing=1.0)
         return figure
@@ -297,7 +297,7 @@ def draw_stages(lines: Sequence[Line], most: int = 8) -> Figure | None:
             ax.set_xlabel("step")
             ax.set_ylabel("seconds")
             ax.margins(x=0)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         else:
             left = np.zeros(len(runs))
             means = np.array([[row.mean() for row in _stage_table(run, groups)[1]] for run in runs])

@@ -40,7 +40,7 @@ summary { cursor: pointer; padding: 8px 14px; overflow-wrap: anywhere; }
 pre { margin: 0; padding: 4px 14px 14px; white-space: pre-wrap; overflow-wrap: anywhere;
       font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
 @media (max-width: 640px) { body { padding: 14px 14px 40px; font-size: 14px; } h1 { font-size: 18px; }
-  th, td { padding-right: 14px; } }
+  th, td { padding-right: 14px; } .scroll td { min-width: 96px; } }
 """
 
 
@@ -57,6 +57,16 @@ def page(title: str, body: str, css: str = "") -> str:
 def table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], corner: str = "") -> str:
     """Returns an HTML table. The cells of `header` must be HTML; all other text is escaped here."""
     return html_table(header, [(escape(name), [escape(cell) for cell in cells]) for name, cells in rows], corner)
+
+
+def small_note(text: str) -> str:
+    """Returns a table cell as HTML, with an interval in brackets at its end in small type on a line of its own.
+
+    >>> small_note("5 % (95 %: 1 to 9)")
+    '5 %<small>95 %: 1 to 9</small>'
+    """
+    value, bracket, note = text.partition(" (95 %")
+    return f"{escape(value)}<small>{escape('95 %' + note.removesuffix(')'))}</small>" if bracket else escape(text)
 
 
 def html_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], corner: str = "") -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors, write_text
 from paw_fast.runs.figures import COLOURS, PANELS, Line, draw_panel, draw_stages, draw_success, to_png, to_svg
-from paw_fast.runs.html_page import html_table, page, table
+from paw_fast.runs.html_page import html_table, page, small_note, table
 from paw_fast.runs.report_top import CSS, first_screen, value_cell
 from paw_fast.runs.run_data import Run, load_run
 from paw_fast.runs.run_facts import facts, percent, task_types
@@ -88,7 +88,8 @@ def _comparison(rows: Sequence[tuple[str, Sequence[str]]], heads: Sequence[str],
     differ = [row for row in rows if any(cell != row[1][0] for cell in row[1])]
     equal = [(name, cells[:1]) for name, cells in rows if all(cell == cells[0] for cell in cells)]
     folded = f"<details><summary>{escape(same)}</summary>{table([''], equal)}</details>" if equal else ""
-    return (table(heads, differ) if differ else "") + folded
+    shown = [(escape(name), [small_note(cell) for cell in cells]) for name, cells in differ]
+    return (html_table(heads, shown) if shown else "") + folded
 
 
 def _facts_table(runs: Sequence[Run], heads: Sequence[str]) -> str:

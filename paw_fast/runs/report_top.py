@@ -11,7 +11,6 @@ from html import escape
 from matplotlib.figure import Figure
 
 from paw_fast.runs.figures import COLOURS, to_svg
-from paw_fast.runs.html_page import html_table
 from paw_fast.runs.run_data import Run
 from paw_fast.runs.run_facts import duration, evaluated_on, flags, interval, join, percent, points, progress
 from paw_fast.runs.run_groups import Estimate, Group
@@ -36,15 +35,15 @@ CSS = """
             overflow-wrap: anywhere; }
 .flags li::before { content: "\\25B2"; position: absolute; left: 2px; color: var(--warn); font-size: 12px; top: 8px; }
 .flags li.fine::before { content: "\\2713"; color: var(--good); font-size: 15px; top: 5px; }
-.differences { margin: 12px 0 0; font-size: 14px; }
-.differences td, .differences th { padding-right: 14px; }
+.results { width: 100%; table-layout: fixed; } .results td { padding: 0 12px 6px 0; font-size: 16px; }
+.results .name th { border: 0; padding: 8px 0 0; color: var(--ink); overflow-wrap: anywhere; }
+.results thead th { font-weight: 400; font-size: 13px; color: var(--soft); padding-right: 12px; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 16px; }
-.top .scroll td { white-space: nowrap; } .top .scroll small { white-space: normal; min-width: 92px; }
 @media (max-width: 900px) { .top { grid-template-columns: minmax(0, 1fr); gap: 12px; } }
 @media (max-width: 640px) {
   .tiles { gap: 8px; } .tile { padding: 7px 10px 9px; } .tile b { font-size: 26px; } .tile.wide b { font-size: 19px; }
   .tile > span { font-size: 12px; } .flags { font-size: 13px; margin-top: 6px; }
-  .top th, .top td { padding-right: 10px; font-size: 13px; } .top > figure { padding: 8px 8px 2px; }
+  .results td, .results thead th { padding-right: 7px; } .results small { font-size: 11.5px; } .top > figure { padding: 8px 8px 2px; }
 }
 """
 
@@ -147,26 +146,24 @@ def value_cell(estimate: Estimate | None, signed: bool = False) -> str:
 
 
 def _results(groups: Sequence[Group]) -> str:
-    """Returns the table of several lines, and the differences of their last evaluations to the first line's."""
+    """Returns the table of several lines: a row with the name, and below it the numbers.
+
+    The last column is the difference of the last evaluations to the first line's.
+    """
     rows = []
     for index, group in enumerate(groups):
         numbers = ", ".join(str(n + 1) for n in group.numbers)
         about = f"runs {numbers}" if len(group.runs) > 1 else f"run {numbers}"
-        name = (
-            f'<span class="dot" style="background:{COLOURS[index % len(COLOURS)]}"></span>{escape(group.label)}'
-            f'<br><span class="soft">{about}</span>'
+        difference = value_cell(group.difference_to(groups[0]), signed=True) if index else "-"
+        cells = [value_cell(group.before), value_cell(group.latest), value_cell(group.gain, signed=True), difference]
+        rows.append(
+            f'<tr class="name"><th colspan="4"><span class="dot" style="background:{COLOURS[index % len(COLOURS)]}">'
+            f'</span>{escape(group.label)} <span class="soft">({about})</span></th></tr>'
+            f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         )
-        rows.append((name, [value_cell(group.before), value_cell(group.latest), value_cell(group.gain, signed=True)]))
-    shown = html_table(["before", "after", "gain, points"], rows, "success")
-    differences = []
-    for group in groups[1:]:
-        difference = group.difference_to(groups[0])
-        if difference is not None:
-            differences.append((escape(group.label), [value_cell(difference, signed=True)]))
-    if not differences:
-        return shown
-    head = f"after training, against {escape(groups[0].label)}: difference in points"
-    return f'{shown}<div class="differences">{html_table([""], differences, head)}</div>'
+    heads = ("success before", "after", "gain, points", "after, against the first")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
 def _flags(groups: Sequence[Group]) -> str:
@@ -182,7 +179,8 @@ def _flags(groups: Sequence[Group]) -> str:
         items += f'<li>{title}<details><summary>show</summary><ul class="flags">{listed}</ul></details></li>'
     if not items:
         known = any(group.gain is not None and group.gain.low is not None for group in groups)
-        fine = "The gain exceeds its interval, and no step was skipped." if known else "Nothing unusual so far."
+        what = "The gain exceeds its" if len(groups) == 1 else "Every gain exceeds its"
+        fine = f"{what} interval, and no step was skipped." if known else "Nothing unusual so far."
         items = f'<li class="fine">{fine}</li>'
     return f'<ul class="flags">{items}</ul>'
 
