@@ -201,9 +201,19 @@ def draw_panel(panel: Panel, lines: Sequence[Line]) -> Figure | None:
             if panel.percent:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
                 ax.set_ylim(-0.02, 1.02)
+            else:
+                _widen(ax)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         axes[-1].set_xlabel("step")
         return figure
+
+
+def _widen(ax: Axes) -> None:
+    """Widens the y axis of a constant curve, whose tick labels would otherwise be offsets such as 1e-14 + 0.02."""
+    low, high = ax.get_ylim()
+    size = max(abs(low), abs(high))
+    if high - low < 1e-3 * size:
+        ax.set_ylim(min(0.0, 1.5 * low), max(0.0, 1.5 * high))
 
 
 def draw_success(lines: Sequence[Line], size: tuple[float, float] | None = None) -> Figure | None:

@@ -43,7 +43,8 @@ CSS = """
 @media (max-width: 640px) {
   .tiles { gap: 8px; } .tile { padding: 7px 10px 9px; } .tile b { font-size: 26px; } .tile.wide b { font-size: 19px; }
   .tile > span { font-size: 12px; } .flags { font-size: 13px; margin-top: 6px; }
-  .results td, .results thead th { padding-right: 7px; } .results small { font-size: 11.5px; } .top > figure { padding: 8px 8px 2px; }
+  .results td, .results thead th { padding-right: 7px; } .results small { font-size: 11.5px; }
+  .top > figure { padding: 8px 8px 2px; }
 }
 """
 
