@@ -266,7 +266,7 @@ def _play(args: list[str]) -> int:
 def _report(args: list[str]) -> int:
     from paw_fast.cli.report import report
 
-    return report(args)
+    return report(args, _quiet_libraries)
 
 
 def _doctor(args: list[str]) -> int:

@@ -6,7 +6,7 @@ Heavy packages are imported only for the episodes page.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,8 +44,8 @@ class ReportOptions:
     config of the run asks for it."""
 
 
-def report(args: list[str]) -> int:
-    """Runs the command; returns the exit status."""
+def report(args: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """Runs the command; returns the exit status. `prepare` is called before heavy packages are used."""
     options: ReportOptions = parse(ReportOptions, args, "report")
     if not options.runs:
         raise UserError(f"name one or more run directories: {PROGRAM} report RUN...")
@@ -59,6 +59,7 @@ def report(args: list[str]) -> int:
         if len(options.runs) > 1:
             raise UserError(f"--episodes shows one run, got {len(options.runs)}: give one run directory")
         with stop_signals.handled(console.say, "leaving the episodes"):
+            prepare()
             try:
                 print(write_episodes(options))
             except stop_signals.Interrupted as stop:

@@ -29,7 +29,8 @@ CSS = """
           font-size: 14px; margin: 12px 0; } .legend p { margin: 0 0 6px; }
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2.0;
           font: 13.5px/2.0 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-.tokens span { unicode-bidi: isolate; padding: 1px 0; margin-right: 1px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.tokens span { unicode-bidi: isolate; padding: 1px 0; margin-right: 1px; print-color-adjust: exact;
+               -webkit-print-color-adjust: exact; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 .tokens sub { font: 700 9.5px/1 system-ui, "DejaVu Sans", sans-serif; vertical-align: -0.2em; margin-left: 2px; }
 .p1 { background: #fdf0d9; color: #111; } .p2 { background: #fbd08d; color: #111; }
 .p3 { background: #f29b4b; color: #111; } .p4 { background: #a8320c; color: #fff; }
@@ -185,7 +186,7 @@ def _legend(view: EpisodesView) -> str:
     else:
         rule = (
             f"Dotted underline: clipped (p ≥ tau = {view.tau:g}), the world-model loss does not learn from it. "
-            "Frame and number: p < tau, in percent; the loss raises it."
+            "Frame and number: p < tau, in percent; in selected transitions the loss raises it."
         )
     side = f"before training ({view.before}) and now ({view.now})" if view.before else f"now ({view.now})"
     return (
