@@ -196,7 +196,7 @@ def draw_panel(panel: Panel, lines: Sequence[Line]) -> Figure | None:
                 handles.append(Line2D([], [], color=ink, linestyle=style, label=label))
             if len(handles) > 1:
                 ax.legend(handles=handles, loc="best")
-            if len(present) > 1:
+            if len(panel.axes) > 1:
                 ax.set_ylabel(metrics[0][1])
             if panel.percent:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
