@@ -34,6 +34,10 @@ CSS = """
 .tokens sub { font: 700 9.5px/1 system-ui, "DejaVu Sans", sans-serif; vertical-align: -0.2em; margin-left: 2px; }
 .p1 { background: #fdf0d9; color: #111; } .p2 { background: #fbd08d; color: #111; }
 .p3 { background: #f29b4b; color: #111; } .p4 { background: #a8320c; color: #fff; }
+@media screen and (prefers-color-scheme: dark) {
+  .p1 { background: #2f2a20; color: #e5e7eb; } .p2 { background: #5a4420; color: #fff; }
+  .p3 { background: #a45a18; color: #fff; } .p4 { background: #ffb27a; color: #111; }
+}
 .k { text-decoration: underline dotted 1px; text-underline-offset: 4px; text-decoration-color: var(--soft); }
 .tokens .l { border: 1.5px solid var(--ink); border-radius: 3px; padding: 0 2px; }
 .legend .tokens span { display: inline-block; padding: 0 6px; line-height: 1.5; margin: 2px 3px; }
@@ -147,7 +151,7 @@ def _percent(p: float) -> str:
 
 
 def _level(p: float) -> str:
-    """Returns the class of a token's background: the less likely the token, the darker."""
+    """Returns the class of a token's background: the less likely the token, the stronger the colour."""
     return next((f"p{4 - n}" for n, most in enumerate((0.05, 0.2, 0.5, 0.9)) if p < most), "")
 
 
@@ -191,7 +195,7 @@ def _legend(view: EpisodesView) -> str:
     side = f"before training ({view.before}) and now ({view.now})" if view.before else f"now ({view.now})"
     return (
         f'<div class="legend"><p>Each token of an observation has the probability that the policy gave to it after its '
-        f'action, {escape(side)}. The darker, the less expected: <span class="tokens">{scale}</span></p>'
+        f'action, {escape(side)}. The stronger the colour, the less expected: <span class="tokens">{scale}</span></p>'
         f"<p>{escape(rule)}</p>"
         f"<p>◆ and a double line mark transitions that the run's rule selects for the world-model loss, among those of "
         f"this page ({escape(view.world_model)}). Entropy: mean over the tokens of an action, in nats.</p></div>"
