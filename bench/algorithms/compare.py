@@ -19,9 +19,10 @@ import time
 from datetime import date
 from pathlib import Path
 
-from paw_fast.runs.figures import draw_success, load_run, to_png
+from paw_fast.runs.figures import draw_success, to_png
 from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.report import write_report
+from paw_fast.runs.run_data import load_run
 from paw_fast.runs.statistics import wilson_interval
 
 # With the default learning rate of 1e-5, a critic of 2 million parameters learns nothing in a dozen steps.
@@ -126,7 +127,7 @@ def main() -> None:
         (options.out / "table.md").write_text(table(rows, about))
         (options.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     write_report(runs, options.out / "report.html")
-    figure = draw_success([load_run(run) for run in runs])
+    figure = draw_success([[load_run(run)] for run in runs])
     if figure is not None:
         to_png(figure, options.out / "success.png")
     print((options.out / "table.md").read_text())

@@ -83,16 +83,6 @@ class PlayOptions:
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Writes report.html with the curves of one run, or of several laid over each other."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run directories."""
-    out: Path | None = None
-    """The file to write; by default report.html in the run, or here where there are several."""
-
-
-@dataclass(frozen=True)
 class DoctorOptions:
     """What is installed, which kernels can run, what is missing and how to fix it."""
 
@@ -263,13 +253,9 @@ def _play(args: list[str]) -> int:
 
 
 def _report(args: list[str]) -> int:
-    options = parse(ReportOptions, args, "report")
-    if not options.runs:
-        raise UserError(f"name one or more run directories: {PROGRAM} report RUN...")
-    from paw_fast.runs.report import write_report
+    from paw_fast.cli.report import report
 
-    print(write_report(options.runs, options.out))
-    return 0
+    return report(args, _quiet_libraries)
 
 
 def _doctor(args: list[str]) -> int:
@@ -318,7 +304,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
     "play": (_play, "play an episode yourself, in the terminal"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
-    "report": (_report, "curves of one or several runs as one HTML file"),
+    "report": (_report, "results and curves of one or several runs as one HTML file"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),
     "recipes": (_recipes, "list the presets"),
 }

@@ -7,12 +7,10 @@ text colour of the page (`currentColor`), so that the figures are readable on li
 from __future__ import annotations
 
 import io
-import json
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors
-from paw_fast.runs.metrics import read_metrics
-from paw_fast.runs.statistics import wilson_interval
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from paw_fast.runs.run_data import Run
+from paw_fast.runs.statistics import mean_interval
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#ca8a04", "#06b6d4", "#ec4899", "#84cc16", "#78716c")
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -53,96 +47,12 @@ _STYLE: dict[Any, Any] = {
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
     ),
 }
+_NEUTRAL = "#8b8f98"
+_SIZE = (5.2, 3.1)
 _MAX_POINTS = 1500
 
-
-def is_plottable(value: float) -> bool:
-    """Returns True for values that are finite and small enough for an axis; diverged runs may log others."""
-    return -1e100 < value < 1e100
-
-
-@dataclass(frozen=True)
-class Run:
-    """The contents of a run directory. Produced by `load_run`, consumed by the figures and the report.
-
-    `rows` are the rows of metrics.jsonl, `summary` is summary.json, `config` and `config_text` are config.toml.
-    """
-
-    path: Path
-    rows: Sequence[Mapping[str, float]]
-    summary: Mapping[str, Any]
-    config: Mapping[str, Any]
-    config_text: str
-
-    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the steps [n] and plottable values [n] of a metric. The last row wins if a step was logged twice."""
-        found = {row["step"]: row[name] for row in self.rows if name in row and is_plottable(row[name])}
-        steps = sorted(found)
-        return np.array(steps, dtype=float), np.array([found[step] for step in steps], dtype=float)
-
-    @cached_property
-    def stages(self) -> list[str]:
-        """Names of the timed stages, in descending order of total time."""
-        totals: dict[str, float] = {}
-        for row in self.rows:
-            for name, value in row.items():
-                match = re.fullmatch(r"time/(.+)_s", name)
-                if match and match[1] != "step" and is_plottable(value):
-                    totals[match[1]] = totals.get(match[1], 0.0) + value
-        return sorted((name for name in totals if totals[name] > 0), key=lambda name: -totals[name])
-
-    def number(self, key: str) -> float | None:
-        """Returns a finite number from summary.json, or None."""
-        value = self.summary.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_plottable(value):
-            return None
-        return float(value)
-
-    def evaluations(self) -> list[tuple[float, float, float, float]]:
-        """Returns (step, success rate, low, high) for each evaluation.
-
-        `low` and `high` are the 95 % Wilson interval, or the rate itself if the number of tasks is unknown.
-        """
-        steps, rates = self.series("success/eval_rate")
-        points = dict(zip(steps.tolist(), rates.tolist(), strict=True))
-        first, last = self.number("warm_start_success"), self.number("final_success")
-        if first is not None:
-            points.setdefault(0.0, first)
-        if last is not None and self.rows:
-            points.setdefault(float(max(row["step"] for row in self.rows)), last)
-        totals = dict(zip(*(axis.tolist() for axis in self.series("success/eval_total")), strict=True))
-        result = []
-        for step, rate in sorted(points.items()):
-            total = round(totals.get(step, self.number("num_eval_tasks") or 0))
-            ends = wilson_interval(round(min(max(rate, 0), 1) * total), total) if total > 0 else (rate, rate)
-            result.append((step, rate, *ends))
-        return result
-
-
-def load_run(path: Path) -> Run:
-    """Reads a run directory. Some of its files may be missing. Raises `UserError`, which names the file or folder."""
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"no run at {path}: give a run directory")
-    if not any((path / name).is_file() for name in ("metrics.jsonl", "summary.json", "config.toml")):
-        raise UserError(f"{path} is not a run directory: it contains no metrics.jsonl, summary.json or config.toml")
-    summary, config, config_text = {}, {}, ""
-    source = path / "summary.json"
-    try:
-        with user_errors("read the run", source):
-            if source.is_file():
-                summary = json.loads(source.read_text(encoding="utf-8"))
-            source = path / "config.toml"
-            if source.is_file():
-                config_text = source.read_text(encoding="utf-8")
-                config = tomllib.loads(config_text)
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{source} cannot be read ({error}): restore it or remove it") from error
-    if not isinstance(summary, dict):
-        raise UserError(f"{path / 'summary.json'} cannot be read (it is not a JSON object): restore it or remove it")
-    return Run(path, read_metrics(path), summary, config, config_text)
+Line = Sequence[Run]
+"""One line of a figure: a run, or several runs that differ in their seed alone and are drawn as mean and band."""
 
 
 # ---------------------------------------------------------------------------------------------------- drawing
@@ -236,127 +146,191 @@ def _thin(*arrays: np.ndarray) -> list[np.ndarray]:
     return [array[::stride] for array in arrays]
 
 
-def _line(ax: Axes, run: Run, metric: str, colour: str, style: Any, label: str | None) -> bool:
-    steps, values = run.series(metric)
+def common_steps(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps [n] that all series contain, and the values [runs, n] at these steps."""
+    found = [(steps, values) for steps, values in found if len(steps)]
+    if not found:
+        return np.zeros(0), np.zeros((0, 0))
+    shared = reduce(np.intersect1d, [steps for steps, _ in found])
+    return shared, np.array([values[np.searchsorted(steps, shared)] for steps, values in found])
+
+
+def _line(ax: Axes, line: Line, metric: str, colour: str, style: Any) -> None:
+    """Draws a metric of one run, or the mean of several with a band from the lowest to the highest."""
+    steps, table = common_steps([run.series(metric) for run in line])
     if not len(steps):
-        return False
-    x, raw, soft = _thin(steps, values, smooth(values))
+        return
+    mean = table.mean(axis=0)
     if len(steps) == 1:
-        ax.plot(x, raw, "o", color=colour, label=label, markersize=4)
-        return True
-    if len(steps) >= 30:
+        ax.plot(steps, mean, "o", color=colour, markersize=4)
+        return
+    x, raw, soft = _thin(steps, mean, smooth(mean))
+    if len(table) > 1:
+        low, high = _thin(smooth(table.min(axis=0)), smooth(table.max(axis=0)))
+        ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+    elif len(steps) >= 30:
         ax.plot(x, raw, color=colour, alpha=0.25, linewidth=1, linestyle="-")
-    ax.plot(x, soft, color=colour, linestyle=style, label=label)
-    return True
+    ax.plot(x, soft, color=colour, linestyle=style)
 
 
-def draw_panel(panel: Panel, runs: Sequence[Run]) -> Figure | None:
-    """Draws a panel. Colours distinguish runs or, for a single run, metrics. Returns None if there is no data."""
-    present = [row for row in panel.axes if any(len(run.series(name)[0]) for name, _ in row for run in runs)]
+def draw_panel(panel: Panel, lines: Sequence[Line]) -> Figure | None:
+    """Draws a panel. Colours distinguish the lines or, if there is only one, metrics. Returns None without data."""
+    present = []
+    for row in panel.axes:
+        logged = [pair for pair in row if any(len(run.series(pair[0])[0]) for line in lines for run in line)]
+        present += [logged] if logged else []
     if not present:
         return None
+    several = len(lines) > 1
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6, 3.1), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
         for order, (ax, metrics) in enumerate(zip(axes, present, strict=True)):
+            handles = []
             for index, (metric, label) in enumerate(metrics):
-                for number, run in enumerate(runs):
-                    colour = COLOURS[(number if len(runs) > 1 else index + order) % len(COLOURS)]
-                    style = STYLES[index % len(STYLES)] if len(runs) > 1 else "-"
-                    _line(ax, run, metric, colour, style, label if number == 0 else None)
-            if len(metrics) > 1:
-                ax.legend(loc="best")
-            if len(present) > 1:
-                ax.set_ylabel(next(label for _, label in metrics))
+                style = STYLES[index % len(STYLES)] if several else "-"
+                for number, line in enumerate(lines):
+                    colour = COLOURS[(number if several else index + order) % len(COLOURS)]
+                    _line(ax, line, metric, colour, style)
+                ink = _NEUTRAL if several else COLOURS[(index + order) % len(COLOURS)]
+                handles.append(Line2D([], [], color=ink, linestyle=style, label=label))
+            if len(handles) > 1:
+                ax.legend(handles=handles, loc="best")
+            if len(panel.axes) > 1:
+                ax.set_ylabel(metrics[0][1])
             if panel.percent:
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
                 ax.set_ylim(-0.02, 1.02)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            else:
+                _widen(ax)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         axes[-1].set_xlabel("step")
         return figure
 
 
-def draw_success(runs: Sequence[Run], size: tuple[float, float] = (6, 3.1)) -> Figure | None:
-    """Draws the success rate: training episodes, evaluations with 95 % intervals, and the warm start as a dotted line.
+def _widen(ax: Axes) -> None:
+    """Widens the y axis of a constant curve, whose tick labels would otherwise be offsets such as 1e-14 + 0.02."""
+    low, high = ax.get_ylim()
+    size = max(abs(low), abs(high))
+    if high - low < 1e-3 * size:
+        ax.set_ylim(min(0.0, 1.5 * low), max(0.0, 1.5 * high))
+
+
+def draw_success(lines: Sequence[Line], size: tuple[float, float] | None = None) -> Figure | None:
+    """Draws the success rate: training episodes, evaluations with 95 % intervals, and the level before training.
 
     Returns None if there is no data.
     """
-    if not any(run.evaluations() or len(run.series("success/rate")[0]) for run in runs):
+    if not any(run.evaluations() or len(run.series("success/rate")[0]) for line in lines for run in line):
         return None
-    single = len(runs) == 1
+    single, groups = len(lines) == 1, any(len(line) > 1 for line in lines)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size or _SIZE, layout="constrained")
         ax = figure.subplots()
-        for number, run in enumerate(runs):
+        shown = set()
+        for number, line in enumerate(lines):
             colour = COLOURS[number % len(COLOURS)]
             marker = COLOURS[1] if single else colour
-            _line(ax, run, "success/rate", colour, "-", "training episodes" if number == 0 else None)
-            points = run.evaluations()
+            _line(ax, line, "success/rate", colour, "-")
+            if any(len(run.series("success/rate")[0]) for run in line):
+                shown.add("training")
+            points = _evaluated(line)
             if points:
                 x, y, low, high = (np.array(column) for column in zip(*points, strict=True))
                 ax.errorbar(
                     x, y, yerr=np.clip([y - low, high - y], 0, None), fmt="o", markersize=5.5, capsize=3,
-                    elinewidth=1.2, color=marker, label="evaluation, 95 % interval" if number == 0 else None, zorder=3,
+                    elinewidth=1.2, color=marker, zorder=3,
                 )  # fmt: skip
-            start = run.number("warm_start_success")
-            if start is not None:
-                line = "warm start" if number == 0 else None
-                ax.axhline(start, color=marker, linestyle=STYLES[2], linewidth=1.3, alpha=0.8, label=line)
+                shown.add("evaluation")
+                if points[0][0] == 0:
+                    ax.axhline(points[0][1], color=marker, linestyle=STYLES[2], linewidth=1.3, alpha=0.8)
+                    shown.add("start")
+        ink = (COLOURS[0], COLOURS[1]) if single else (_NEUTRAL, _NEUTRAL)
+        mean = ", mean" if groups else ""
+        handles: dict[str, Any] = {
+            "training": Line2D([], [], color=ink[0], label=f"training episodes{mean}"),
+            "evaluation": Line2D([], [], color=ink[1], marker="o", linestyle="", label=f"evaluation{mean}, 95 %"),
+            "start": Line2D([], [], color=ink[1], linestyle=STYLES[2], linewidth=1.3, label="before training"),
+        }
+        kept = [handle for name, handle in handles.items() if name in shown]
+        if groups:
+            kept.append(Patch(color=ink[0], alpha=0.2, linewidth=0, label="lowest to highest run"))
         ax.set_ylim(-0.02, 1.02)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         ax.set_xlabel("step")
-        ax.legend(loc="best", ncols=1)
+        figure.legend(handles=kept, loc="outside upper left", ncols=2 if groups else 3, fontsize=8, columnspacing=1.0)
         return figure
 
 
-def draw_stages(runs: Sequence[Run], most: int = 8) -> Figure | None:
-    """Draws the seconds spent in each stage: stacked over the steps for one run, mean per step as bars for several.
+def _evaluated(line: Line) -> list[tuple[float, float, float, float]]:
+    """Returns (step, success, low, high) of the evaluations of a run, or of the steps at which all runs have one."""
+    if len(line) == 1:
+        return [one[:4] for one in line[0].evaluations()]
+    found = [run.evaluations() for run in line]
+    series = [(np.array([e.step for e in one]), np.array([e.rate for e in one])) for one in found if one]
+    steps, table = common_steps(series)
+    if len(table) < 2:
+        return [(float(step), float(rate), float(rate), float(rate)) for step, rate in zip(steps, *table, strict=True)]
+    return [(float(step), *mean_interval(column.tolist())) for step, column in zip(steps, table.T, strict=True)]
 
-    At most `most` stages are drawn separately; the others are summed. Returns None if no stage was timed.
+
+def draw_stages(lines: Sequence[Line], most: int = 8) -> Figure | None:
+    """Draws the seconds spent in each stage of the training steps; step 0, which only sets up, is left out.
+
+    Stacked over the steps for one run; mean per step as bars, one for each run, for several. At most `most` stages are
+    drawn separately, the others are summed. Returns None if no stage was timed.
     """
+    runs = [run for line in lines for run in line]
+    numbers = [number for number, run in enumerate(runs, 1) if run.stages]
     runs = [run for run in runs if run.stages]
     if not runs:
         return None
     totals: dict[str, float] = {}
     for run in runs:
         for stage in run.stages:
-            totals[stage] = totals.get(stage, 0.0) + float(run.series(f"time/{stage}_s")[1].sum())
+            steps, seconds = run.series(f"time/{stage}_s")
+            totals[stage] = totals.get(stage, 0.0) + float(seconds[steps > 0].sum())
     named = sorted((stage for stage in totals if stage != "other"), key=lambda stage: -totals[stage])
     kept, rest = named[:most], [*named[most:], *(["other"] if "other" in totals else [])]
     labels = [stage.replace("_", " ") for stage in kept] + (["other"] if rest else [])
     colours = [*COLOURS[: len(kept)], "#9ca3af"]
     with mpl.rc_context(_STYLE):
-        height = 3.1 if len(runs) == 1 else 1.3 + 0.4 * len(runs)
-        figure = Figure(figsize=(6, height), layout="constrained")
+        figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.3 + 0.4 * len(runs))), layout="constrained")
         ax = figure.subplots()
         groups = [[stage] for stage in kept] + ([rest] if rest else [])
         if len(runs) == 1:
             steps, table = _stage_table(runs[0], groups)
+            if len(steps) == 1:  # an area needs two points: draw one step as wide as a bar
+                steps, table = np.array([steps[0] - 0.4, steps[0] + 0.4]), [np.repeat(row, 2) for row in table]
             ax.stackplot(_thin(steps)[0], [_thin(row)[0] for row in table], labels=labels, colors=colours, alpha=0.85)
             ax.set_xlabel("step")
             ax.set_ylabel("seconds")
             ax.margins(x=0)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         else:
             left = np.zeros(len(runs))
             means = np.array([[row.mean() for row in _stage_table(run, groups)[1]] for run in runs])
             for index, label in enumerate(labels):
                 ax.barh(range(len(runs)), means[:, index], left=left, color=colours[index], label=label, alpha=0.85)
                 left += means[:, index]
-            ax.set_yticks(range(len(runs)), [str(number + 1) for number in range(len(runs))])
+            ax.set_yticks(range(len(runs)), [str(number) for number in numbers])
             ax.invert_yaxis()
-            ax.set_xlabel("seconds per step (mean); runs in the order of the table")
+            ax.set_xlabel("seconds per step (mean)")
+            ax.set_ylabel("run")
         figure.legend(loc="outside right upper", handlelength=1.0, fontsize=8.5)
         return figure
 
 
 def _stage_table(run: Run, groups: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns the steps [n] at which any stage was timed, and the seconds [n] of each group of stages.
+    """Returns the training steps [n] at which any stage was timed, and the seconds [n] of each group of stages.
 
     A stage that did not run in a step counts as 0 s.
     """
-    found = {stage: run.series(f"time/{stage}_s") for group in groups for stage in group}
+    found = {}
+    for stage in (stage for group in groups for stage in group):
+        steps, seconds = run.series(f"time/{stage}_s")
+        found[stage] = steps[steps > 0], seconds[steps > 0]
     steps = np.unique(np.concatenate([steps for steps, _ in found.values()]))
     rows = []
     for group in groups:

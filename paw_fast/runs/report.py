@@ -1,6 +1,7 @@
-"""Writes the report of one or several runs: a self-contained HTML file with a table of facts and the curves.
+"""Writes the report of one or several runs: a self-contained HTML file with results, problems, curves and settings.
 
-`write_report` overlays several runs; `write_curve_png` draws only the success curve. Imports no torch.
+The first screen answers what was reached and whether it is more than chance; everything else is below. Runs that
+differ in their seed alone are shown as one line, with mean and band. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,48 +10,24 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors, write_text
-from paw_fast.runs.figures import COLOURS, PANELS, Run, draw_panel, draw_stages, draw_success, load_run, to_png, to_svg
-from paw_fast.runs.statistics import wilson_interval
+from paw_fast.runs.figures import COLOURS, PANELS, Line, draw_panel, draw_stages, draw_success, to_png, to_svg
+from paw_fast.runs.html_page import html_table, page, small_note, table
+from paw_fast.runs.report_top import CSS, first_screen, value_cell
+from paw_fast.runs.run_data import Run, load_run
+from paw_fast.runs.run_facts import facts, percent, task_types
+from paw_fast.runs.run_groups import Group, differing_settings, group_runs
+
+EPISODES_PAGE = "episodes.html"
+"""Name of the episodes page, which is written beside the report and linked from it."""
 
 _MAX_EPISODE_CHARS = 20_000
-_CSS = """
-:root { color-scheme: light dark; --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --page: #ffffff; --card: #f9fafb; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e5e7eb; --soft: #9ca3af; --line: #374151; --page: #111827; --card: #1a2333; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 28px 20px 60px; background: var(--page); color: var(--ink);
-       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 17px; margin: 34px 0 12px; }
-p { margin: 0 0 12px; } .soft { color: var(--soft); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 470px), 1fr)); gap: 16px; }
-figure { margin: 0; padding: 14px 16px 8px;
-         background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-figcaption { margin-bottom: 6px; } figcaption b { display: block; }
-figcaption span { color: var(--soft); font-size: 13px; }
-svg { display: block; width: 100%; height: auto; color: var(--ink); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 22px 5px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; } tbody th { font-weight: 400; color: var(--soft); white-space: nowrap; }
-.dot { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 7px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 18px 0 6px; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 18px;
-        min-width: 150px; }
-.tile b { display: block; font-size: 24px; font-weight: 650; } .tile span { color: var(--soft); font-size: 13px; }
-details { margin: 8px 0; border: 1px solid var(--line); border-radius: 8px; background: var(--card); }
-summary { cursor: pointer; padding: 8px 14px; overflow-wrap: anywhere; }
-pre { margin: 0; padding: 4px 14px 14px; white-space: pre-wrap; overflow-wrap: anywhere;
-      font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-"""
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the report of one run, or of several runs overlaid, and returns its path.
+    """Writes the report of one run, or of several runs together, and returns its path.
 
     Args:
         run_dirs: run directories.
@@ -70,16 +47,17 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         out = (paths[0] if len(paths) == 1 else paths[0].parent) / "report.html"
     if out.is_dir():
         raise UserError(f"{out} is a folder: give the name of the HTML file to write")
-    write_text(out, _page(runs, _labels(paths)))
+    write_text(out, _page(runs, _labels(paths), _episodes_link(paths, out)))
     return out
 
 
 def write_curve_png(run_dir: Path, path: Path) -> Path:
-    """Draws the success curve of one run (training, evaluations, warm start) as a PNG and returns its path.
+    """Draws the success curve of one run (training episodes and evaluations) as a PNG and returns its path.
 
     Raises `UserError` when the run has not logged any success rate or the file cannot be written.
     """
-    figure = draw_success([load_run(Path(run_dir))], size=(7.5, 3.8))
+    run = load_run(Path(run_dir))
+    figure = draw_success([[run]], size=(7.5, 3.8)) if run.rows else None
     if figure is None:
         raise UserError(f"{run_dir} has no success curve yet: no step has been logged")
     to_png(figure, Path(path))
@@ -95,153 +73,59 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-# ------------------------------------------------------------------------------------------------------ facts
+def _episodes_link(paths: Sequence[Path], out: Path) -> bool:
+    return len(paths) == 1 and out.resolve().parent == paths[0] and (paths[0] / EPISODES_PAGE).is_file()
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+# ----------------------------------------------------------------------------------------------------- sections
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+def _comparison(rows: Sequence[tuple[str, Sequence[str]]], heads: Sequence[str], same: str) -> str:
+    """Returns a table of the rows in which the columns differ; the others are folded away under the title `same`."""
+    rows = [row for row in rows if any(cell != "-" for cell in row[1])]
+    if len(heads) == 1:
+        return table(heads, rows)
+    differ = [row for row in rows if any(cell != row[1][0] for cell in row[1])]
+    equal = [(name, cells[:1]) for name, cells in rows if all(cell == cells[0] for cell in cells)]
+    folded = f"<details><summary>{escape(same)}</summary>{table([''], equal)}</details>" if equal else ""
+    shown = [(escape(name), [small_note(cell) for cell in cells]) for name, cells in differ]
+    return (html_table(heads, shown) if shown else "") + folded
 
 
-def _get(config: Any, *keys: str) -> Any:
-    for key in keys:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
+def _facts_table(runs: Sequence[Run], heads: Sequence[str]) -> str:
+    found = [facts(run) for run in runs]
+    names = dict.fromkeys(name for one in found for name in one)
+    rows = [(name, [one.get(name, "-") for one in found]) for name in names]
+    shown = {name for name, _ in rows}
+    if len(runs) > 1:
+        differing = differing_settings(runs).items()
+        rows += [(key, [_text(value) for value in values]) for key, values in differing if key not in shown]
+    return _comparison(rows, heads, "The same in all runs")
 
 
-def _join(*parts: Any, by: str = ", ") -> str:
-    return by.join(str(part) for part in parts if part not in (None, "", "none")) or "-"
+def _text(value: object) -> str:
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _with_interval(share: float | None, total: float | None) -> str:
-    if share is None or not total or not 0 <= share <= 1:
-        return _percent(share)
-    low, high = wilson_interval(round(share * total), round(total))
-    return f"{_percent(share)} (95 %: {100 * low:.1f} to {100 * high:.1f}, {total:.0f} tasks)"
+def _kl_note(lines: Sequence[Line]) -> str:
+    """Returns a note for the KL panel that says in which runs there is no KL term, so that no curve is expected."""
+    runs = [run for line in lines for run in line]
+    off = [n for n, run in enumerate(runs, 1) if run.setting("algo", "kl_coef") == 0]
+    if not off or any(len(run.series("policy/kl")[0]) for run in runs if run.setting("algo", "kl_coef") == 0):
+        return ""
+    if len(off) == len(runs):
+        return " The KL term is off (algo.kl_coef = 0)."
+    return f" The KL term is off in {'run' if len(off) == 1 else 'runs'} {', '.join(map(str, off))}."
 
 
-def _gain(run: Run) -> str:
-    start, end = run.number("warm_start_success"), run.number("final_success")
-    return "-" if start is None or end is None else f"{100 * (end - start):+.1f} points"
-
-
-def _world_model(config: Any) -> str:
-    paw = _get(config, "paw")
-    if not isinstance(paw, dict):
-        return "-"
-    if paw.get("enabled") is False:
-        return "off"
-    share = paw.get("alpha")
-    return _join(
-        paw.get("loss"),
-        f"tau {paw['tau']}" if "tau" in paw and paw.get("loss") == "cmae" else None,
-        f"{paw.get('selection', '')} selection of {share}" if share is not None else paw.get("selection"),
-        f"{paw.get('balance', '')} lambda up to {paw['lambda_0']}" if "lambda_0" in paw else paw.get("balance"),
-    )
-
-
-def _gap(run: Run) -> str:
-    """The action gap of the world model on held-out observations, before and after training."""
-    ends = [_get(run.summary, key, "action_gap") for key in ("warm_start_world_model", "final_world_model")]
-    return " to ".join(f"{gap:.3f}" for gap in ends if isinstance(gap, float))
-
-
-def _evaluated_on(run: Run) -> str:
-    """The evaluation split, and how many of its tasks are also training tasks."""
-    split, shared = run.summary.get("eval_split") or _get(run.config, "eval_split"), run.number("eval_tasks_in_train")
-    overlap = f"{shared:.0f} of its tasks are also training tasks" if shared and split != "train" else None
-    return _join(split, overlap)
-
-
-def _facts(run: Run) -> dict[str, str]:
-    """Returns the rows of the table for a run: name and text, `-` if unknown."""
-    config, total = run.config, run.number("num_eval_tasks")
-    groups, size = _get(config, "rollout", "groups"), _get(config, "rollout", "group_size")
-    done = int(max((row["step"] for row in run.rows), default=0))
-    planned = _get(config, "steps")
-    return {
-        "success after the warm start": _with_interval(run.number("warm_start_success"), total),
-        "final success": _with_interval(run.number("final_success"), total),
-        "evaluated on": _evaluated_on(run),
-        "gain": _gain(run),
-        "wall time": _duration(run.number("wall_time_s")),
-        "steps": f"{done} of {planned}" if planned is not None else str(done),
-        "environment": _join(*(_get(config, "env", key) for key in ("name", "engine", "size", "data"))),
-        "model": _join(_get(config, "model", "path"), _get(config, "model", "dtype")),
-        "algorithm": _join(_get(config, "algo", "name"), _get(config, "layout")),
-        "world model": _world_model(config),
-        "episodes per step": _join(f"{groups} groups of {size}" if groups and size else None),
-        "learning rate": _join(_get(config, "optim", "learning_rate")),
-        "action gap of the world model": _gap(run),
-        "seed": _join(_get(config, "seed")),
-    }
-
-
-def _task_types(run: Run) -> dict[str, float]:
-    """Returns the success rate per task type: of the last evaluation, else the mean of the last tenth of training."""
-    names = {name for row in run.rows for name in row if name.startswith("success/")}
-    evaluated = {name[len("success/eval_") :]: name for name in names if name.startswith("success/eval_")}
-    evaluated = {kind: name for kind, name in evaluated.items() if kind not in ("rate", "total")}
-    trained = {name[len("success/") :]: name for name in names if not name.startswith("success/eval_")}
-    trained.pop("rate", None)
-    result = {}
-    for kind, name in sorted((evaluated or trained).items()):
-        values = run.series(name)[1]
-        tail = 1 if evaluated else max(1, len(values) // 10)
-        if len(values):
-            result[kind] = float(values[-tail:].mean())
-    return result
-
-
-# ------------------------------------------------------------------------------------------------------- page
-
-
-def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Returns an HTML table. The cells of `header` must be HTML; all other text is escaped here."""
-    head = "".join(f"<th>{cell}</th>" for cell in ("", *header))
-    body = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, cells in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _summary(runs: Sequence[Run], heads: Sequence[str]) -> str:
-    facts = [_facts(run) for run in runs]
-    rows = [(name, [fact[name] for fact in facts]) for name in facts[0]]
-    return _table(heads, [row for row in rows if any(cell != "-" for cell in row[1])])
-
-
-def _tiles(run: Run) -> str:
-    values = {
-        "final success": _percent(run.number("final_success")),
-        "after the warm start": _percent(run.number("warm_start_success")),
-        "gain": _gain(run),
-        "wall time": _duration(run.number("wall_time_s")),
-    }
-    tiles = [
-        f'<div class="tile"><b>{escape(text)}</b><span>{escape(name)}</span></div>'
-        for name, text in values.items()
-        if text != "-"
-    ]
-    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
-
-
-def _figures(runs: Sequence[Run]) -> str:
-    several = len(runs) > 1
-    first = "Training episodes, and evaluations with 95 % intervals. Dotted line: after the warm start."
-    drawn = [("Success", first, draw_success(runs))]
-    drawn += [(panel.title, panel.note, draw_panel(panel, runs)) for panel in PANELS]
-    drawn.append(("Time", "Seconds spent in each stage of a step.", draw_stages(runs)))
+def _figures(lines: Sequence[Line]) -> str:
+    drawn = []
+    for panel in PANELS:
+        note = panel.note
+        if any(name == "policy/kl" for row in panel.axes for name, _ in row):
+            note += _kl_note(lines)
+        drawn.append((panel.title, note, draw_panel(panel, lines)))
+    drawn.append(("Time", "Seconds spent in each stage of a training step; step 0 is left out.", draw_stages(lines)))
     parts = []
     for number, (title, note, figure) in enumerate(drawn):
         if figure is not None:
@@ -249,18 +133,28 @@ def _figures(runs: Sequence[Run]) -> str:
             parts.append(f"<figure>{caption}{to_svg(figure, f'f{number}')}</figure>")
     if not parts:
         return '<p class="soft">No step has been logged yet.</p>'
-    legend = "Colours identify the runs, as in the table. " if several else ""
-    note = f'<p class="soft">{legend}Thin lines: measured values. Thick lines: moving average.</p>'
-    return f'{note}<div class="figures">{"".join(parts)}</div>'
+    legend = "Colours identify the lines, as in the first table. " if len(lines) > 1 else ""
+    legend += "Thin lines: measured values. Thick lines: moving average."
+    if any(len(line) > 1 for line in lines):
+        legend += " Of runs that differ in their seed alone: the mean, and a band from the lowest to the highest run."
+    return f'<p class="soft">{legend}</p><div class="figures">{"".join(parts)}</div>'
 
 
 def _task_type_table(runs: Sequence[Run], heads: Sequence[str]) -> str:
-    found = [_task_types(run) for run in runs]
+    found = [task_types(run) for run in runs]
     kinds = sorted(set().union(*found))
     if not kinds:
         return ""
-    rows = [(kind.replace("_", " "), [_percent(one.get(kind)) for one in found]) for kind in kinds]
-    return f"<h2>Success by task type</h2>{_table(heads, rows)}"
+    columns = ["success", "95 % interval", "tasks"]
+    if len(runs) == 1:
+        rows = []
+        for kind in kinds:
+            one = found[0][kind]
+            ends = "-" if one.low is None or one.high is None else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+            rows.append((kind.replace("_", " "), [percent(one.value), ends, one.source.removesuffix(" tasks") or "-"]))
+        return f"<h2>Success by task type</h2>{table(columns, rows)}"
+    cells = [(escape(kind.replace("_", " ")), [value_cell(one.get(kind)) for one in found]) for kind in kinds]
+    return f"<h2>Success by task type</h2>{html_table(heads, cells)}"
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
@@ -292,26 +186,36 @@ def _configs(runs: Sequence[Run], labels: Sequence[str]) -> str:
     return f"<h2>Settings</h2>{''.join(parts)}" if parts else ""
 
 
-def _page(runs: Sequence[Run], labels: Sequence[str]) -> str:
+# ------------------------------------------------------------------------------------------------------- page
+
+
+def _run_heads(runs: Sequence[Run], labels: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    """Returns the column titles of the runs, in HTML: the label, and for several runs number and colour."""
+    if len(runs) == 1:
+        return [escape(labels[0])]
+    colours = {n: COLOURS[index % len(COLOURS)] for index, group in enumerate(groups) for n in group.numbers}
+    return [
+        f'<span class="dot" style="background:{colours[n]}"></span>{n + 1}. {escape(label)}'
+        for n, label in enumerate(labels)
+    ]
+
+
+def _page(runs: Sequence[Run], labels: Sequence[str], episodes_page: bool) -> str:
     single = len(runs) == 1
-    dots = [f'<span class="dot" style="background:{COLOURS[n % len(COLOURS)]}"></span>' for n in range(len(runs))]
-    heads = [("" if single else dot) + escape(label) for dot, label in zip(dots, labels, strict=True)]
+    groups = group_runs(runs, labels)
+    lines: list[Line] = [group.runs for group in groups]
+    heads = _run_heads(runs, labels, groups)
     title = labels[0] if single else f"{len(runs)} runs"
+    link = f'<p><a href="{EPISODES_PAGE}">Episodes, token by token: what the policy expects to see</a></p>'
     sections = [
-        f"<h1>{escape(title)}</h1>",
-        '<p class="soft">paw-fast training report</p>',
-        _tiles(runs[0]) if single else "",
-        "<h2>Runs</h2>" if not single else "<h2>Run</h2>",
-        _summary(runs, heads),
-        "<h2>Curves</h2>",
-        _figures(runs),
+        first_screen(title, groups, draw_success(lines)),
+        link if episodes_page else "",
+        "<h2>Run</h2>" if single else "<h2>Runs</h2>",
+        _facts_table(runs, heads),
         _task_type_table(runs, heads),
+        "<h2>Curves</h2>",
+        _figures(lines),
         _episodes(runs, labels),
         _configs(runs, labels),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - paw-fast</title><style>{_CSS}</style></head>\n"
-        f"<body>{''.join(sections)}</body></html>\n"
-    )
+    return page(title, "".join(sections), CSS)

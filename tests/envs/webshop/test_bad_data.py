@@ -149,7 +149,9 @@ def test_instruction_without_attributes_is_counted(raw, write_catalogue):
     empty = {"instruction": "Find me mugs", "instruction_attributes": []}
     good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}
     env = envs.make("webshop", **write_catalogue([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
-    assert list(env.catalogue.product_store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
+    assert list(env.catalogue.product_store.report.problems) == [
+        "an instruction without attributes (no goal is made of it)"
+    ]
     assert {goal.asin for goal in env.catalogue.goals} == {"B2"}
     assert env.catalogue.product_store[0].attributes == ("DUMMY_ATTR",)
 

@@ -127,7 +127,9 @@ def test_brief_pages(reference_env):
     task = reference_env.tasks("unseen")[3]
     assert brief.reset(task).shown == ""
     catalogue = reference_env.catalogue
-    first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
+    first, second, third = (
+        f"click[{catalogue.product_store[row].asin.lower()}]" for row in catalogue.results("shirt")[:3]
+    )
     plain.reset(task)
     chosen = []
     for command in ("search[shirt]", first, "click[description]", "click[< prev]", "click[< prev]"):
