@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/cpu_dispatch.h"
+#include "common/cuda_versions.h"
 #include "common/row_plan.h"
 #include "ops.h"
 
@@ -152,9 +153,15 @@ int64_t kept_elements(int64_t n, int element_bytes, int64_t round, int64_t scrat
 
 #ifdef PAW_WITH_CUDA
 #define PAW_CUDA_KERNEL(name) paw::name##_cuda
+paw::CudaVersions cuda_versions() {
+  return paw::cuda_versions();
+}
 constexpr bool kCudaCompiled = true;
 #else
 #define PAW_CUDA_KERNEL(name) nullptr
+paw::CudaVersions cuda_versions() {
+  return {0, 0};
+}
 constexpr bool kCudaCompiled = false;
 #endif
 
@@ -165,6 +172,10 @@ PYBIND11_MODULE(_native, m) {
   m.attr("cuda_compiled") = kCudaCompiled;
   m.attr("cuda_archs") = PAW_CUDA_ARCHS;
   m.attr("cuda_reason") = PAW_CUDA_REASON;
+  m.def("cuda_versions", [] {
+    const paw::CudaVersions versions = cuda_versions();
+    return py::make_tuple(versions.runtime, versions.driver);
+  });
   m.def("cpu_isa", &paw::cpu_isa);
   m.def("cpu_isas", &paw::cpu_isas);
   m.def("use_cpu_isa", &paw::use_cpu_isa);

@@ -52,9 +52,12 @@ void paw_loss_cuda(const PawLossArgs& args, void* stream) {
   const int size = args.dtype == DType::kF32 ? 4 : 2;
   const CudaPath path = cuda_path();
   if (path != CudaPath::kPlain) {
-    const ClusterPlan plan = plan_cluster(args.map.valid_vocab, size, device.clusters ? device.shared_block : -1,
-                                          device.shared_processor, cuda_cluster());
-    if (plan.reason == nullptr) return paw_loss_cluster_cuda(args, plan, stream);
+    ClusterPlan plan = plan_cluster(args.map.valid_vocab, size, device.clusters ? device.shared_block : -1,
+                                    device.shared_processor, cuda_cluster());
+    if (plan.reason == nullptr) {
+      if (paw_loss_cluster_cuda(args, plan, stream)) return;
+      plan.reason = "the device cannot place its blocks side by side (a MIG slice?)";
+    }
     if (path == CudaPath::kCluster) throw std::runtime_error(std::string("paw_loss: no cluster: ") + plan.reason);
   }
   const int64_t kept = plan_kept(args.map.valid_vocab, size, kThreads * kUnit, kScratchBytes, device.shared_block,

@@ -120,11 +120,16 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerProcessor)
 
 }  // namespace
 
-void paw_loss_cluster_cuda(const PawLossArgs& args, const ClusterPlan& plan, void* stream) {
+bool paw_loss_cluster_cuda(const PawLossArgs& args, const ClusterPlan& plan, void* stream) {
+  bool fits = false;
   with_types(args.dtype, args.map.softcap > 0.0f, [&](auto softcap, auto element) {
-    launch("paw_loss", cluster_kernel<decltype(softcap)::value, decltype(element)>, args.rows * plan.cluster,
-           kClusterThreads, plan.cluster, plan.shared_bytes, stream, args, plan);
+    const auto kernel = cluster_kernel<decltype(softcap)::value, decltype(element)>;
+    fits = cluster_fits("paw_loss", kernel, kClusterThreads, plan.cluster, plan.shared_bytes);
+    if (!fits) return;
+    launch("paw_loss", kernel, args.rows * plan.cluster, kClusterThreads, plan.cluster, plan.shared_bytes, stream, args,
+           plan);
   });
+  return fits;
 }
 
 }  // namespace paw

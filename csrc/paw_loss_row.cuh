@@ -36,7 +36,7 @@ __device__ __forceinline__ void write_ignored_outputs(const PawLossArgs& a, int6
 
 }  // namespace
 
-// In paw_loss_cluster.cu.
-void paw_loss_cluster_cuda(const PawLossArgs& args, const ClusterPlan& plan, void* stream);
+// In paw_loss_cluster.cu. Returns false, and does nothing, where the device cannot place such a cluster.
+bool paw_loss_cluster_cuda(const PawLossArgs& args, const ClusterPlan& plan, void* stream);
 
 }  // namespace paw

@@ -112,13 +112,15 @@ void token_logprobs_cuda(const TokenLogprobsArgs& args, void* stream) {
   }
   // A block a part once there are too few rows to keep every multiprocessor at work with several.
   const bool few = args.rows <= 4 * static_cast<int64_t>(device.processors);
-  const bool split = parts > 1 && device.clusters && path != CudaPath::kPlain && (few || path == CudaPath::kCluster);
+  const bool wanted = parts > 1 && device.clusters && path != CudaPath::kPlain && (few || path == CudaPath::kCluster);
   with_types(args.dtype, args.map.softcap > 0.0f, [&](auto softcap, auto element) {
     constexpr bool kSoftcap = decltype(softcap)::value;
     using T = decltype(element);
-    if (split) {
-      launch("token_logprobs", part_kernel<kSoftcap, T>, args.rows * parts, kThreads, parts, sizeof(Scratch), stream,
-             args);
+    const auto split = part_kernel<kSoftcap, T>;
+    if (wanted && cluster_fits("token_logprobs", split, kThreads, parts, sizeof(Scratch))) {
+      launch("token_logprobs", split, args.rows * parts, kThreads, parts, sizeof(Scratch), stream, args);
+    } else if (wanted && path == CudaPath::kCluster) {
+      throw std::runtime_error("token_logprobs: PAW_FAST_CUDA_PATH=cluster, but the device cannot place a cluster");
     } else {
       launch("token_logprobs", row_kernel<kSoftcap, T>, args.rows, kThreads, 1, sizeof(Scratch), stream, args);
     }

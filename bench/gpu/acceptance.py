@@ -3,15 +3,22 @@
     python bench/gpu/acceptance.py --out bench/results/h100              # the GPU: every size, every installed peer
     python bench/gpu/acceptance.py --device cpu --out bench/results/cpu  # 256 rows, two vocabularies, two threads
     python bench/gpu/acceptance.py --device cpu --quick                  # tiny sizes: proves the script
-    python bench/gpu/acceptance.py --only a b --case 8192x151936xbfloat16    # in pieces; --only sanitize as well
+    python bench/gpu/acceptance.py --only a b --case 8192x151936xbfloat16    # in pieces
+    python bench/gpu/acceptance.py --sanitizers --out bench/results/h100    # a second call: compute-sanitizer
 
 Protocol: warm-up (compilation too), then rounds, 30 on a GPU and 7 on a CPU, in each of which every implementation
-runs once, so that whatever else goes on slows all of them. CUDA: events, and a buffer larger than L2 written before
-each run. Median, p20 and p80; ratios are medians of the rounds' ratios. GB/s counts the minimal bytes: (a) one read,
-(b) one read and one write; the read and copy rates beside them are measured in the same run. Peak memory is what a call
-takes beyond its inputs: the allocator's on CUDA, the process's high-water mark on a CPU. Errors are against float64 on
-64 rows, beside those of torch's own expression in the same dtype. Every peer says what it computes and is checked for
-NaN; one that is not installed is named, one that fails (out of memory, say) keeps its line with the reason.
+runs once, so that whatever else goes on slows all of them. What a call overwrites is restored before it. CUDA: events;
+before each run a buffer larger than L2 is read (a written one would be charged to the call, when it is evicted), and
+the device sleeps while the host launches, so that launch time is hidden. Median, p20 and p80; ratios are medians of the
+rounds' ratios. GB/s counts the minimal bytes: (a) one read, (b) one read and one write; the read and copy rates beside
+them are measured in the same run, the data sheet's rate follows from the memory's clock and width (3350 GB/s for an
+H100 SXM). Peak memory is what a call takes beyond its inputs: the allocator's on CUDA, the process's high-water mark on
+a CPU. Errors are against float64 on 64 rows, beside those of torch's own expression in the same dtype. Every peer says
+what it computes and is checked for NaN; one that is not installed is named, one that fails (out of memory, say) keeps
+its line with the reason.
+
+The files in --out are written after every case, so a run that is killed keeps what it has measured. A failure of our
+own kernels is a line of the table, and exit code 1 at the end.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import json
 import os
 import platform
 import shutil
@@ -26,7 +34,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -47,29 +55,32 @@ from report import OURS, A, B, C, Result, markdown, write
 from torch import Tensor
 
 from paw_fast import kernels as K
-from paw_fast.kernels.linear_paw_loss import DEFAULT_CHUNK_BYTES, chunk_rows
+from paw_fast.kernels.linear_paw_loss import chunk_rows, default_chunk_bytes, row_length
 from paw_fast.kernels.reference import paw_loss_reference, token_logprobs_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABS = (32000, 49152, 128256, 151936, 262144)
 SETTINGS = K.LossSettings()
 PLAIN = f"{OURS}, no clusters"
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+_SLEEP_CYCLES = 2_000_000  # a millisecond: longer than the host takes to launch anything here
 
 
 class Clock:
-    """Times one call in ms, on a cold L2 where there is one."""
+    """Times one call in ms; on a GPU on a cold L2, and without the time the host takes to launch."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+        self.flush = torch.zeros(64 << 20, device=device) if device.type == "cuda" else None  # 256 MB
 
     def ms(self, call: Callable[[], object]) -> float:
         if self.flush is None:
             start = time.perf_counter()
             call()
             return (time.perf_counter() - start) * 1e3
-        self.flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush.sum()
+        torch.cuda._sleep(_SLEEP_CYCLES)
         begin.record()
         call()
         end.record()
@@ -110,9 +121,23 @@ def rates(clock: Clock, rounds: int, quick: bool) -> dict[str, float]:
     return out
 
 
+def data_sheet_rate(device: torch.device) -> float | None:
+    """Bytes per second that the memory's clock and width allow; None where torch does not tell them."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    clock_khz, bits = getattr(properties, "memory_clock_rate", 0), getattr(properties, "memory_bus_width", 0)
+    return 2.0 * clock_khz * 1e3 * bits / 8 or None  # two transfers a clock
+
+
+def reason_of(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"failed: {lines[0][:100] if lines else type(error).__name__}"
+
+
 def measure(
     op: str, peers: list[Peer], shape: tuple[int, int, torch.dtype], clock: Clock, rounds: int,
-    num_bytes: int | None, rate: float, ours: dict[str, object],
+    num_bytes: int | None, rate: float, data_sheet: float | None, ours: dict[str, object],
 ) -> list[Result]:  # fmt: skip
     """Warms up and checks every peer, then interleaves them. `ours`: fields of the results whose peer is our own."""
     num, vocab, dtype = shape
@@ -128,11 +153,8 @@ def measure(
                 p.restore()
             peak[p.name] = clock.peak_bytes(p.call)
             ready.append(p)
-        except Exception as error:  # a peer's failure is a finding, not the end of the bench
-            reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
-            results.append(Result(op, p.name, *base, p.outputs, failed=f"failed: {reason}"))
-            if p.name == OURS:
-                raise
+        except Exception as error:  # a failure is a finding, not the end of the bench
+            results.append(Result(op, p.name, *base, p.outputs, failed=reason_of(error)))
     times: dict[str, list[float]] = {p.name: [] for p in ready}
     for _ in range(rounds):
         for p in ready:
@@ -154,7 +176,9 @@ def measure(
             Result(
                 op, p.name, *base, p.outputs, median, values[int(0.2 * len(values))], values[int(0.8 * len(values))],
                 None if gbs is None else gbs / 1e9, share,
-                statistics.median(v / o for v, o in zip(times[p.name], times[OURS], strict=True)),
+                None if gbs is None or data_sheet is None else gbs / data_sheet,
+                statistics.median(v / o for v, o in zip(times[p.name], times[OURS], strict=True))
+                if OURS in times else None,
                 peak[p.name], nan=nan[p.name], **mine,
             )
         )  # fmt: skip
@@ -214,27 +238,28 @@ def errors(case: Case) -> tuple[dict[str, object], dict[str, object]]:
 
 def measure_rows(
     num: int, vocab: int, dtype: torch.dtype, clock: Clock, rate: dict[str, float], compiled: dict, args
-) -> list[Result]:
+) -> Iterator[list[Result]]:
+    """The results of (a), then those of (b)."""
+    data_sheet = data_sheet_rate(clock.device)
     cuda = clock.device.type == "cuda"
     case = make_case(num, vocab, dtype, clock.device)
     of_a, of_b = errors(case)
     size = num * vocab * case.logits.element_size()
     shape = (num, vocab, dtype)
-    results = []
     if "a" in args.only:
         call = lambda: tuple(K.token_logprobs(case.logits, case.rows.targets))  # noqa: E731
         peers = our_own(OURS, "logp, entropy, lse", call, cuda)
         if not args.ours:
             peers += token_peers(case, compiled.get("a"))
-        results += measure(A, peers, shape, clock, args.rounds, size, rate["read"], of_a)
+        yield measure(A, peers, shape, clock, args.rounds, size, rate["read"], data_sheet, of_a)
     if "b" in args.only:
-        # It overwrites its buffer: after the first run it works on gradients, which cost the same.
+        # It overwrites its buffer. On gradients in place of logits other rows would be clipped, and cost less.
         call = lambda: (K.paw_loss(case.work, case.rows, SETTINGS).loss, case.work)  # noqa: E731
-        peers = our_own(OURS, EVERYTHING, call, cuda)
+        restore = lambda: case.work.copy_(case.logits)  # noqa: E731
+        peers = [dataclasses.replace(p, restore=restore) for p in our_own(OURS, EVERYTHING, call, cuda)]
         if not args.ours:
             peers += loss_peers(case, compiled.get("b"))
-        results += measure(B, peers, shape, clock, args.rounds, 2 * size, rate["copy"], of_b)
-    return results
+        yield measure(B, peers, shape, clock, args.rounds, 2 * size, rate["copy"], data_sheet, of_b)
 
 
 def measure_linear(num: int, hidden: int, vocab: int, clock: Clock, args) -> list[Result]:
@@ -260,33 +285,69 @@ def measure_linear(num: int, hidden: int, vocab: int, clock: Clock, args) -> lis
 
     outputs = "loss, d_hidden, d_weight, logp, entropy, kl, flags"
     other = (f"{OURS}, one chunk", 1 << 40) if cuda else (f"{OURS}, 16 MB chunks", 16 << 20)
-    chunks = dict([(OURS, DEFAULT_CHUNK_BYTES[clock.device.type]), other])
+    chunks = dict([(OURS, default_chunk_bytes(clock.device)), other])
     peers = [Peer(name, outputs, ours(size), no_gradients) for name, size in chunks.items()]
     if not args.ours:
         peers += [dataclasses.replace(p, restore=no_gradients) for p in linear_peers(x, w, rows)]
     size = w.element_size()
     # d_weight is summed in fp32 over several chunks, and then rounded to its own dtype.
     gradients = x.numel() * size + w.numel() * (4 if size == 4 else 4 + size)
-    allowed = {name: chunk_rows(num, w, c) * vocab * size + gradients for name, c in chunks.items()}
-    results = measure(C, peers, (num, vocab, dtype), clock, args.rounds, None, 1.0, {})
+    allowed = {name: chunk_rows(num, w, c) * row_length(vocab, dtype) * size + gradients for name, c in chunks.items()}
+    results = measure(C, peers, (num, vocab, dtype), clock, args.rounds, None, 1.0, None, {})
     return [dataclasses.replace(r, allowed_bytes=allowed.get(r.peer)) for r in results]
 
 
-def sanitize() -> list[str]:
-    """compute-sanitizer over our own kernels at tiny sizes."""
+def sanitize(tool: str) -> str:
+    """compute-sanitizer over our own kernels at tiny sizes, in a line: "<tool>: exit 0" where all is well."""
     if shutil.which("compute-sanitizer") is None:
-        return ["not run: compute-sanitizer is not on PATH"]
-    lines = []
-    for tool in ("memcheck", "racecheck", "initcheck"):
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--quick",
-                   "--ours", "--rounds", "1", "--only", "a", "b"]  # fmt: skip
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
-            summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
-            lines.append(f"{tool}: exit {done.returncode}; {summary[-1].strip('= ') if summary else 'no summary'}")
-        except subprocess.TimeoutExpired:
-            lines.append(f"{tool}: not finished within 150 s")
-    return lines
+        return f"{tool}: not run: compute-sanitizer is not on PATH"
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--quick",
+               "--ours", "--rounds", "1", "--only", "a", "b"]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        return f"{tool}: not finished within 180 s"
+    summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+    return f"{tool}: exit {done.returncode}; {summary[-1].strip('= ') if summary else 'no summary'}"
+
+
+@dataclasses.dataclass
+class Record:
+    """What has been measured so far, and its files."""
+
+    folder: Path | None
+    head: dict[str, object]
+    results: list[Result] = dataclasses.field(default_factory=list)
+    checks: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, results: list[Result]) -> None:
+        self.results += results
+        self.save()
+
+    def save(self, last: bool = False) -> None:
+        if self.folder is not None:
+            write(self.folder, self.head, self.results, self.checks, with_plot=last)
+
+    def failures(self) -> list[str]:
+        ours = [r for r in self.results if r.peer.startswith(OURS) and (r.failed or r.nan)]
+        lines = [f"{r.op}, {r.peer}, {r.rows} x {r.vocab} {r.dtype}: {r.failed or 'NaN'}" for r in ours]
+        return lines + [c for c in self.checks if ": exit 0" not in c]
+
+
+def run_sanitizers(folder: Path | None) -> Record:
+    """The three tools, their lines added to the files of an earlier run in `folder`."""
+    record = Record(folder, {})
+    if folder is not None and (folder / "acceptance.json").exists():
+        found = json.loads((folder / "acceptance.json").read_text())
+        record.results = [Result(**r) for r in found.pop("results")]
+        found.pop("compute-sanitizer")
+        record.head = found
+    for tool in SANITIZERS:
+        record.checks.append(sanitize(tool))
+        print(record.checks[-1], flush=True)
+        if record.head:
+            record.save()
+    return Record(None, {}, [], record.checks)  # the earlier run has told its own failures
 
 
 def heading(device: torch.device, rate: dict[str, float]) -> dict[str, object]:
@@ -310,6 +371,7 @@ def heading(device: torch.device, rate: dict[str, float]) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "read GB/s": round(rate["read"] / 1e9, 1),
         "copy GB/s": round(rate["copy"] / 1e9, 1),
+        "data sheet GB/s": round(sheet / 1e9, 1) if (sheet := data_sheet_rate(device)) else "not known",
         "peers not installed": ", ".join(missing()) or "none",
     }
 
@@ -331,7 +393,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="30 on a GPU, 7 on a CPU")
-    parser.add_argument("--only", nargs="+", choices=["a", "b", "c", "sanitize"], default=["a", "b", "c", "sanitize"])
+    parser.add_argument("--only", nargs="+", choices=["a", "b", "c"], default=["a", "b", "c"])
+    parser.add_argument("--sanitizers", action="store_true", help="only compute-sanitizer's tools, into --out's files")
     parser.add_argument("--case", help="one size, for example 256x151936xfloat32")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to prove the script")
     parser.add_argument("--ours", action="store_true", help="no peers")
@@ -339,6 +402,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--out", type=Path, help="folder for acceptance.md, .json and .png")
     args = parser.parse_args()
+    if args.sanitizers:
+        return finish(run_sanitizers(args.out))
     device = torch.device(args.device)
     reason = K.unavailable_reason("paw_loss", device)
     if reason is not None:
@@ -355,19 +420,32 @@ def main() -> None:
                     "b": torch.compile(eager_loss, dynamic=dynamic)}  # fmt: skip
     clock = Clock(device)
     rate = rates(clock, args.rounds, args.quick)
-    head = heading(device, rate)
+    record = Record(args.out, heading(device, rate))
     cases, linear = plan(args, cuda)
-    results: list[Result] = []
-    for num, vocab, dtype in cases:
-        if {"a", "b"} & set(args.only):
-            results += measure_rows(num, vocab, dtype, clock, rate, compiled, args)
-            print(f"{num} x {vocab} {dtype}: done, {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
+    for num, vocab, dtype in cases if {"a", "b"} & set(args.only) else []:
+        left = [op for op in (A, B) if op[0] in args.only]
+        try:
+            for results in measure_rows(num, vocab, dtype, clock, rate, compiled, args):
+                record.add(results)
+                left.pop(0)
+        except Exception as error:
+            name = str(dtype).removeprefix("torch.")
+            record.add([Result(op, OURS, num, vocab, name, "", failed=reason_of(error)) for op in left])
+        print(f"{num} x {vocab} {dtype}: done, {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
     if "c" in args.only:
-        results += measure_linear(*linear, clock, args)
-    checks = sanitize() if cuda and "sanitize" in args.only and not args.ours else []
-    print(markdown(head, results, checks))
-    if args.out is not None:
-        write(args.out, head, results, checks)
+        try:
+            record.add(measure_linear(*linear, clock, args))
+        except Exception as error:
+            record.add([Result(C, OURS, linear[0], linear[2], "", "", failed=reason_of(error))])
+    print(markdown(record.head, record.results, record.checks))
+    record.save(last=True)
+    finish(record)
+
+
+def finish(record: Record) -> None:
+    failures = record.failures()
+    if failures:
+        raise SystemExit("\n".join(["failures of our own:", *failures]))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Result:
     p80_ms: float = 0.0
     gb_per_s: float | None = None  # minimal bytes over the median
     share: float | None = None  # that over this run's read (a) or copy (b) rate; (c): bare products over this
+    data_sheet_share: float | None = None  # of the device's data sheet: clock and width of its memory
     times_ours: float | None = None  # median over the rounds of this peer's time over paw-fast's
     peak_bytes: int | None = None  # beyond the inputs
     allowed_bytes: int | None = None  # (c): a chunk of logits, d_hidden and d_weight
@@ -126,18 +127,19 @@ def markdown(head: dict[str, object], results: Sequence[Result], checks: Sequenc
         "GB/s counts the minimal bytes: (a) one read of the logits, (b) one read and one write. `share`: of the read",
         "(a) or copy (b) rate of the same run; for (c) the bare matrix products' time over this one's. `torch`: the",
         "error of torch's own expression.", "",
-        "| op | who | N x V | dtype | ms (p20-p80) | GB/s | share | x ours | peak MB | error | torch | NaN | computes |",  # noqa: E501
-        "|" + " --- |" * 13,
+        "| op | who | N x V | dtype | ms (p20-p80) | GB/s | share | of data sheet | x ours | peak MB | error | torch | NaN | computes |",  # noqa: E501
+        "|" + " --- |" * 14,
     ]  # fmt: skip
     for r in results:
         where = f"| {r.op} | {r.peer} | {r.rows} x {r.vocab} | {r.dtype} |"
         if r.failed:
-            lines.append(f"{where} {r.failed} | | | | | | | | {r.outputs} |")
+            lines.append(f"{where} {r.failed} | | | | | | | | | {r.outputs} |")
             continue
         numbers = [
             f"{r.median_ms:.3g} ({r.p20_ms:.3g}-{r.p80_ms:.3g})",
             "" if r.gb_per_s is None else f"{r.gb_per_s:.1f}",
             "" if r.share is None else f"{100 * r.share:.0f} %",
+            "" if r.data_sheet_share is None else f"{100 * r.data_sheet_share:.0f} %",
             "" if r.times_ours is None else f"{r.times_ours:.2f}",
             "" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:.1f}",
             "" if r.error is None else f"{r.error:.1e}",
@@ -178,9 +180,16 @@ def plot(results: Sequence[Result], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(folder: Path, head: dict[str, object], results: Sequence[Result], checks: Sequence[str]) -> None:
+def write(
+    folder: Path, head: dict[str, object], results: Sequence[Result], checks: Sequence[str], with_plot: bool = True
+) -> None:
+    """Writes acceptance.md, .json and .png, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "acceptance.md").write_text(markdown(head, results, checks), encoding="utf-8")
     record = {**head, "compute-sanitizer": list(checks), "results": [asdict(r) for r in results]}
-    (folder / "acceptance.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    plot(results, folder / "acceptance.png")
+    texts = {"acceptance.md": markdown(head, results, checks), "acceptance.json": json.dumps(record, indent=1)}
+    for name, text in texts.items():
+        half = folder / f"{name}.part"
+        half.write_text(text, encoding="utf-8")
+        half.replace(folder / name)
+    if with_plot:
+        plot(results, folder / "acceptance.png")

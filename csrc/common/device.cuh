@@ -12,8 +12,11 @@
 #include <cuda_runtime.h>
 #include <math_constants.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "common/dtype.h"
 
@@ -24,6 +27,14 @@ namespace {
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+inline int runtime_version() {
+  return CUDART_VERSION;
+}
+inline int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
 struct Device {
@@ -45,14 +56,26 @@ inline Device current_device() {
 }
 
 template <typename... Params>
+void allow_shared_memory(const char* op, void (*kernel)(Params...), int64_t shared_bytes) {
+  if (shared_bytes <= (48 << 10)) return;
+  const int bytes = static_cast<int>(shared_bytes);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), op);
+}
+
+inline cudaLaunchAttribute cluster_attribute(int cluster) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+template <typename... Params>
 void launch_with(const cudaLaunchAttribute* attribute, const char* op, void (*kernel)(Params...), int64_t blocks,
                  int threads, int64_t shared_bytes, void* stream, const Params&... params) {
   if (blocks > 2147483647) throw std::invalid_argument(std::string(op) + ": more than 2^31 - 1 blocks");
-  if (shared_bytes > (48 << 10)) {
-    const int bytes = static_cast<int>(shared_bytes);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), op);
-  }
+  allow_shared_memory(op, kernel, shared_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -67,11 +90,39 @@ void launch_with(const cudaLaunchAttribute* attribute, const char* op, void (*ke
 template <typename... Params>
 void launch(const char* op, void (*kernel)(Params...), int64_t blocks, int threads, int cluster, int64_t shared_bytes,
             void* stream, const Params&... params) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  const cudaLaunchAttribute attribute = cluster_attribute(cluster);
   launch_with(cluster > 1 ? &attribute : nullptr, op, kernel, blocks, threads, shared_bytes, stream, params...);
+}
+
+// Whether the device can run a cluster of such blocks at all: a slice of one (MIG) may have too few multiprocessors
+// next to each other. Asked once for each kernel, device, cluster and size.
+template <typename... Params>
+bool cluster_fits(const char* op, void (*kernel)(Params...), int threads, int cluster, int64_t shared_bytes) {
+  if (cluster == 1) return true;
+  using Key = std::tuple<const void*, int, int, int64_t>;
+  static std::mutex mutex;
+  static std::map<Key, bool> known;
+  int ordinal = 0;
+  check_cuda(cudaGetDevice(&ordinal), "cudaGetDevice");
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto [at, fresh] =
+      known.try_emplace(Key{reinterpret_cast<const void*>(kernel), ordinal, cluster, shared_bytes}, false);
+  if (fresh) {
+    allow_shared_memory(op, kernel, shared_bytes);
+    cudaLaunchAttribute attribute = cluster_attribute(cluster);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(cluster));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+      cudaGetLastError();  // asking must not be the error: then there is no cluster
+    }
+    at->second = clusters > 0;
+  }
+  return at->second;
 }
 
 // Launches blocks that may meet at grid_sync(): an error where they cannot all run at once.

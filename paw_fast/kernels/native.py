@@ -6,6 +6,7 @@ stream (CUDA). Nothing falls back silently: an op that cannot run raises with `u
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -64,9 +65,59 @@ def unavailable_reason(op: str, device: torch.device | str = "cpu") -> str | Non
             )
         if not torch.cuda.is_available():
             return "torch finds no CUDA device: check the driver, and that torch is a CUDA build"
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f"the CUDA kernels need compute capability 8.0 or newer, this device has {major}.{minor}"
+        return cuda_mismatch(_native.cuda_archs, torch.cuda.get_device_capability(device), *_native.cuda_versions())
+    return None
+
+
+def cuda_mismatch(archs: str, capability: tuple[int, int], runtime: int, driver: int) -> str | None:
+    """Why kernels built for `archs` by the toolkit `runtime` cannot run on a device under `driver`; None where they do.
+
+    archs: as CMake names them, separated by spaces. Versions: 1000 * major + 10 * minor, as CUDA counts them.
+
+    >>> cuda_mismatch("80-real 90a-real 90-virtual", (9, 0), 13000, 13010)
+    >>> cuda_mismatch("80-real 90a-real", (12, 0), 13000, 13010)
+    'the CUDA kernels were built for 80-real 90a-real, which leaves out this device (compute capability 12.0): \
+run `PAW_FAST_CUDA_ARCHS=120 pip install .` again'
+    """
+    if capability < (8, 0):
+        major, minor = capability
+        return f"the CUDA kernels need compute capability 8.0 or newer, this device has {major}.{minor}"
+    if driver // 1000 < runtime // 1000:
+        return (
+            f"the CUDA kernels were built with CUDA {_version(runtime)}, the driver supports up to {_version(driver)}: "
+            f"update the driver, or run `pip install .` again with nvcc of CUDA {driver // 1000}"
+        )
+    number = 10 * capability[0] + capability[1]
+    kinds = [kind for kind in (_runs_on(arch, number) for arch in archs.split()) if kind]
+    if not kinds:
+        return (
+            f"the CUDA kernels were built for {archs}, which leaves out this device (compute capability "
+            f"{capability[0]}.{capability[1]}): run `PAW_FAST_CUDA_ARCHS={number} pip install .` again"
+        )
+    if "real" not in kinds and driver < runtime:
+        return (
+            f"the CUDA kernels hold only PTX for this device, and that of CUDA {_version(runtime)} needs a driver as "
+            f"new, but this one supports up to {_version(driver)}: update the driver, or run "
+            f"`PAW_FAST_CUDA_ARCHS={number} pip install .` again"
+        )
+    return None
+
+
+def _version(cuda: int) -> str:
+    return f"{cuda // 1000}.{cuda % 1000 // 10}"
+
+
+def _runs_on(arch: str, number: int) -> str | None:
+    """How code for a CMake architecture runs on a device of compute capability `number`: "real", "virtual" or None."""
+    match = re.fullmatch(r"(\d+)([af]?)(-real|-virtual)?", arch)
+    if match is None:  # "native", "all": CMake knows, we do not
+        return "real"
+    built, suffix, kind = int(match[1]), match[2], match[3]
+    same_major = built // 10 == number // 10 and built <= number
+    if kind != "-virtual" and (built == number if suffix == "a" else same_major):
+        return "real"
+    if kind != "-real" and {"": built <= number, "a": built == number, "f": same_major}[suffix]:
+        return "virtual"
     return None
 
 
@@ -75,8 +126,10 @@ def kernel_info() -> dict[str, Any]:
 
     Keys: `extension` (bool), `extension_error` (str or None), `cpu_isa` (the instruction set in use), `cpu_isas`
     (those this machine could use), `cuda_compiled` (bool), `cuda_archs` (str), `cuda_reason` (why CUDA is not
-    compiled, or ""), and `unavailable`: for each op and device ("cpu", "cuda") the reason, or None.
+    compiled, or ""), `cuda_runtime` and `cuda_driver` (versions as CUDA counts them, 13000 for 13.0; 0: none), and
+    `unavailable`: for each op and device ("cpu", "cuda") the reason, or None.
     """
+    runtime, driver = _native.cuda_versions() if _native and hasattr(_native, "cuda_versions") else (0, 0)
     return {
         "extension": _native is not None,
         "extension_error": _import_error,
@@ -85,6 +138,8 @@ def kernel_info() -> dict[str, Any]:
         "cuda_compiled": bool(_native and _native.cuda_compiled),
         "cuda_archs": _native.cuda_archs if _native else "",
         "cuda_reason": _native.cuda_reason if _native else "",
+        "cuda_runtime": runtime,
+        "cuda_driver": driver,
         "unavailable": {op: {device: unavailable_reason(op, device) for device in ("cpu", "cuda")} for op in ops()},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -166,13 +167,16 @@ def test_nothing_waits_for_the_device():
     w = torch.randn(5000, 32, device="cuda", requires_grad=True)
     _, rows = case(64, 5000)
     offsets = torch.arange(65, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
+    before = torch.cuda.get_sync_debug_mode()
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*prototype feature")  # said once, when the mode is first set
+            torch.cuda.set_sync_debug_mode("error")
         out = K.linear_paw_loss(x, w, rows, SETTINGS, chunk_bytes=1 << 18)
         out.loss.backward()
         K.select_transitions(out.entropies, offsets, offsets, torch.ones(64, device="cuda"), 0.5, 64)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def test_on_the_second_device():
@@ -203,6 +207,7 @@ def test_linear_paw_loss(dtype, chunk_bytes):
         assert (got.grad.cpu().double() - want.grad).norm() / want.grad.norm() < tolerance
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # Inductor's advice about the fp32 product below
 def test_compiles_without_graph_breaks():
     logits, rows = case(16, 3000, torch.float32)
     x = torch.randn(16, 32, device="cuda", requires_grad=True)

@@ -285,6 +285,27 @@ def test_selection_clamps_offsets_that_do_not_fit(cuda, monkeypatch):
     assert got.selected.all()
 
 
+def test_where_a_cluster_cannot_be_placed(cuda, monkeypatch):
+    """On a slice of a device (MIG) the plain path is taken, to its bits; asking for clusters is an error."""
+    logits = torch.randn(3, 66000).bfloat16()
+    rows = random_rows(logits, 66000, torch.Generator().manual_seed(3))
+    choose(monkeypatch, "plain")
+    want = logits.clone()
+    K.paw_loss(want, rows, BUSY)
+    scored = K.token_logprobs(logits, rows.targets)
+    monkeypatch.setenv("PAW_EMULATE_NO_CLUSTERS", "1")
+    choose(monkeypatch, "auto")
+    got = logits.clone()
+    K.paw_loss(got, rows, BUSY)
+    assert torch.equal(got, want)
+    assert torch.equal(K.token_logprobs(logits, rows.targets).entropies, scored.entropies)
+    choose(monkeypatch, "cluster")
+    with pytest.raises(RuntimeError, match="cannot place its blocks"):
+        K.paw_loss(got, rows, BUSY)
+    with pytest.raises(RuntimeError, match="cannot place a cluster"):
+        K.token_logprobs(logits, rows.targets)
+
+
 def test_switches_are_checked(cuda, monkeypatch):
     rows = random_rows(torch.zeros(1, 9), 9, torch.Generator().manual_seed(1))
     choose(monkeypatch, "fast")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
 from paw_fast import kernels as K
-from paw_fast.kernels.linear_paw_loss import chunk_rows
+from paw_fast.kernels.linear_paw_loss import chunk_rows, default_chunk_bytes
 from paw_fast.kernels.paw_loss import op_arguments
 from paw_fast.kernels.reference import paw_loss_reference
 
@@ -194,12 +196,44 @@ def test_opcheck(frozen):
 
 
 def test_chunks_are_even():
-    weight = torch.empty(1000, 1)
+    weight = torch.empty(1024, 1)
     assert chunk_rows(100, weight, 1) == 1
-    assert chunk_rows(100, weight, 4000 * 30) == 30
-    assert chunk_rows(100, weight, 4000 * 128) == 100
-    assert chunk_rows(1000, weight, 4000 * 600) == 512
-    assert chunk_rows(1100, weight, 4000 * 600) == 384
+    assert chunk_rows(100, weight, 4096 * 30) == 30
+    assert chunk_rows(100, weight, 4096 * 128) == 100
+    assert chunk_rows(1000, weight, 4096 * 600) == 512
+    assert chunk_rows(1100, weight, 4096 * 600) == 384
+
+
+@pytest.mark.parametrize(
+    ("vocab", "dtype", "length"),
+    [(50, torch.float32, 64), (50, torch.bfloat16, 64), (50257, torch.bfloat16, 50304), (64, torch.float32, 64)],
+)
+def test_rows_of_the_buffer_begin_at_128_bytes(monkeypatch, vocab, dtype, length):
+    """The products of an odd row length lose a third of their speed; the padding counts towards the chunk's size."""
+    seen = []
+
+    def spy(logits, *arguments):
+        seen.append(logits.stride())
+        return paw_loss_(logits, *arguments)
+
+    paw_loss_ = torch.ops.paw_fast.paw_loss_
+    monkeypatch.setattr(torch.ops.paw_fast, "paw_loss_", spy)
+    x, w = torch.randn(3, 4).to(dtype), torch.randn(vocab, 4).to(dtype)
+    rows = random_rows(x.float() @ w.float().T, vocab, torch.Generator().manual_seed(1))
+    K.linear_paw_loss(x, w, rows, K.LossSettings(), chunk_bytes=2 * length * dtype.itemsize)
+    assert seen == [(length, 1), (length, 1)]
+    assert chunk_rows(3, w, 2 * length * dtype.itemsize - 1) == 1
+
+
+def test_chunks_follow_the_memory_of_the_device(monkeypatch):
+    """8192 rows of 128k bf16 logits, 2 GiB, are one chunk on an 80 GB card and more on a smaller one."""
+    memory = {"cuda:0": 79.1, "cuda:1": 24.0}
+    properties = lambda device: types.SimpleNamespace(total_memory=int(memory[str(device)] * 2**30))  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    weight = torch.empty(131072, 1, dtype=torch.bfloat16)
+    assert default_chunk_bytes(torch.device("cpu")) == 256 << 20
+    assert chunk_rows(8192, weight, default_chunk_bytes(torch.device("cuda:0"))) == 8192
+    assert chunk_rows(8192, weight, default_chunk_bytes(torch.device("cuda:1"))) == 2048
 
 
 @pytest.mark.parametrize(

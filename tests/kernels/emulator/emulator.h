@@ -146,6 +146,19 @@ inline float __shfl_xor_sync(uint32_t, float value, int mask) {
 namespace paw {
 namespace {
 
+inline int runtime_version() {
+  return 13000;
+}
+inline int driver_version() {
+  return 13000;
+}
+
+// As on a slice of a device that has too few multiprocessors side by side, where PAW_EMULATE_NO_CLUSTERS is set.
+template <typename... Params>
+bool cluster_fits(const char*, void (*)(Params...), int, int cluster, int64_t) {
+  return cluster == 1 || getenv("PAW_EMULATE_NO_CLUSTERS") == nullptr;
+}
+
 struct Device {
   int processors;
   int64_t shared_block, shared_processor;
