@@ -143,6 +143,14 @@ def test_weights_that_are_not_finite_are_named(save):
     model = build("llama", BASE)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match=r"the parameter model\.norm\.weight holds NaN or infinite numbers"):
+        load_policy(save(model), ModelConfig(device="cpu"))
+
+
+def test_a_forward_pass_that_overflows_is_named(save):
+    model = build("llama", BASE)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
     with pytest.raises(UserError, match="not finite; the weights are damaged"):
         load_policy(save(model), ModelConfig(device="cpu"))
 

@@ -243,7 +243,7 @@ def test_optimizer_settings_given_on_resuming_are_used_and_written_down(copied, 
 
 
 def test_they_reach_every_group_of_both_optimizers():
-    """Restored as saved, then put over: rates by the schedule (half of them at the second of four steps)."""
+    """Restored as saved, then overridden: the policy's rate by the schedule, the critic's constant."""
     base = load_preset("tiny")
     base = dataclasses.replace(
         base, algo=dataclasses.replace(base.algo, name="ppo"), steps=4,
@@ -266,7 +266,7 @@ def test_they_reach_every_group_of_both_optimizers():
         learner.optimizer.step()  # without gradients: only so that the scheduler may step
         learner.apply_settings()
         factor = learner.scheduler.lr_lambdas[0](2)
-        rates = [0.5 * factor] if backbone == "own" else [0.5 * factor, 0.25 * factor]
+        rates = [0.5 * factor] if backbone == "own" else [0.5 * factor, 0.25]
         groups = list(learner.optimizer.param_groups)
         assert [group["lr"] for group in groups] == rates == learner.scheduler.get_last_lr()
         if backbone == "own":
@@ -374,7 +374,7 @@ def test_a_summary_of_fewer_steps_is_not_the_run_s(copied):
 
 def test_a_run_in_use_is_refused_and_free_when_its_process_is_killed(copied):
     program = (
-        f"import time; from pathlib import Path; from paw_fast import runs; runs.hold(Path({str(copied)!r}))\n"
+        f"import time; from pathlib import Path; from paw_fast.runs import run_dir; run_dir.hold(Path({str(copied)!r}))\n"
         "print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
