@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from paw_fast.errors import UserError
 from paw_fast.models.packed_attention import ATTENTION_NAME, PackedPlan, Scoring, SlotCache, SlotPlan
-
-if TYPE_CHECKING:
-    from paw_fast.models.policy import Policy
 
 LENGTHS = (17, 47)
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
@@ -34,6 +31,17 @@ _STATEFUL = re.compile(
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
+class PackedModel(Protocol):
+    """The parts of a `Policy` that the checks use."""
+
+    model: Any
+    tokenizer: Any
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor, plan: Any) -> Tensor:
+        """Logits [T, V] of packed tokens [T] under an attention plan."""
+        ...
+
+
 def refuse_stateful(model: Any) -> None:
     """Raises `UserError` for a model some of whose layers carry a state from token to token beside attention."""
     found = sorted({type(module).__name__ for module in model.modules() if _STATEFUL.search(type(module).__name__)})
@@ -44,7 +52,7 @@ def refuse_stateful(model: Any) -> None:
         )
 
 
-def check_forward(policy: Policy, name: str) -> float:
+def check_forward(policy: PackedModel, name: str) -> float:
     """Raises `UserError`, in one line that names the model, where its packed forward pass is not its own.
 
     Returns the mean difference, nats a token. Weights, attention implementation and random state stay as they are.
@@ -69,7 +77,7 @@ def check_forward(policy: Policy, name: str) -> float:
     return _compare(got, want, model, f"{about}: the packed forward pass", "the model's own")
 
 
-def check_generation(policy: Policy, name: str) -> float:
+def check_generation(policy: PackedModel, name: str) -> float:
     """The same for the cache that generates: prompts, single tokens and later turns against the packed pass."""
     model = policy.model
     about = f"--model {name} ({model.config.model_type})"
@@ -99,7 +107,7 @@ def tolerance_of(model: Any) -> float:
     return TOLERANCES[model.dtype] * (EXPERTS_FACTORS[model.dtype] if experts else 1)
 
 
-def _sequences(policy: Policy) -> list[Tensor]:
+def _sequences(policy: PackedModel) -> list[Tensor]:
     """Two sequences of ordinary tokens, the same at every start; shorter where the model has fewer positions."""
     model, tokenizer = policy.model, policy.tokenizer
     size = model.get_output_embeddings().weight.shape[0]
@@ -151,7 +159,7 @@ class _Recorder(PackedPlan):
         return super().attend(layer, q, k, v, scoring)
 
 
-def _packed_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
+def _packed_logprobs(policy: PackedModel, sequences: Sequence[Tensor]) -> Tensor:
     plan = _Recorder(tuple(len(ids) for ids in sequences))
     positions = torch.cat([torch.arange(len(ids), device=ids.device) for ids in sequences])
     ran: list[str] = []
@@ -186,7 +194,7 @@ def _check_layers(model: Any, asked: Sequence[int], stateful: Sequence[str]) -> 
         raise UserError(f"layer {twice[0]} runs more than once in a forward pass: not supported")
 
 
-def _cached_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
+def _cached_logprobs(policy: PackedModel, sequences: Sequence[Tensor]) -> Tensor:
     """Through the cache in three parts: most of two prompts, a single token of each, the rest of the second."""
     first, second = sequences
     cache = SlotCache(2, max(len(ids) for ids in sequences))
