@@ -27,6 +27,7 @@ from paw_fast.config import (
     read_toml,
     recipes,
     validate,
+    with_algo,
     with_chat_date,
 )
 from paw_fast.config.env import ENV_SETTINGS, EnvConfig, env_config, with_full_paths
@@ -177,6 +178,8 @@ def _train_command(args: list[str]) -> int:
             "exit status: 0 done, 2 a mistake or a failure (one line says which), 130 stopped by Ctrl-C, 75 stopped\n"
             "by SIGTERM, SIGHUP or SIGUSR1. After 130 and 75 the run is saved: go on with --resume RUN.\n"
         )
+    if algo := take(list(args), "algo"):
+        base = with_algo(base, algo)
     config = parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
@@ -214,7 +217,8 @@ def _resume(path: Path, args: list[str]) -> int:
     begun = runs.config_of(run_dir)
     said = any(arg.replace("_", "-").startswith(("--env.engine", "--env.allow-reference-engine")) for arg in args)
     runs.check_reference_engine(begun.env, said, "--env.engine textworld")
-    config = parse(TrainConfig, args, "train --resume RUN", begun)
+    algo = take(list(args), "algo")
+    config = parse(TrainConfig, args, "train --resume RUN", with_algo(begun, algo) if algo else begun)
     if config.run_dir != begun.run_dir:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))

@@ -15,7 +15,7 @@ from paw_fast.errors import UserError
 PROGRAM = "paw-fast"
 
 
-def _flags(cls: type, prefix: str = "") -> set[str]:
+def _flags(cls: type, prefix: str = "", default: Any = None) -> set[str]:
     """Every option name of a config dataclass, as tyro spells them."""
     import typing
 
@@ -24,7 +24,9 @@ def _flags(cls: type, prefix: str = "") -> set[str]:
     for f in dataclasses.fields(cls):
         hint = hints[f.name]
         if dataclasses.is_dataclass(hint):
-            names |= _flags(typing.cast(type, hint), f"{prefix}{f.name}.")
+            value = getattr(default, f.name, None)
+            inner = type(value) if value is not None else hint
+            names |= _flags(typing.cast(type, inner), f"{prefix}{f.name}.", value)
             continue
         marks = getattr(hint, "__metadata__", ())
         own = next((m for m in marks if getattr(m, "name", None)), None)
@@ -37,7 +39,7 @@ def _flags(cls: type, prefix: str = "") -> set[str]:
 
 def parse(cls: type, args: Sequence[str], command: str, default: Any = None, extra: Sequence[str] = ()) -> Any:
     """Parses with tyro; an unknown option is one line that names the nearest one."""
-    known = _flags(cls) | {"-h", "--help", *extra}
+    known = _flags(cls, default=default) | {"-h", "--help", *extra}
     for arg in args:
         flag = arg.split("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:

@@ -1,5 +1,6 @@
 """Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
 
+from paw_fast.config.choice import algo_config, with_algo
 from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.schema import (
     AlgoConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "RolloutConfig",
     "TrainConfig",
     "WarmStartConfig",
+    "algo_config",
     "changes_on_resume",
     "describe",
     "from_mapping",
@@ -37,5 +39,6 @@ __all__ = [
     "recipes",
     "to_toml",
     "validate",
+    "with_algo",
     "with_chat_date",
 ]

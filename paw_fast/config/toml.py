@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import tomli_w
 
+from paw_fast import registry
+from paw_fast.config.choice import algo_config
 from paw_fast.config.env import ENV_SETTINGS, env_config
-from paw_fast.config.schema import TrainConfig, without_consent
+from paw_fast.config.schema import AlgoConfig, TrainConfig, without_consent
 from paw_fast.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -41,8 +43,10 @@ def _plain(value: Any) -> Any:
 
 def from_mapping(cls: type, values: Mapping[str, Any], base: Any = None, where: str = "config") -> Any:
     """A config dataclass from parsed TOML, over `base`'s values. Unknown keys and wrong types are `UserError`s."""
-    hints = typing.get_type_hints(cls)
     base = cls() if base is None else base
+    if isinstance(base, AlgoConfig):
+        base, values = _algo_values(values, base)
+    hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in values.items():
         if key not in hints:
@@ -50,6 +54,14 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any = None, where: 
             raise UserError(f"{where}: unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
         changes[key] = _coerce(hints[key], value, getattr(base, key), f"{where}: {key}")
     return dataclasses.replace(base, **changes)
+
+
+def _algo_values(values: Mapping[str, Any], base: AlgoConfig) -> tuple[AlgoConfig, dict[str, Any]]:
+    """The settings of the algorithm that is named, and the values without those of other algorithms."""
+    base = algo_config(values.get("name", base.name), base)
+    others = {f.name for name in registry.names("algorithms") for f in dataclasses.fields(algo_config(name))}
+    own = {f.name for f in dataclasses.fields(base)}
+    return base, {key: value for key, value in values.items() if key in own or key not in others}
 
 
 def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from paw_fast.config.env import env_settings
+from paw_fast.config.ranges import check_ranges
 from paw_fast.config.schema import TrainConfig, WarmStartConfig
 from paw_fast.errors import UserError
 
@@ -38,30 +39,19 @@ def validate(config: TrainConfig) -> None:
     c = config
     _validate_sizes(c, need)
     env_settings(c.env)
+    check_ranges(c.algo, "algo.")
+    check_ranges(c.critic, "critic.")
     need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
     need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
     need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")
     need(c.rollout.temperature > 0, "rollout.temperature", c.rollout.temperature, "more than 0")
     need(c.rollout.eval_temperature > 0, "rollout.eval-temperature", c.rollout.eval_temperature, "more than 0")
-    need(0 < c.algo.clip_low < 1, "algo.clip-low", c.algo.clip_low, "a number in (0, 1)")
-    need(c.algo.clip_high > 0, "algo.clip-high", c.algo.clip_high, "more than 0")
-    need(c.algo.dual_clip is None or c.algo.dual_clip > 1, "algo.dual-clip", c.algo.dual_clip, "more than 1, or None")
-    need(c.algo.kl_coef >= 0, "algo.kl-coef", c.algo.kl_coef, "0 or more")
-    need(c.algo.kl_clamp is None or c.algo.kl_clamp > 0, "algo.kl-clamp", c.algo.kl_clamp, "more than 0, or None")
-    need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
-    need(c.algo.similarity is None or 0 < c.algo.similarity <= 1, "algo.similarity", c.algo.similarity, "in (0, 1]")
-    for key, share in (("algo.gamma", c.algo.gamma), ("critic.gamma", c.critic.gamma), ("critic.lam", c.critic.lam)):
-        need(0 <= share <= 1, key, share, "a number in [0, 1]")
-    for key, rate in (("optim", c.optim), ("critic", c.critic), ("warm-start", c.warm_start)):
+    for key, rate in (("optim", c.optim), ("warm-start", c.warm_start)):
         need(0 < rate.learning_rate <= 1, f"{key}.learning-rate", rate.learning_rate, "a rate in (0, 1]")
-    need(c.critic.coef > 0, "critic.coef", c.critic.coef, "more than 0")
-    clip = c.critic.value_clip
-    need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
     need(c.optim.weight_decay >= 0, "optim.weight-decay", c.optim.weight_decay, "0 or more")
     for key, share in (("optim.beta1", c.optim.beta1), ("optim.beta2", c.optim.beta2)):
         need(0 <= share < 1, key, share, "a number in [0, 1)")
-    need(c.algo.step_weight >= 0, "algo.step-weight", c.algo.step_weight, "0 or more")
     need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
     wait = c.env.retriever_timeout_s
     need(0 < wait <= LONGEST_WAIT_S, "env.retriever-timeout-s", wait, f"more than 0, at most {LONGEST_WAIT_S:g}")
@@ -75,9 +65,6 @@ def validate(config: TrainConfig) -> None:
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
         "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1), "rollout.replicas": (c.rollout.replicas, 1),
         "rollout.cores": (c.rollout.cores, 0), "pipeline.max-staleness": (c.pipeline.max_staleness, 0),
-        "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
-        "algo.minibatch-size": (1 if c.algo.minibatch_size is None else c.algo.minibatch_size, 1),
-        "algo.max-rounds": (c.algo.max_rounds, 1), "critic.warmup-steps": (c.critic.warmup_steps, 0),
         "paw.interval": (c.paw.interval, 1), "paw.horizon": (c.paw.horizon, 1),
         "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
         "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
@@ -98,11 +85,8 @@ def validate(config: TrainConfig) -> None:
     }  # fmt: skip
     for key, (value, least) in counts.items():
         need(value >= least, key, value, f"{least} or more")
-    need(
-        c.algo.name == "ppo" or c.rollout.group_size > 1, "rollout.group-size", c.rollout.group_size,
-        f"2 or more with --algo {c.algo.name} (it compares episodes of one task)",
-    )  # fmt: skip
     _validate_combinations(c)
+    c.algo.check(c)
     need(
         c.rollout.groups * c.rollout.group_size >= c.algo.minibatches,
         "algo.minibatches", c.algo.minibatches,
@@ -189,10 +173,6 @@ def _is_date(text: str) -> bool:
         return False
 
 
-STATE_TEXT_ENVS = ("alfworld", "webshop")
-"""Environments whose states have a text that is equal where the state is: what GiGPO groups by."""
-
-
 def _validate_combinations(c: TrainConfig) -> None:
     """Refuses settings that contradict each other. Raises `UserError`, naming both."""
 
@@ -200,7 +180,7 @@ def _validate_combinations(c: TrainConfig) -> None:
         if wrong:
             raise UserError(message)
 
-    a, r = c.algo, c.rollout
+    r = c.rollout
     refuse(
         r.max_action_tokens >= r.max_sequence_tokens,
         f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "
@@ -210,28 +190,6 @@ def _validate_combinations(c: TrainConfig) -> None:
         c.model.dtype == "float16",
         "--model.dtype is float16, in which most of a loss's gradient underflows to zero: train in bfloat16 or float32 "
         "(float16 is for paw-fast eval)",
-    )
-    refuse(
-        a.name == "gigpo" and a.similarity is None and c.env.name not in STATE_TEXT_ENVS,
-        f"--algo gigpo groups transitions by the text of the state, and --env {c.env.name} has none that repeats: "
-        "give --algo.similarity (0.9) to group by similar texts, or take --algo grpo",
-    )
-    refuse(
-        a.name == "ppo" and c.critic.backbone == "none",
-        "--algo ppo needs a critic, and --critic.backbone is none: say own or shared",
-    )
-    refuse(
-        a.similarity is not None and a.name != "gigpo",
-        f"--algo.similarity belongs to --algo gigpo, not to {a.name}: leave it out",
-    )
-    refuse(
-        a.penalty_in == "row" and a.statistics == "episode" and a.name != "ppo",
-        "--algo.penalty-in row takes the penalty from single transitions, so the group's statistics must be over them "
-        "too: add --algo.statistics step",
-    )
-    refuse(
-        a.dynamic_sampling and a.name == "ppo",
-        "--algo.dynamic-sampling drops groups whose episodes cannot be compared, and PPO compares none: leave it out",
     )
     refuse(
         c.paw.horizon > 1 and c.layout == "trajectory",

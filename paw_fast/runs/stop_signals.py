@@ -37,6 +37,7 @@ class Interrupted(BaseException):
 
 _installed = False
 _asked: int | None = None
+_deferred = 0
 
 
 def asked() -> int | None:
@@ -45,9 +46,20 @@ def asked() -> int | None:
 
 
 def check() -> None:
-    """Raises `Interrupted` where a stop was asked for. Costs nothing otherwise."""
-    if _asked is not None:
+    """Raises `Interrupted` where a stop was asked for, unless within `deferred`. Costs nothing otherwise."""
+    if _asked is not None and not _deferred:
         raise Interrupted(_asked)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block `check` does not raise: for work that must not be left half done."""
+    global _deferred
+    _deferred += 1
+    try:
+        yield
+    finally:
+        _deferred -= 1
 
 
 def checked(items: Iterable[Item]) -> Iterator[Item]:

@@ -8,7 +8,7 @@ import transformers
 
 from paw_fast.config import ModelConfig
 from paw_fast.errors import UserError
-from paw_fast.learner.critic import Critic
+from paw_fast.learner.critic import SeparateCritic
 from paw_fast.models import packed_attention, tiny
 from paw_fast.models.forward_check import check_forward, check_generation, tolerance_of
 from paw_fast.models.policy import Policy, load_policy
@@ -213,7 +213,7 @@ def test_reference_critic_and_generator_have_none_either(save, tokenizer):
     reference = load_policy(path, ModelConfig(device="cpu"), trainable=False)
     assert not any(p.requires_grad for p in reference.model.parameters())
     policy = Policy(build("phi", PHI).train(), tokenizer)
-    critic = Critic(policy, CriticConfig(backbone="own"), OptimConfig())
+    critic = SeparateCritic(policy, CriticConfig(), OptimConfig())
     for one in (reference, policy, critic.backbone):
         assert torch.equal(hidden(one), hidden(one))
     engine = TransformersEngine(build("phi", PHI).train(), ChatFormat(tokenizer), slots=1, max_length=64)

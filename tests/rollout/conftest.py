@@ -91,7 +91,7 @@ def generator(request):
 
 @pytest.fixture(scope="module")
 def pool(config, policy, small_env, tmp_path_factory):
-    """Actors for a module that has a `config` and a `policy` of its own."""
-    made = RolloutWorkerPool(config, policy, tmp_path_factory.mktemp("generators"))
+    """Worker processes for a module that has a `config` and a `policy` of its own."""
+    made = RolloutWorkerPool(config, policy, tmp_path_factory.mktemp("workers"))
     yield made
     made.close()

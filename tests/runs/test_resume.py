@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from paw_fast.cli import main
-from paw_fast.config import load_preset
+from paw_fast.config import algo_config, load_preset
 from paw_fast.config.resume import MAY_CHANGE, may_change
 from paw_fast.errors import UserError
 from paw_fast.evaluation import world_model
@@ -165,7 +165,7 @@ def test_a_stop_in_the_set_up_says_how_to_begin_again(model, tmp_path, monkeypat
     make = main.load_preset  # anything before the set-up
     monkeypatch.setattr(main, "load_preset", lambda *args: (signal.raise_signal(signal.SIGTERM), make(*args))[1])
     assert train(model, run, "--steps", 1) == 75
-    assert f"begin again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
+    assert f"start again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
     monkeypatch.undo()
     assert resume(run) == 0
 
@@ -246,7 +246,7 @@ def test_they_reach_every_group_of_both_optimizers():
     """Restored as saved, then overridden: the policy's rate by the schedule, the critic's constant."""
     base = load_preset("tiny")
     base = dataclasses.replace(
-        base, algo=dataclasses.replace(base.algo, name="ppo"), steps=4,
+        base, algo=algo_config("ppo", base.algo), steps=4,
         optim=dataclasses.replace(base.optim, schedule="linear"),
     )  # fmt: skip
     optim = dataclasses.replace(base.optim, learning_rate=0.5, beta1=0.1, beta2=0.2, weight_decay=0.3)
@@ -270,8 +270,9 @@ def test_they_reach_every_group_of_both_optimizers():
         groups = list(learner.optimizer.param_groups)
         assert [group["lr"] for group in groups] == rates == learner.scheduler.get_last_lr()
         if backbone == "own":
-            assert isinstance(learner.critic.optimizer, MasterAdamW)
-            (group,) = learner.critic.optimizer.param_groups
+            (optimizer,) = learner.critic.own_optimizers()
+            assert isinstance(optimizer, MasterAdamW)
+            (group,) = optimizer.param_groups
             assert group["lr"] == 0.25
             groups.append(group)
         assert all((*group["betas"], group["weight_decay"]) == (0.1, 0.2, 0.3) for group in groups)
@@ -374,7 +375,8 @@ def test_a_summary_of_fewer_steps_is_not_the_run_s(copied):
 
 def test_a_run_in_use_is_refused_and_free_when_its_process_is_killed(copied):
     program = (
-        f"import time; from pathlib import Path; from paw_fast.runs import run_dir; run_dir.hold(Path({str(copied)!r}))\n"
+        "import time; from pathlib import Path; from paw_fast.runs import run_dir\n"
+        f"run_dir.hold(Path({str(copied)!r}))\n"
         "print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
@@ -465,13 +467,13 @@ def test_a_model_with_numbers_that_are_none_is_refused_by_the_parameter(model, t
 
 def test_an_imitation_that_diverges_says_so():
     from paw_fast.learner.sequences import build_sequences
-    from paw_fast.types import Task, Trajectory, Transition
+    from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
     policy = load_tiny()
     with torch.no_grad():
         policy.model.model.norm.weight[:] = math.nan
     turn = Transition((5, 6), (7, 1), (0.0, 0.0), (8, 9), (True, True), "c", "o", "", 0.0, True)
-    sequences = build_sequences([Trajectory(Task("t"), 0, (turn,), 0.0, 0.0, True)], "trajectory")
+    sequences = build_sequences([Trajectory(Task("t"), EpisodeId(0, 0, 0), (turn,), 0.0, 0.0, True)], "trajectory")
     with pytest.raises(UserError, match=r"diverged .*step 1 is nan\): lower --warm-start\.learning-rate"):
         imitate(policy, sequences, [True], load_preset("tiny"), lambda done, loss: None)
 

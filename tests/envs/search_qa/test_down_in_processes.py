@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from make_records import request_for
 from search_extras import need
 
 from paw_fast.config import load_preset
@@ -79,17 +80,17 @@ def config(tmp_path):
 
 
 def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, capfd):
-    pool = RolloutWorkerPool(config, policy, tmp_path / "generators")
+    pool = RolloutWorkerPool(config, policy, tmp_path / "workers")
     server = None
     try:
-        process = pool._actors[0].process.pid
+        process = pool._workers[0].process.pid
         tasks = make_env(config.env).tasks("train")
-        pool.submit([(tasks[0], 0, (0, 0, i)) for i in range(2)])
+        pool.submit([request_for(tasks[0], 0, i) for i in range(2)])
         end = time.monotonic() + 5.0  # nearly twice what a process may be silent
         while time.monotonic() < end:
             assert pool.poll() == []
         said = " ".join(capfd.readouterr().err.split())
-        assert f"generator 0: paused: the retriever at {config.env.retriever}/retrieve does not answer" in said
+        assert f"worker 0: paused: the retriever at {config.env.retriever}/retrieve does not answer" in said
 
         def come_up():
             nonlocal server
@@ -104,7 +105,7 @@ def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, cap
         while len(ended) < 2:
             assert time.monotonic() < deadline
             ended += pool.poll()
-        assert pool._actors[0].process.pid == process
+        assert pool._workers[0].process.pid == process
         assert all("A mug holds tea" in t.transitions[0].observation_text for t in ended)
         counts = pool.take_metrics()
         assert counts["retrieval/queries"] == 2  # an episode's last step searches nothing
@@ -112,8 +113,8 @@ def test_it_waits_and_says_so_and_is_not_restarted(config, policy, tmp_path, cap
         assert counts["retrieval/failures"] >= 1
         assert counts["retrieval/paused_s"] > 5
         said = " ".join(capfd.readouterr().err.split())
-        assert "generator 0: the retriever" in said
-        assert "starting it anew" not in said
+        assert "worker 0: the retriever" in said
+        assert "restarting it" not in said
         assert pool.take_metrics() == {}
     finally:
         pool.close()
