@@ -1,47 +1,51 @@
-"""The training loop.
+"""Trains: `Trainer.train_step` is one training step, top to bottom.
 
-tasks ──> rollout: agent loop x engine x environments ──> trajectories
-  ^                                                           |
-  |                       score: old and reference log-probs, action entropies
-  |                                                           |
-  |               advantages ── selected transitions ── lambda of each group
-  |                                                           |
-  └── weights ── optimizer <── fused loss <── packed micro-batches
+tasks ──> rollout: agent loop x engine x environments ──> trajectories, group by group      orchestrator, rollout/
+  ^                                                            |
+  |                            token statistics: old and reference log-probs, entropies     learner/
+  |                                                            |
+  |                 credit: advantages ── world model: selected transitions, weights        algorithms/
+  |                                                            |
+  └─── weights <── optimizer <── fused loss <── packed micro-batches <── loss rows          learner/, kernels/
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from paw_fast.algorithms import off_policy, world_model
+from paw_fast.algorithms.base import make_algorithm
 from paw_fast.config import TrainConfig, with_chat_date
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import (
     EvalResult,
     check_held_out,
     describe_tasks,
+    eval_metrics,
     eval_tasks,
     evaluate,
     overlong_warning,
 )
 from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
-from paw_fast.learner import Learner
+from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.seen_passages import SeenPassages
-from paw_fast.models.policy import load_policy, resolve_device
+from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
+from paw_fast.models.policy import Policy, load_policy, resolve_device
 from paw_fast.models.smollm2 import resolve_model
-from paw_fast.orchestrator import Batch, Orchestrator
+from paw_fast.orchestrator import make_orchestrator
 from paw_fast.rollout.agent_loop import check_first_prompts
 from paw_fast.rollout.engines.base import EngineError
-from paw_fast.rollout.factory import agent_settings, make_chat, make_engine, make_env, make_loop
+from paw_fast.rollout.episode_metrics import episode_metrics
+from paw_fast.rollout.factory import agent_settings, make_chat, make_engine, make_env, make_loop, max_length
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.task_sampler import TaskSampler
 from paw_fast.rollout.timeouts import time_limit
@@ -49,22 +53,21 @@ from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker, RolloutWork
 from paw_fast.rollout.worker_pool import RolloutWorkerPool
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs import run_dir as runs
-from paw_fast.runs.checkpoint import prune, save_checkpoint
+from paw_fast.runs.checkpoint import Checkpoint, prune, save_checkpoint
 from paw_fast.runs.metrics import MetricsWriter, peak_memory_bytes
 from paw_fast.runs.resume import resume_point, write_summary
 from paw_fast.runs.rng import capture_rng_states
 from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, idle_shares
 from paw_fast.sft.warm_start import read_passages, warm_start
-from paw_fast.types import Trajectory
+from paw_fast.types import EpisodeId, RolloutBatch, TokenStats, Trajectory
 
 DEMONSTRATION_STEPS = 60
-MOST_SKIPPED_STEPS = 3
-"""Training steps in a row whose optimizer steps may all be left out; the run stops at the last of them."""
+"""Step limit of expert demonstrations: an expert with needless commands needs more steps than the policy may take."""
 
 
 def check_parts(config: TrainConfig) -> None:
-    """Looks for what a run needs only later, so that it does not stop after minutes. Raises `UserError`."""
+    """Checks for what a run needs only later, so that it does not fail after minutes. Raises `UserError`."""
     PromptTemplate.load(config.env.template, config.env.name)
     resolve_device(config.model.device)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
@@ -79,26 +82,25 @@ class Trainer:
     """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
 
     def __init__(self, config: TrainConfig, run_dir: Path, resume: bool):
-        config = with_chat_date(config)
-        self.config, self.run_dir = config, run_dir
-        self.start_time = time.monotonic()
-        self.earlier_s = 0.0
+        self.config = config = with_chat_date(config)
+        self.run_dir, self.timer = run_dir, StageTimer()
+        self.start_time, self.earlier_s = time.monotonic(), 0.0
         self.step = 0
         self.summary: dict[str, Any] = {}
-        self.pending: dict[str, Any] | None = None  # metrics of a step whose evaluation and row are still to come
-        self.skipped_in_a_row = 0
-        self.good_state: dict[str, Any] | None = None  # from before those steps
-        self.timer = StageTimer()
+        self.pending: dict[str, Any] | None = None
+        """Metrics of an updated step whose evaluation and row in metrics.jsonl are still to come."""
+        self.skipped_steps = SkippedSteps()
         check_parts(config)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
         self.env = make_env(config.env)
-        self.env.while_waiting(self._check_interrupt)
+        self.env.while_waiting(stop_signals.check)
         stop_signals.check()
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
         self.eval_in_train = check_held_out(self.env, self.eval_tasks, config.eval_split)
         checkpoint = resume_point(run_dir) if resume else None
+        resumed = checkpoint.step if checkpoint else -1 if resume else None
         first_model = self._first_model()
         stop_signals.check()
         self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
@@ -107,160 +109,130 @@ class Trainer:
             PromptTemplate.load(config.env.template, config.env.name),
             agent_settings(self.policy.model.config, config),
         )  # fmt: skip
-        # The reference of the KL term is the policy that training began with.
-        self.reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
+        # The KL term's reference is the policy that training starts with.
+        reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
         stop_signals.check()
-        self.learner = Learner(self.policy, self.reference, config)
-        self.player = self._make_player(checkpoint.step if checkpoint else 0)
-        self.pipeline = Orchestrator(config, self.player, self.sampler, self.learner, self._stage, console.say)
-        self.timeline = TraceFile(run_dir / "trace.json") if config.profile else None
+        passages = SeenPassages(run_dir / "passages.jsonl", resumed)
+        max_tokens = max_length(self.policy.model.config, config)
+        self.algorithm = make_algorithm(config)
+        self.learner = Learner(self.policy, reference, config, max_tokens, passages)
+        self.worker = self._make_worker(self.policy, checkpoint.step if checkpoint else 0)
+        self.orchestrator = make_orchestrator(config, self.worker, self.sampler, console.say, self._stage)
+        self.trace = TraceFile(run_dir / "trace.json") if config.profile else None
         if checkpoint:
-            checkpoint.restore(
-                optimizer=self.learner.optimizer, scheduler=self.learner.scheduler, critic=self.learner.critic
-            )
-            self.learner.apply_settings()
-            self.step = checkpoint.step
-            self.sampler.restore(checkpoint.extra["sampler"])
-            self.summary = dict(checkpoint.extra["summary"])
-            self.earlier_s = float(checkpoint.extra["elapsed_s"])
-            self.pending = checkpoint.extra.get("pending")
-            self.skipped_in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
-        resumed = self.step if checkpoint else -1 if resume else None
-        self.learner.passages = SeenPassages(run_dir / "passages.jsonl", resumed)
-        if not checkpoint:
-            self.learner.passages.add(0, read_passages(run_dir / "warm_start"))
+            self._restore(checkpoint)
+        else:
+            passages.add(0, read_passages(run_dir / "warm_start"))
         settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
         self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
 
-    def _make_player(self, version: int) -> RolloutWorker:
-        """What plays the episodes: actors in processes of their own, or the loop of this process."""
-        if self.config.rollout.placement == "process":
+    def _make_worker(self, policy: Policy, version: int) -> RolloutWorker:
+        """Plays the episodes: processes, or the agent loop of this one."""
+        config = self.config
+        if config.rollout.placement == "process":
             with self.timer("start"):
-                pool = RolloutWorkerPool(self.config, self.policy, self.run_dir / "generators", version)
-            pool.stage = self._stage
-            return pool
-        limit = self.config.rollout.start_timeout_s
-        with time_limit(limit, "the generator of this process to start", "--rollout.start-timeout-s"):
-            engine = make_engine(self.policy, self.config)
-        loop = make_loop(self.policy.tokenizer, self.policy.model.config, engine, self.env, self.config)
-        loop.stage = self._stage
-        player = LocalRolloutWorker(loop, self.config.rollout.sync_timeout_s)
+                return RolloutWorkerPool(config, policy, self.run_dir / "workers", version, self._stage)
+        limit = config.rollout.start_timeout_s
+        with time_limit(limit, "the engine of this process to start", "--rollout.start-timeout-s"):
+            engine = make_engine(policy, config)
+        loop = make_loop(policy.tokenizer, policy.model.config, engine, self.env, config, self._stage)
+        worker = LocalRolloutWorker(loop, config.rollout.sync_timeout_s)
         if version:
-            player.update_weights(version)
-        return player
+            worker.update_weights(version)
+        return worker
 
     def _first_model(self) -> str | Path:
-        """What training begins with: the warm-started tiny model, or the one that was named."""
+        """The model that training starts with: the warm-started tiny model, or the one of the config."""
         if self.config.model.path != "tiny":
             return resolve_model(self.config.model.path)
         folder = self.run_dir / "warm_start"
         if not (folder / "done").exists():
-            with self.timer("warm_start"):
-                # A hesitant searcher needs more steps than the policy is given.
-                patient = make_env(dataclasses.replace(self.config.env, max_steps=DEMONSTRATION_STEPS))
-                with contextlib.closing(patient):
-                    warm_start(patient, self.config, folder)
+            env_config = dataclasses.replace(self.config.env, max_steps=DEMONSTRATION_STEPS)
+            with self.timer("warm_start"), closing(make_env(env_config)) as env:
+                warm_start(env, self.config, folder)
         return folder
 
-    def _stage(self, name: str):
-        self._check_interrupt()
+    def _stage(self, name: str) -> AbstractContextManager[Any]:
+        """Times a part of a step; before it the run can be interrupted."""
+        stop_signals.check()
         return self.timer(name)
 
-    def _check_interrupt(self) -> None:
-        if not self._updating:
-            stop_signals.check()
-
-    _updating = False  # from the update until its metrics are kept in `pending`, a stop waits
-
-    def elapsed_s(self) -> float:
-        """Wall time of the run in seconds, over all its resumptions."""
-        return self.earlier_s + time.monotonic() - self.start_time
-
-    def _state(self) -> dict[str, Any]:
-        """All of the run's state after `self.step` steps but the weights and the optimizers'."""
-        extra = {
-            "sampler": self.pipeline.sampler_state(), "summary": dict(self.summary), "elapsed_s": self.elapsed_s(),
-            "policy_version": self.step, "pending": self.pending, "skipped_in_a_row": self.skipped_in_a_row,
-        }  # fmt: skip
-        return {"step": self.step, "extra": extra, "rng_states": capture_rng_states()}
-
-    def save(self, state: dict[str, Any] | None = None) -> Path:
-        """Writes a checkpoint of the state after `self.step` steps, or of one of before with the weights of now."""
-        self.writer.check_in_place()
-        path = save_checkpoint(
-            self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer, optimizer=self.learner.optimizer,
-            scheduler=self.learner.scheduler, critic=self.learner.critic, **(state or self._state()),
-        )  # fmt: skip
-        prune(self.run_dir, self.config.keep_checkpoints)
-        return path
-
-    def evaluate(self, label: str) -> tuple[EvalResult, WorldModelQuality | None]:
-        """Success on the evaluation tasks, at the evaluation temperature, with the run's fixed seeds; and how well
-        the episodes' observations are predicted."""
-        episodes: dict[tuple[int, ...], Trajectory] = {}
-        with self.timer("evaluate"), console.progress(label, len(self.eval_tasks)) as advance:
-
-            def done(t: Trajectory) -> None:
-                episodes[t.seed] = t
-                advance()
-
-            sitting = EvalSession(self.player, self.config.rollout.eval_temperature, self.pipeline.kept)
-            result = evaluate(sitting, self.eval_tasks, self.config.seed, done)
-            if warning := overlong_warning(result):
-                console.say(warning)
-            quality = measure_world_model(
-                self.policy, [episodes[seed] for seed in sorted(episodes)], token_budget=self.config.token_budget,
-                chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
-                check=self._check_interrupt,
-            )  # fmt: skip
-        return result, quality
+    # ------------------------------------------------------------------------------------------ one training step
 
     def train_step(self, advance: Callable[[], None]) -> dict[str, float]:
-        """One step: rollout, score, update. Returns its metrics."""
-        before = None if self.skipped_in_a_row else self._state()
-        batch = self.pipeline.batch(self.step, advance)
-        self._updating = True
-        with self.timer("update"):
-            metrics = self.learner.update(batch.trajectories, batch.sequences, batch.scores, self.step)
-        self._watch_skipped(int(metrics["optim/skipped_steps"]), batch, before)
+        """One training step; returns its metrics. `advance` is called for each episode that ends."""
+        step, before = self.step, None if self.skipped_steps.in_a_row else self._state()
+        groups: list[tuple[RolloutBatch, TokenStats]] = []
+        with closing(self.orchestrator.next_batch(step, advance)) as ended:
+            for trajectories in ended:  # sync: after all have ended; stream, async: each group as it ends
+                with self._stage("score"):
+                    group = self.learner.make_batch(trajectories)
+                    groups.append((group, self.learner.compute_token_stats(group)))
+        batch, stats = join_groups(groups)
+        stats, metrics = off_policy.correct(batch, stats, self.config.pipeline, step, console.say)
+        with stop_signals.deferred():  # until the step's metrics are kept
+            with self.timer("update"):
+                credit = self.algorithm.credit(batch, stats)
+                weights = world_model.select(batch, stats, self.config, step)
+                updated = self.learner.update(batch, stats, credit, weights, step)
+            metrics = updated | episode_metrics(batch.trajectories) | self.orchestrator.take_metrics() | metrics
+            self._keep(metrics, batch, stats, before)
+        with self.timer("sync"):  # can be interrupted: a resumed run loads the current weights
+            self.worker.update_weights(self.step)
+        return metrics
+
+    def _keep(
+        self, metrics: dict[str, float], batch: RolloutBatch, stats: TokenStats, before: dict[str, Any] | None
+    ) -> None:
+        """Counts the update as done: from here on a checkpoint is one of after it. `before`: the state before it."""
+        skipped, attempted = int(metrics["optim/skipped_steps"]), self.learner.optimizer_steps
+        if warning := self.skipped_steps.add(self.step + 1, skipped, attempted, before):
+            console.say(warning)
+        if self.skipped_steps.too_many:
+            self._stop_without_gradient(batch, stats)
         self.step += 1
         self.writer.check_in_place()
         runs.write_episodes(self.run_dir, self.step, batch.trajectories[: self.config.episodes_to_write])
-        found = metrics | episode_metrics(batch.trajectories) | batch.metrics
-        self.pending = {name: float(value) for name, value in found.items()}
-        self._updating = False
-        with self.timer("sync"):  # may be left: a resumed run loads the weights as they are now
-            self.player.update_weights(self.step)
-        return dict(self.pending)
+        self.pending = {name: float(value) for name, value in metrics.items()}
 
-    def _watch_skipped(self, skipped: int, batch: Batch, before: dict[str, Any] | None) -> None:
-        """Warns of optimizer steps that were left out. Raises `UserError` after too many training steps without any;
-        `before` is the state before this one."""
-        tried, number = self.learner.optimizer_steps, self.step + 1
-        if skipped:
-            console.say(
-                f"warning: step {number}: {skipped} of {tried} optimizer steps were left out, their gradients were not "
-                "finite"
-            )
-        if not skipped or skipped < tried:
-            self.skipped_in_a_row, self.good_state = 0, None
-            return
-        self.skipped_in_a_row += 1
-        self.good_state = self.good_state or before
-        if self.skipped_in_a_row < MOST_SKIPPED_STEPS:
-            return
-        path = runs.write_batch(self.run_dir, batch.trajectories, batch.scores.old_logprobs)
-        kept = self.good_state["step"] if self.good_state else number - MOST_SKIPPED_STEPS
-        if self.good_state and not (self.run_dir / "checkpoints" / f"step_{kept:06d}").is_dir():
-            self.save(self.good_state)
+    def _stop_without_gradient(self, batch: RolloutBatch, stats: TokenStats) -> None:
+        """Saves the state before the steps that changed nothing, and their last batch. Raises `UserError`."""
+        path = runs.write_batch(self.run_dir, batch.trajectories, stats.old_logprobs)
+        state, first = self.skipped_steps.good_state, self.step + 2 - MAX_IN_A_ROW
+        kept = state["step"] if state else first - 1
+        if state and not (self.run_dir / "checkpoints" / f"step_{kept:06d}").is_dir():
+            self.save(state)
         raise UserError(
-            f"no gradient was finite in the training steps {number - MOST_SKIPPED_STEPS + 1} to {number}: look at the "
-            f"last step's episodes in {path}, lower --optim.learning-rate or the coefficients, and go on from step "
-            f"{kept} with --resume {self.run_dir}"
+            f"no gradient was finite in the training steps {first} to {self.step + 1}: look at the last step's "
+            f"episodes in {path}, lower --optim.learning-rate or the coefficients, and go on from step {kept} with "
+            f"--resume {self.run_dir}"
         )
 
+    # ------------------------------------------------------------------------------------- evaluation, metrics, state
+
+    def evaluate(self, label: str) -> tuple[EvalResult, WorldModelQuality | None]:
+        """Success on the evaluation tasks, at the evaluation temperature and with the run's fixed seeds; and how well
+        the episodes' observations are predicted."""
+        episodes: dict[EpisodeId, Trajectory] = {}
+        with self.timer("evaluate"), console.progress(label, len(self.eval_tasks)) as advance:
+
+            def done(t: Trajectory) -> None:
+                episodes[t.episode_id] = t
+                advance()
+
+            session = EvalSession(self.worker, self.config.rollout.eval_temperature, self.orchestrator.kept)
+            result = evaluate(session, self.eval_tasks, self.config.seed, done)
+            if warning := overlong_warning(result):
+                console.say(warning)
+            quality = measure_world_model(
+                self.policy, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
+                chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
+            )  # fmt: skip
+        return result, quality
+
     def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
-        """Evaluates and saves where it is time to, and logs. May be left in the evaluation and called again."""
+        """Evaluates and saves when it is due, and logs. When it is interrupted, in the evaluation, a resumed run calls
+        it again."""
         c = self.config
         last = self.step == c.steps
         if (c.eval_every and self.step % c.eval_every == 0) or last:
@@ -277,33 +249,65 @@ class Trainer:
             "throughput/tokens_per_s": tokens / busy, "throughput/episodes_per_s": episodes / busy,
             "memory/peak_bytes": float(peak_memory_bytes()),
         }  # fmt: skip
-        metrics |= self.player.take_metrics()
+        metrics |= self.worker.take_metrics()
         self.writer.log(self.step, metrics)
         self.pending = None
-        # Not after steps that changed nothing: that would prune the state of before.
-        if (self.step % c.save_every == 0 and not self.skipped_in_a_row) or last:
+        # Not after steps that changed nothing: that would prune the checkpoint of before.
+        if (self.step % c.save_every == 0 and not self.skipped_steps.in_a_row) or last:
             self.save()
         return metrics
 
     def _idle(self, times: Mapping[str, float]) -> dict[str, float]:
-        """Idle shares of the step that just ended; writes its part of the timeline."""
-        spans, clock = self.player.take_spans(), self.timer.origin
-        begun = time.perf_counter() - clock - times["time/step_s"]
+        """Idle shares of the step that just ended; writes its part of the trace."""
+        spans, origin = self.worker.take_spans(), self.timer.origin
+        start = time.perf_counter() - origin - times["time/step_s"]
         evaluated = [
-            (s.name, clock + s.start_s, clock + s.end_s)
+            (s.name, origin + s.start_s, origin + s.end_s)
             for s in self.timer.spans
-            if s.name == "evaluate" and s.end_s > begun
+            if s.name == "evaluate" and s.end_s > start
         ]
-        if self.timeline is not None:
-            self.timeline.add(self.timer, spans)
+        if self.trace is not None:
+            self.trace.add(self.timer, spans)
         return idle_shares(times, spans, evaluated)
+
+    def elapsed_s(self) -> float:
+        """Wall time of the run in seconds, over all its resumptions."""
+        return self.earlier_s + time.monotonic() - self.start_time
+
+    def _state(self) -> dict[str, Any]:
+        """The run's state after `self.step` steps, without the weights and what `Learner.stateful_parts` holds."""
+        extra = {
+            "sampler": self.orchestrator.sampler_state(), "summary": dict(self.summary), "elapsed_s": self.elapsed_s(),
+            "policy_version": self.step, "pending": self.pending, "skipped_in_a_row": self.skipped_steps.in_a_row,
+        }  # fmt: skip
+        return {"step": self.step, "extra": extra, "rng_states": capture_rng_states()}
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        checkpoint.restore(**self.learner.stateful_parts())
+        self.learner.apply_settings()
+        self.step = checkpoint.step
+        self.sampler.restore(checkpoint.extra["sampler"])
+        self.summary = dict(checkpoint.extra["summary"])
+        self.earlier_s = float(checkpoint.extra["elapsed_s"])
+        self.pending = checkpoint.extra.get("pending")
+        self.skipped_steps.in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
+
+    def save(self, state: dict[str, Any] | None = None) -> Path:
+        """Writes a checkpoint of the current weights with the current state, or with an earlier `state`."""
+        self.writer.check_in_place()
+        path = save_checkpoint(
+            self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer, **self.learner.stateful_parts(),
+            **(state or self._state()),
+        )  # fmt: skip
+        prune(self.run_dir, self.config.keep_checkpoints)
+        return path
 
     def run(self) -> None:
         """All remaining steps, then the summary and the report."""
         c = self.config
         self.summary |= {"eval_split": self.config.eval_split, "eval_tasks_in_train": self.eval_in_train}
         if "warm_start_success" not in self.summary:
-            result, quality = self.evaluate("evaluating the policy that training begins with")
+            result, quality = self.evaluate("evaluating the policy that training starts with")
             self.summary |= {
                 "warm_start_success": result.success, "final_success": result.success,
                 "num_eval_tasks": result.num_tasks, "warm_start_eval": result.as_json(), "evaluated_step": 0,
@@ -327,18 +331,18 @@ class Trainer:
         return describe_tasks(len(self.eval_tasks), self.config.eval_split, self.eval_in_train)
 
     def write_summary(self) -> None:
-        """summary.json and report.html, of what the run has reached."""
+        """Writes summary.json and report.html as of now."""
         self.summary = write_summary(self.run_dir, self.summary, self.step, self.elapsed_s(), self.config.seed)
 
     def close(self) -> None:
-        self.player.close()
+        self.worker.close()
         self.writer.close()
         self.env.close()
 
 
 def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
-    """Trains in `run_dir`, which it holds; returns the exit status: 0, or that of `stopping.Interrupted` when a signal
-    stopped it after saving."""
+    """Trains in `run_dir`, which it locks; returns the exit status: 0, or that of `stop_signals.Interrupted` when a
+    signal stopped it after saving."""
     with stop_signals.handled(console.say):
         runs.lock(run_dir)
         try:
@@ -354,9 +358,9 @@ def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
     try:
         trainer = Trainer(config, run_dir, resume)
     except stop_signals.Interrupted as stop:  # there is nothing to save yet
-        console.say(f"stopped while setting up; begin again with: {again}")
+        console.say(f"stopped while setting up; start again with: {again}")
         return stop.status
-    if resume:  # not before: what could not be set up is not to be gone on with
+    if resume:  # not before: settings with which the run cannot be set up are not written down
         runs.write_config(run_dir, config)
     try:
         trainer.run()
@@ -374,39 +378,3 @@ def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
         f"see {run_dir}/report.html"
     )
     return 0
-
-
-def eval_metrics(result: EvalResult, quality: WorldModelQuality | None) -> dict[str, float]:
-    """An evaluation under its metric names."""
-    rates = {f"success/eval_{name}": won / total for name, (won, total) in result.by_type.items()}
-    about_world = quality.metrics() if quality else {}
-    return {
-        "success/eval_rate": result.success, "success/eval_total": float(result.num_tasks),
-        "reward/eval_score_mean": result.mean_score, **rates, **about_world,
-        **{f"score/eval_{name}": value for name, value in result.mean_scores.items()},
-    }  # fmt: skip
-
-
-def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Success, rewards and lengths of a step's episodes."""
-    by_type = defaultdict(list)
-    for t in trajectories:
-        by_type[t.task.task_type].append(t.won)
-    actions = [x for t in trajectories for x in t.transitions]
-    mean = lambda values: float(np.mean(values)) if len(values) else 0.0  # noqa: E731
-    return {
-        "reward/mean": mean([t.episode_return for t in trajectories]),
-        "reward/return_mean": mean([t.success_return for t in trajectories]),
-        "reward/score_mean": mean([t.score for t in trajectories]),
-        "success/rate": mean([t.won for t in trajectories]),
-        "episode/length_mean": mean([len(t.transitions) for t in trajectories]),
-        "episode/invalid_action_rate": mean([not x.valid for x in actions]),
-        "episode/truncated_rate": mean([t.truncated for t in trajectories]),
-        "episode/overrun_rate": mean([bool(t.overrun) for t in trajectories]),
-        "episode/cut_rate": sum(t.num_cut for t in trajectories) / max(1, len(actions)),
-        **{f"success/{name}": mean(won) for name, won in sorted(by_type.items())},
-        **{
-            f"score/{name}": sum(t.scores.get(name, 0.0) for t in trajectories) / len(trajectories)
-            for name in sorted({name for t in trajectories for name in t.scores})
-        },
-    }

@@ -1,14 +1,19 @@
 """Defines the records that pass between the stages. Imports no torch.
 
-A *task* is one initial state of an environment. A *group* is G rollouts of one task. A *trajectory* is one
+A *task* is one initial state of an environment. A *group* is G episodes of one task. A *trajectory* is one finished
 episode. A *transition* is what the policy saw (`prompt_ids`), the tokens it sampled (`action_ids`) and the
-observation the environment answered with (`observation_ids`).
+observation that the environment answered with (`observation_ids`).
+
+    EpisodeRequest -> Trajectory (Transition, ...) -> RolloutBatch (TokenSequence, Span) -> TokenStats
+
+Shapes: B trajectories, M transitions (trajectory after trajectory), S sequences; a transition has P prompt tokens, A_m
+action tokens and O observation tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +67,56 @@ class Observation:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+EVALUATION = -1
+"""`EpisodeId.step` of an evaluation's episodes: they belong to no training step."""
+
+
+@dataclass(frozen=True, order=True)
+class EpisodeId:
+    """Identifies an episode. Produced by the orchestrator and by `evaluate`; every stage after them keeps it.
+
+    step   training step that learns from the episode, counted from 0, or `EVALUATION`
+    group  number of the group in the step (in an evaluation: of the task)
+    index  number of the episode in its group
+
+    >>> sorted([EpisodeId(0, 1, 0), EpisodeId(0, 0, 1)])
+    [EpisodeId(step=0, group=0, index=1), EpisodeId(step=0, group=1, index=0)]
+    """
+
+    step: int
+    group: int
+    index: int
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """An episode to play. Produced by the orchestrator and by `evaluate`, consumed by rollout workers.
+
+    `seed` decides what the episode samples, whatever else is in flight.
+
+    >>> EpisodeRequest(EpisodeId(step=3, group=0, index=1), Task("t"), seed=(0, 3, 0, 1)).episode_id.index
+    1
+    """
+
+    episode_id: EpisodeId
+    task: Task
+    seed: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Transition:
-    """One turn of an episode, as token ids. Produced by the agent loop, consumed by every training stage.
+    """One step of an episode, as token ids. Produced by the agent loop, consumed by every training stage.
 
     prompt_ids       [P]  all that the policy saw before it acted. In the `trajectory` layout it is the whole
                           episode so far, and the next transition's prompt continues it exactly.
     action_ids       [A]  the tokens that were sampled, the end token included when one was sampled
-    rollout_logprobs [A]  their log-probabilities, as the generating engine reported them
-    observation_ids  [O]  the tokens that follow the action: chat glue and the next observation's text
-    observation_mask [O]  True on the tokens of the observation's text itself (glue is not predicted)
+    rollout_logprobs [A]  their log-probs, as the engine reported them
+    observation_ids  [O]  the tokens that follow the action: chat markup and the next observation's text
+    observation_mask [O]  True on the tokens of the observation's text itself (markup is not predicted)
+    anchor_obs            text of the state before the action, equal exactly where the environment's state looks equal
+    previous_text         the observation before the action in full, of which the prompt may show less
     passages              (first, end, id) of what in `observation_ids` comes from a passage of a corpus
-    policy_versions  [A]  how many updates the weights had seen that each action token was sampled with
+    policy_versions  [A]  number of updates of the weights that each action token was sampled with
 
     >>> t = Transition((1, 2), (3,), (-0.1,), (4, 5), (False, True), command="look", observation_text="a room",
     ...                anchor_obs="s0", reward=0.0, valid=True)
@@ -93,36 +136,44 @@ class Transition:
     valid: bool
     policy_versions: tuple[int, ...] = ()
     passages: tuple[tuple[int, int, str], ...] = ()
+    previous_text: str = ""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One episode. Produced by the agent loop, consumed by advantages, selection, packing and the metrics.
+    """One finished episode. Produced by the agent loop, consumed by credit, selection, packing and the metrics.
 
-    `episode_return` is the sum of rewards with penalties; `success_return` leaves the penalties out and is
-    what the world-model weight compares with `R_max`. `score` is the sum of the environment's own rewards, `scores`
-    what else it measured (each 0 to 1, by name);
-    `num_cut` counts the turns whose observation or history was cut to fit the prompt. `truncated`: a limit ended it, of
-    steps, of tokens or of a budget; `overrun` names the budget, `time` or `tokens`. An episode whose first prompt does
-    not fit is truncated and has no transitions.
+    episode_return  sum of the transitions' rewards, penalties included
+    success_return  the same without penalties: what the world-model weight compares with `R_max`
+    score           sum of the environment's own rewards
+    scores          what else the environment measured, each 0 to 1, by name
+    num_cut         steps whose observation or history was cut to fit the prompt
+    truncated       whether a limit ended the episode: of steps, of tokens, or a budget
+    overrun         name of the budget that was spent, `time` or `tokens`; else empty
 
-    >>> Trajectory(Task("t"), group=0, transitions=(), episode_return=10.0, success_return=10.0, won=True).won
-    True
+    An episode whose first prompt does not fit is truncated and has no transitions.
+
+    >>> Trajectory(Task("t"), EpisodeId(0, 2, 0), (), episode_return=10.0, success_return=10.0, won=True).group
+    2
     """
 
     task: Task
-    group: int
+    episode_id: EpisodeId
     transitions: tuple[Transition, ...]
     episode_return: float
     success_return: float
     won: bool
     intro_text: str = ""
     truncated: bool = False
-    seed: tuple[int, ...] = ()
     score: float = 0.0
     num_cut: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     overrun: str = ""
+
+    @property
+    def group(self) -> int:
+        """Number of the episode's group in its step."""
+        return self.episode_id.group
 
 
 @dataclass(frozen=True)
@@ -146,7 +197,7 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Token ids and the transitions in them. Produced here, consumed by packing.
+    """Token ids and the transitions in them. Produced by `learner.sequences`, consumed by packing.
 
     >>> TokenSequence(0, (1, 2, 3), ()).ids
     (1, 2, 3)
@@ -158,12 +209,56 @@ class TokenSequence:
 
 
 @dataclass(frozen=True)
+class RolloutBatch:
+    """Trajectories and the training sequences made of them, of one group or of a whole step.
+
+    trajectories [B] and sequences [S] number transitions alike: trajectory after trajectory, from 0. Produced by the
+    learner from what the orchestrator collects, consumed by credit, selection and the update.
+
+    >>> RolloutBatch((Trajectory(Task("t"), EpisodeId(0, 3, 0), (), 0.0, 0.0, False),), ()).groups
+    array([3])
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    sequences: tuple[TokenSequence, ...]
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """The M transitions in order."""
+        return [t for trajectory in self.trajectories for t in trajectory.transitions]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group [B] of each trajectory."""
+        return np.array([t.group for t in self.trajectories], dtype=np.int64)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """Index [M] of the trajectory that each transition belongs to."""
+        return np.repeat(np.arange(len(self.trajectories)), [len(t.transitions) for t in self.trajectories])
+
+    @staticmethod
+    def join(parts: Sequence[RolloutBatch]) -> RolloutBatch:
+        """Batches one after the other as one, with trajectories and transitions numbered through."""
+        sequences: list[TokenSequence] = []
+        trajectories = transitions = 0
+        for part in parts:
+            for q in part.sequences:
+                spans = tuple(replace(span, transition=span.transition + transitions) for span in q.spans)
+                sequences.append(TokenSequence(q.trajectory + trajectories, q.ids, spans))
+            trajectories += len(part.trajectories)
+            transitions += sum(len(t.transitions) for t in part.trajectories)
+        return RolloutBatch(tuple(t for part in parts for t in part.trajectories), tuple(sequences))
+
+
+@dataclass(frozen=True)
 class TokenStats:
-    """Produced by `update.Learner.score`, consumed by credit, selection and the row tables.
+    """What the models say of a batch's action tokens before the update. Produced by `Learner.compute_token_stats`,
+    consumed by credit, selection and the loss rows.
 
     old_logprobs   M arrays [A_m]: of the policy that is about to be updated, at the sampling temperature
     ref_logprobs   the same of the reference policy, None where no KL is wanted
-    values         the same of the critic, before each token, None without a critic
+    values         the critic's, before each token, None without a critic
     entropies      [M]: mean full-vocabulary entropy over an action's tokens, nats
     importance     M arrays [A_m]: truncated importance weights of the rollouts, None where they are on-policy
 
@@ -179,7 +274,7 @@ class TokenStats:
 
     @staticmethod
     def join(parts: Sequence[TokenStats]) -> TokenStats:
-        """TokenStats of consecutive batches as those of one."""
+        """Statistics of batches one after the other as those of one."""
 
         def column(name: str) -> list[np.ndarray] | None:
             lists = [getattr(p, name) for p in parts]

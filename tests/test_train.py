@@ -122,7 +122,7 @@ def test_ctrl_c_in_the_set_up_says_how_to_begin_again(cache, tmp_path, sigint):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, "".join(seen) + err
-    assert f"begin again with: paw-fast train --resume {run}" in err
+    assert f"start again with: paw-fast train --resume {run}" in err
     assert "Traceback" not in err
 
 

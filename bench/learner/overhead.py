@@ -51,9 +51,11 @@ from overhead_episodes import episodes_of, mean_lengths
 from overhead_floor import work_of
 
 from paw_fast import kernels
+from paw_fast.algorithms import world_model
+from paw_fast.algorithms.base import make_algorithm
 from paw_fast.algorithms.world_model import select_transitions
 from paw_fast.config import TrainConfig, load_preset
-from paw_fast.learner import Learner, optim, packing
+from paw_fast.learner import Learner, join_groups, optim, packing
 from paw_fast.learner import learner as learner_module
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.learner.update_metrics import UpdateMetrics
@@ -62,7 +64,7 @@ from paw_fast.models.packed_attention import ATTENTION_NAME
 from paw_fast.models.policy import Policy
 from paw_fast.runs.metrics import peak_memory_bytes
 from paw_fast.sft.warm_start import imitate
-from paw_fast.types import TokenStats, Trajectory
+from paw_fast.types import RolloutBatch, TokenStats, Trajectory
 
 RECIPES = {"alfworld": "qwen2.5-1.5b", "webshop": "qwen2.5-1.5b", "search": "qwen2.5-3b"}
 QWEN_1_5B = {
@@ -145,23 +147,28 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
-def token_stats_of(learner: Learner, trajectories: Sequence[Trajectory]) -> TokenStats:
-    """Token statistics, computed one group at a time as the orchestrator does."""
-    size, parts = len(trajectories) // (1 + max(t.group for t in trajectories)), []
+def score(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[RolloutBatch, TokenStats]:
+    """The batch and its token statistics, group by group as in a training step."""
+    size, groups = len(trajectories) // (1 + max(t.group for t in trajectories)), []
     for start in range(0, len(trajectories), size):
-        parts.append(
-            learner.compute_token_stats(build_sequences(trajectories[start : start + size], learner.config.layout))
-        )
-    return TokenStats.join(parts)
+        group = learner.make_batch(trajectories[start : start + size])
+        groups.append((group, learner.compute_token_stats(group)))
+    return join_groups(groups)
+
+
+def learn(learner: Learner, batch: RolloutBatch, stats: TokenStats, step: int) -> dict[str, float]:
+    """The rest of a training step: credit, selection, the update."""
+    credit = make_algorithm(learner.config).credit(batch, stats)
+    return learner.update(batch, stats, credit, world_model.select(batch, stats, learner.config, step), step)
 
 
 def update(learner: Learner, trajectories: Sequence[Trajectory], step: int) -> tuple[float, float, float]:
     """Runs one whole update; returns the seconds of token statistics and of the rest, and the saturated share."""
     device = learner.policy.device.type
     start = clock(device)
-    token_stats = token_stats_of(learner, trajectories)
+    batch, stats = score(learner, trajectories)
     middle = clock(device)
-    metrics = learner.update(trajectories, build_sequences(trajectories, learner.config.layout), token_stats, step)
+    metrics = learn(learner, batch, stats, step)
     return middle - start, clock(device) - middle, metrics.get("wm/clipped_token_ratio", math.nan)
 
 
@@ -231,10 +238,10 @@ def parts_of(learner: Learner, trajectories: Sequence[Trajectory], device: str) 
     """The seconds of each part of one whole update."""
     spent: dict[str, float] = defaultdict(float)
     start = clock(device)
-    token_stats = token_stats_of(learner, trajectories)
+    batch, stats = score(learner, trajectories)
     middle = clock(device)
     with timed_parts(spent, device):
-        learner.update(trajectories, build_sequences(trajectories, learner.config.layout), token_stats, 0)
+        learn(learner, batch, stats, 0)
     spent["other"] = clock(device) - middle - sum(spent.values())
     return {"token statistics": middle - start, **spent}
 
@@ -267,7 +274,7 @@ def measure(name: str, layout: str, args: argparse.Namespace, device: str) -> di
             learner.config = configs[which]
             parts[which].append(parts_of(learner, trajectories, device))
     least = [{part: min(one.get(part, 0.0) for one in side) for part in PARTS} for side in parts] if parts[0] else []
-    selected = select_transitions(token_stats_of(learner, trajectories).entropies, learner.config.paw.alpha)
+    selected = select_transitions(score(learner, trajectories)[1].entropies, learner.config.paw.alpha)
     work = work_of(learner, trajectories, learner.policy.model.config, selected)
     counted = work_of(learner, all_of_them, learner.policy.model.config)
     large = work_of(learner, all_of_them, transformers.Qwen2Config(**QWEN_1_5B))

@@ -31,7 +31,7 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion
 from paw_fast.rollout.prompts import PromptTemplate, write_action
 from paw_fast.sft.warm_start import Demonstration, demonstrate
-from paw_fast.types import Task, Trajectory
+from paw_fast.types import EpisodeId, EpisodeRequest, Task, Trajectory
 
 VOCAB = 4096
 CHAT_TEMPLATE = (
@@ -141,15 +141,17 @@ def episodes_of(
     engine = ScriptedEngine(chat, scripts, template.style, thought)
     settings = AgentSettings(
         layout=config.layout, history=config.env.history, max_steps=config.env.max_steps,
-        max_action_tokens=config.rollout.max_action_tokens, max_sequence_tokens=10**6,
-        success_reward=config.algo.success_reward, invalid_penalty=config.algo.invalid_penalty,
+        max_action_tokens=config.rollout.max_action_tokens, max_sequence_tokens=10**6, max_episode_s=None,
+        max_episode_tokens=None, temperature=config.rollout.temperature, success_reward=config.algo.success_reward,
+        invalid_penalty=config.algo.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
         max_observation_tokens=config.env.max_observation_tokens,
     )  # fmt: skip
     loop = AgentLoop(engine, [env.spawn() for _ in played], chat, template, settings)
-    # Episodes start in the order of the plan, so that an episode's number is the index of its script.
-    plan = [(task, i // group_size, (0, i)) for i, (task, _) in enumerate(played)]
-    ended = sorted(loop.play(plan), key=lambda t: t.seed)
+    # An episode starts when a slot is free, in the order of the plan: its number is that of its script.
+    ids = [EpisodeId(0, *divmod(i, group_size)) for i in range(len(played))]
+    plan = [EpisodeRequest(one, task, (0, i)) for i, (one, (task, _)) in enumerate(zip(ids, played, strict=True))]
+    ended = sorted(loop.play(plan), key=lambda t: t.episode_id)
     env.close()
     bad = sum(not x.valid for t in ended for x in t.transitions)
     if bad:

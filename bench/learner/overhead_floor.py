@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from paw_fast.algorithms.base import Credit
+from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.learner import Learner, packing
-from paw_fast.learner.loss_rows import WorldModelWeights, build_tables
+from paw_fast.learner.loss_rows import build_tables
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.types import TokenStats, Trajectory
 
@@ -51,11 +52,12 @@ def work_of(
         selected = np.zeros(len(turns), dtype=bool)
         selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
     none = [np.zeros(len(t.action_ids)) for t in turns]
-    credit = Credit([np.ones(len(x), np.float32) for x in none], None, np.ones(len(trajectories), dtype=bool))
-    token_stats = TokenStats(none, None, None, np.zeros(len(turns)))
+    credit = Credit([np.ones(len(x), np.float32) for x in none], np.ones(len(trajectories), dtype=bool))
+    stats = TokenStats(none, None, None, np.zeros(len(turns)))
     lengths, rows = [], []
     for which in (np.zeros_like(selected), selected):
-        tables = build_tables(sequences, token_stats, credit, WorldModelWeights(np.ones(len(trajectories)), which))
+        weights = WorldModelWeights(np.ones(len(trajectories)), which, which)
+        tables = build_tables(sequences, stats, credit, weights)
         lengths.append([packing.input_length(t) for t in tables])
         rows.append(sum(len(t.positions) for t in tables))
     off, on = (multiplications(n, r, config) for n, r in zip(lengths, rows, strict=True))

@@ -23,6 +23,7 @@ from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
 from paw_fast.rollout.factory import make_engine, make_env, make_loop
 from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.types import EpisodeId, EpisodeRequest
 
 
 def main() -> None:
@@ -39,7 +40,11 @@ def main() -> None:
     template = PromptTemplate.load(base.env.template, base.env.name)
     tokenizer = tiny.train_tokenizer([template.first(env.reset(task)) for task in tasks])
     policy = Policy(tiny.build_model(len(tokenizer)).eval(), tokenizer)
-    plan = [(task, g, (0, g, i)) for g, task in enumerate(tasks) for i in range(base.rollout.group_size)]
+    plan = [
+        EpisodeRequest(EpisodeId(0, g, i), task, (0, g, i))
+        for g, task in enumerate(tasks)
+        for i in range(base.rollout.group_size)
+    ]
     times: list[list[float]] = [[], []]
     tokens: set[int] = set()
 

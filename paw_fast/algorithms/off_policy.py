@@ -1,30 +1,49 @@
-"""How far the generator's log-probs lie from the trainer's on the same tokens, and what follows from it.
+"""Measures how far the engine's log-probs lie from the trainer's on the same tokens, and corrects for it.
 
-In exact arithmetic and on the same weights they are equal. A gap that grows means that the policy which is trained
-is not the one that acted: stale weights, another precision, text that was tokenised anew.
+In exact arithmetic and on the same weights they are equal. A gap that grows means that the trained policy is not the
+one that acted: stale weights, another precision, text that was tokenized again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from paw_fast.config import PipelineConfig
 from paw_fast.errors import UserError
-from paw_fast.types import Trajectory
+from paw_fast.types import RolloutBatch, TokenStats
 
 
-def sampled_logprobs(trajectories: Sequence[Trajectory]) -> list[np.ndarray]:
-    """The generator's log-probs, an array [A_m] for each transition."""
-    return [np.array(x.rollout_logprobs) for t in trajectories for x in t.transitions]
+def correct(
+    batch: RolloutBatch, stats: TokenStats, config: PipelineConfig, step: int, warn: Callable[[str], None]
+) -> tuple[TokenStats, dict[str, float]]:
+    """The statistics with importance weights where the rollouts are off-policy (`async`), and the metrics of the gap.
+
+    Calls `warn` for a gap above `gap_warn`; raises `UserError` for one above `gap_stop`.
+    """
+    sampled = [np.array(t.rollout_logprobs) for t in batch.transitions]
+    metrics = gap_metrics(sampled, stats.old_logprobs)
+    if warning := check_gap(metrics, config, step):
+        warn(warning)
+    if config.name != "async":
+        return stats, metrics
+    weights = truncated_importance(sampled, stats.old_logprobs, config.importance_cap)
+    flat = np.concatenate(weights)
+    metrics |= {
+        "async/importance_mean": float(flat.mean()),
+        "async/importance_capped_share": float((flat >= np.float32(config.importance_cap)).mean()),
+    }
+    return replace(stats, importance=weights), metrics
 
 
 def gap_metrics(sampled: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> dict[str, float]:
-    """Mean and largest |difference| over all tokens, and the KL from generator to trainer in nats a token.
+    """Mean and largest |difference| over all tokens, and the KL from engine to trainer in nats a token.
 
-    The KL is the k3 estimate over sampled tokens, mean(exp(d) - 1 - d) with d = trainer - generator: unbiased and
-    never negative (Schulman, http://joschu.net/blog/kl-approx.html).
+    sampled, old: M arrays [A_m] of the engine's and the trainer's log-probs. The KL is the k3 estimate over sampled
+    tokens, mean(exp(d) - 1 - d) with d = old - sampled: unbiased and never negative (Schulman,
+    http://joschu.net/blog/kl-approx.html).
 
     >>> gap_metrics([np.array([-1.0, -2.0])], [np.array([-1.0, -1.5])])["rollout/logprob_gap_mean"]
     0.25
@@ -38,20 +57,20 @@ def gap_metrics(sampled: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> dic
 
 
 def check_gap(metrics: dict[str, float], config: PipelineConfig, step: int) -> str | None:
-    """A warning where the step's mean gap passes `gap_warn`. Raises `UserError` where it passes `gap_stop`."""
+    """A warning when the step's mean gap is above `gap_warn`. Raises `UserError` when it is above `gap_stop`."""
     gap = metrics["rollout/logprob_gap_mean"]
-    what = f"step {step + 1}: log-probs of generator and trainer differ by {gap:.3g} nats in the mean"
+    what = f"step {step + 1}: log-probs of engine and trainer differ by {gap:.3g} nats in the mean"
     kl = f"KL {metrics['rollout/mismatch_kl']:.3g}"
     if not gap <= config.gap_stop:  # NaN stops too
         raise UserError(
             f"{what} ({kl}), more than --pipeline.gap-stop {config.gap_stop:g}; the policy was not updated with them. "
-            "Compare --model.dtype with the generator's, or sync more often (--pipeline sync)"
+            "Compare --model.dtype with the engine's, or sync more often (--pipeline sync)"
         )
     return f"{what} ({kl}), more than --pipeline.gap-warn {config.gap_warn:g}" if gap > config.gap_warn else None
 
 
 def truncated_importance(sampled: Sequence[np.ndarray], old: Sequence[np.ndarray], cap: float) -> list[np.ndarray]:
-    """min(exp(trainer - generator), cap) for every sampled token: corrects for what was sampled with other weights.
+    """min(exp(old - sampled), cap) for every sampled token: corrects for tokens that were sampled with other weights.
 
     >>> [w.tolist() for w in truncated_importance([np.array([-1.0, -3.0])], [np.array([-1.0, -1.0])], 2.0)]
     [[1.0, 2.0]]

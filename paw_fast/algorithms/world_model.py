@@ -1,14 +1,53 @@
-"""Which transitions the world-model loss learns from, and with what weight. Pure functions; M transitions."""
+"""Selects the transitions that the world-model loss learns from, and weighs them.
+
+`select` does both for a batch by a run's settings; the rest are pure functions. B trajectories, M transitions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from paw_fast import kernels
-from paw_fast.types import Transition
+from paw_fast.config import TrainConfig
+from paw_fast.types import RolloutBatch, TokenStats, Transition
+
+
+@dataclass(frozen=True)
+class WorldModelWeights:
+    """What the world model learns from. Produced by `select`, consumed by the loss rows.
+
+    lambdas     [B] weight of each trajectory's group
+    selected    [M] bool: the transitions whose observation is predicted
+    has_target  [M] bool: the transitions that could have been selected, as an observation to predict follows
+
+    >>> WorldModelWeights(np.ones(1), np.array([True, False]), np.array([True, True])).selected.sum()
+    np.int64(1)
+    """
+
+    lambdas: np.ndarray
+    selected: np.ndarray
+    has_target: np.ndarray
+
+
+def select(batch: RolloutBatch, stats: TokenStats, config: TrainConfig, step: int) -> WorldModelWeights | None:
+    """Selects transitions of a step's batch and weighs them; None where the world-model loss is off."""
+    paw = config.paw
+    if not paw.enabled:
+        return None
+    has_target = np.zeros(len(stats.entropies), dtype=bool)
+    has_target[[span.transition for q in batch.sequences for span in q.spans if span.observation]] = True
+    success = np.array([t.success_return for t in batch.trajectories])
+    lambdas = group_lambdas(success, batch.groups, config.algo.success_reward, paw.lambda_0, paw.balance)
+    among = has_target & first_of_equals(batch.transitions) if paw.deduplicate else has_target
+    numbers = np.flatnonzero(among)
+    picked = select_transitions(stats.entropies[numbers], paw.alpha, paw.selection, seed=(config.seed, 3, step))
+    selected = np.zeros(len(stats.entropies), dtype=bool)
+    selected[numbers[picked]] = True
+    return WorldModelWeights(lambdas, selected, has_target)
 
 
 def select_transitions(
@@ -36,7 +75,7 @@ def select_transitions(
         raise ValueError(f"entropies: number {int(bad.argmax())} of {len(entropies)} is NaN")
     if len(entropies) == 0:
         return np.zeros(0, dtype=bool)
-    # Each entropy is a mean already: one "token" a transition, and no observation tokens to weigh.
+    # Each entropy is a mean already: one "token" for each transition, and no observation tokens to weigh.
     offsets = torch.arange(len(entropies) + 1)
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     return kernels.select_transitions(
@@ -71,7 +110,7 @@ def group_lambdas(
 def first_of_equals(transitions: Sequence[Transition]) -> np.ndarray:
     """[M] bool: False where an earlier transition had the same history, action and observation, token for token.
 
-    Episodes of one task start alike, and what they have in common need not be predicted once for each of them.
+    Episodes of one task start alike; what they share need not be predicted once for each of them.
     """
     seen: set[tuple[tuple[int, ...], ...]] = set()
     first = np.zeros(len(transitions), dtype=bool)

@@ -18,10 +18,11 @@ from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_mod
 from paw_fast.learner.forward_backward import rows_per_chunk
 from paw_fast.models.policy import load_policy
 from paw_fast.models.smollm2 import resolve_model
-from paw_fast.rollout.factory import at_temperature, make_engine, make_env, make_loop
+from paw_fast.rollout.factory import make_engine, make_env, make_loop
+from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker
 from paw_fast.runs import console, run_dir, stop_signals
 from paw_fast.runs.checkpoint import find_checkpoint, verify_checkpoint
-from paw_fast.types import Task, Trajectory
+from paw_fast.types import EpisodeId, Task, Trajectory
 
 
 def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[Path | str, TrainConfig]:
@@ -96,21 +97,20 @@ def run_eval(options) -> int:
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
         stop_signals.check()
-        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
-        episodes: dict[tuple[int, ...], Trajectory] = {}
+        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config, _stage)
+        session = EvalSession(LocalRolloutWorker(loop, config.rollout.sync_timeout_s), temperature, [])
+        episodes: dict[EpisodeId, Trajectory] = {}
         with console.progress("evaluating", len(tasks)) as advance:
 
             def done(t: Trajectory) -> None:
-                episodes[t.seed] = t
+                episodes[t.episode_id] = t
                 advance()
 
-            loop = at_temperature(loop, temperature)
-            loop.stage = _stage
-            result = evaluate(loop, tasks, options.seed, done)
+            result = evaluate(session, tasks, options.seed, done)
         quality = None
         if options.world_model:
             quality = measure_world_model(
-                policy, [episodes[seed] for seed in sorted(episodes)], token_budget=config.token_budget,
+                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.token_budget,
                 chunk=rows_per_chunk(policy, config.logits_budget_mb << 20), seed=options.seed,
                 max_transitions=options.transitions,
             )  # fmt: skip

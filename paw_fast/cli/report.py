@@ -39,7 +39,7 @@ class ReportOptions:
     """How many of these episodes are played of each task; they form the groups."""
     trust_remote_code: bool = False
     """For --episodes: run Python code that comes with the model."""
-    allow_reference_engine: bool = False
+    trust_env_code: bool = False
     """For --episodes, ALFWorld: allow the reference engine, which runs Python expressions from game files, if the
     config of the run asks for it."""
 
@@ -108,18 +108,17 @@ def write_episodes(options: ReportOptions) -> Path:
 
 def _play(policy: Any, env: Any, requests: Sequence[Any], config: TrainConfig) -> tuple[list[Any], Any]:
     """Returns the episodes in the order of the requests, and the chat format with which they were played."""
-    from paw_fast.rollout.factory import at_temperature, make_engine, make_loop
+    from paw_fast.rollout.factory import make_engine, make_loop
 
     slots = min(config.rollout.slots, len(requests))
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=slots))
     loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
-    loop = at_temperature(loop, config.rollout.eval_temperature)
     found = {}
     with console.progress("playing episodes", len(requests)) as advance:
-        for trajectory in loop.play(requests):
-            found[trajectory.seed] = trajectory
+        for trajectory in loop.play(requests, config.rollout.eval_temperature):
+            found[trajectory.episode_id] = trajectory
             advance()
-    return [found[seed] for _, _, seed in requests], loop.chat
+    return [found[request.episode_id] for request in requests], loop.chat
 
 
 def _first_policy(folder: Path, config: TrainConfig) -> tuple[Any, str]:
@@ -161,9 +160,6 @@ def _with_consent(config: TrainConfig, options: ReportOptions) -> TrainConfig:
     """Returns the config with what the command line allows of code that comes with models and games."""
     from paw_fast.runs import run_dir
 
-    run_dir.check_reference_engine(config.env, options.allow_reference_engine, "--allow-reference-engine")
-    env = config.env
-    if env.name == "alfworld":
-        env = dataclasses.replace(env, allow_reference_engine=options.allow_reference_engine)
+    run_dir.check_consent(config.env, options.trust_env_code, "--trust-env-code")
     model = dataclasses.replace(config.model, trust_remote_code=options.trust_remote_code)
-    return dataclasses.replace(config, model=model, env=env)
+    return dataclasses.replace(config, model=model, env=config.env.with_consent(options.trust_env_code))

@@ -24,10 +24,7 @@ def env_config(name: str, **changes: Any) -> EnvConfig:
 
 def algo_config(name: str, base: AlgoConfig | None = None) -> AlgoConfig:
     """The settings of an algorithm: `base`'s values for the settings that both have, else its own defaults."""
-    try:
-        cls = registry.find("algorithms", name).config
-    except ModuleNotFoundError:  # until each algorithm is a module of its own
-        cls = AlgoConfig
+    cls = registry.find("algorithms", name).config
     kept = {} if base is None else {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     own = {f.name for f in dataclasses.fields(cls)}
     return cls(**{key: value for key, value in {**kept, "name": name}.items() if key in own})

@@ -41,7 +41,7 @@ def differences(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any,
     """(name, value before, value now) of every setting that differs."""
     found = []
     for f in dataclasses.fields(before):
-        a, b, name = getattr(before, f.name), getattr(now, f.name), prefix + f.name
+        a, b, name = getattr(before, f.name), getattr(now, f.name, None), prefix + f.name
         if dataclasses.is_dataclass(a):
             found += differences(a, b, f"{name}.")
         elif a != b:

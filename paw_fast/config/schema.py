@@ -157,89 +157,88 @@ class PipelineConfig:
     """Stop the run if it exceeds this value: the tokens were not sampled from the policy that is trained."""
 
 
+AlgoName = Annotated[str, TopLevel("algo")]
+
+
 @dataclass(frozen=True)
 class AlgoConfig:
-    """The reinforcement-learning side. docs/algorithms.md has the formulas and what verl-agent does otherwise."""
+    """Settings that every reinforcement-learning algorithm has. An algorithm's own settings are the fields of a
+    subclass."""
 
-    name: Annotated[Literal["grpo", "rloo", "gigpo", "ppo"], TopLevel("algo")] = "grpo"
-    """How rewards become advantages."""
-    normalize_std: bool = True
-    """GRPO and GiGPO's episode part: divide by the group's standard deviation; off is Dr. GRPO. GiGPO's episode part
-    is divided only with --algo.step-normalize-std too."""
-    gamma: float = 0.95
-    """GiGPO: discount of the return-to-go, a step (V). PPO has --critic.gamma."""
-    step_weight: float = 1.0
-    """GiGPO: weight of the step advantage beside the episode's (V)."""
-    step_normalize_std: bool = True
-    """GiGPO: divide both parts by their groups' standard deviations, verl-agent's `mean_std_norm` (V: on ALFWorld). Off
-    is its `mean_norm`: neither part is divided (V: on WebShop)."""
-    anchor: Literal["state", "observation"] = "state"
-    """GiGPO: transitions share an anchor group where the environment's whole state text is equal (ALFWorld: the
-    observation and the admissible commands), or where the observation's text alone is (verl-agent)."""
-    similarity: float | None = None
-    """GiGPO: states whose texts are this similar share an anchor group (V: 0.9 on search); `None` wants equal texts."""
-    clip_low: float = 0.2
-    """Lower clip of the probability ratio (V)."""
-    clip_high: float = 0.2
-    """Upper clip of the probability ratio (V); larger (0.28) is DAPO's."""
-    dual_clip: float | None = 3.0
-    """Bound of the surrogate for negative advantages (V); `None` turns it off."""
-    kl_coef: float = 0.01
-    """Weight of the KL to the reference policy (V)."""
+    name: AlgoName = ""
+    """The algorithm that turns rewards into advantages: `grpo`, `rloo`, `gigpo`, `ppo`, one of another installed
+    package, or `module:Class` from a Python file in the current folder."""
+    clip_low: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
+    """Lower clip of the probability ratio (default from the verl-agent recipe)."""
+    clip_high: Annotated[float, Range(0, open_low=True)] = 0.2
+    """Upper clip of the probability ratio (default from the verl-agent recipe); DAPO's is larger, 0.28."""
+    dual_clip: Annotated[float | None, Range(1, open_low=True)] = 3.0
+    """Bound of the surrogate for negative advantages (default from the verl-agent recipe); `None` turns it off."""
+    kl_coef: Annotated[float, Range(0)] = 0.01
+    """Weight of the KL divergence from the reference policy, the one that training starts with (default from the
+    verl-agent recipe)."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """The KL as a loss term by the k3 estimate (V), or taken from the rewards: the sampled tokens' log-ratio (k1)."""
-    kl_clamp: float | None = 10.0
-    """Bound of a token's k3 estimate, above which the KL term has no gradient (V: verl's 10); `None` turns it off."""
+    """Where the KL is: a term of the loss, by the k3 estimate (default from the verl-agent recipe), or subtracted from
+    the rewards, as the log-ratio of the sampled tokens (k1)."""
+    kl_clamp: Annotated[float | None, Range(0, open_low=True)] = 10.0
+    """Bound of a token's k3 estimate, above which the KL term has no gradient (default from verl); `None` turns it
+    off."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus (V: off)."""
+    """Weight of the entropy bonus (the verl-agent recipe has none)."""
     aggregation: Literal["token-mean", "sequence-mean", "constant-length"] = "token-mean"
-    """Mean over all action tokens (V); over each sequence's tokens, then over sequences (GRPO); or the sum over the
-    number of sequences times the longest an answer may be (Dr. GRPO)."""
+    """How the losses of action tokens are averaged: over all of them (default from the verl-agent recipe); over the
+    tokens of each sequence, then over sequences (GRPO); or their sum over the number of sequences times the longest an
+    action may be (Dr. GRPO)."""
     dynamic_sampling: bool = False
-    """Draw further groups in place of those whose episodes all got the same return (DAPO). Those are left out of the
-    policy loss and stay in the world model's."""
-    max_rounds: int = 3
-    """Rounds of rollouts a step at most, with --algo.dynamic-sampling."""
+    """Play further groups in place of those whose episodes all have the same return (DAPO). The latter are left out of
+    the policy loss and stay in the world-model loss."""
+    max_rounds: Annotated[int, Range(1)] = 3
+    """Most rounds of rollouts in a step, with --algo.dynamic-sampling."""
     invalid_penalty: float = 0.1
-    """Taken from the reward of an invalid action (V)."""
+    """Subtracted from the reward of an invalid action (default from the verl-agent recipe)."""
     penalty_in: Literal["reward", "row"] = "reward"
-    """The penalty is part of the transition's reward, or (verl-agent) is taken, after discounting, from the returns of
-    that transition alone."""
-    statistics: Literal["episode", "step"] = "episode"
-    """Mean and std of a group over its episodes, or (verl-agent) over their steps, where longer episodes weigh more."""
-    success_reward: float = 10.0
-    """Reward of winning (V); also R_max."""
-    epochs: int = 1
-    """Passes over a step's rollouts (V)."""
-    minibatches: int = 1
+    """Where that penalty is: in the transition's reward, or (verl-agent) subtracted, after discounting, from the return
+    of that transition alone."""
+    success_reward: Annotated[float, Range(0, open_low=True)] = 10.0
+    """Reward of winning (default from the verl-agent recipe); also the R_max of the world-model weight."""
+    epochs: Annotated[int, Range(1)] = 1
+    """Passes over the rollouts of a step (default from the verl-agent recipe)."""
+    minibatches: Annotated[int, Range(1)] = 1
     """Optimizer steps in each pass, where --algo.minibatch-size is not given."""
-    minibatch_size: int | None = None
+    minibatch_size: Annotated[int | None, Range(1)] = None
     """Sequences of an optimizer step (verl-agent: 256 transitions); `None` divides the batch by --algo.minibatches."""
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises `UserError` for settings that contradict each other or others of `config`; ranges of single fields are
+        checked before."""
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """PPO's value function."""
+    """The critic, for algorithms that learn a value function."""
 
     backbone: Literal["own", "shared", "none"] = "own"
-    """A value head on its own copy of the policy (V), on the policy's hidden states, or none."""
-    learning_rate: float = 1e-5
-    """Of the critic, and of the value head on a shared backbone (V); constant, --optim.schedule is the policy's."""
-    gamma: float = 1.0
-    """Discount, an action token (verl's default)."""
-    lam: float = 1.0
-    """GAE's lambda, an action token (verl's default)."""
+    """Where the value head is: on a copy of the policy of its own (default from the verl-agent recipe), or on the
+    policy's hidden states (`shared`). `none` cannot be used with an algorithm that needs a critic."""
+    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 1e-5
+    """Learning rate of the critic, or of the value head on a shared backbone (default from the verl-agent recipe).
+    Constant: --optim.schedule is the policy's."""
+    gamma: Annotated[float, Range(0, 1)] = 1.0
+    """Discount for each action token (default from verl)."""
+    lam: Annotated[float, Range(0, 1)] = 1.0
+    """Lambda of generalized advantage estimation (GAE), for each action token (default from verl)."""
     gae_over: Literal["trajectory", "transition"] = "trajectory"
-    """GAE over the action tokens of the whole trajectory, or (verl-agent) inside each transition, which is given the
-    whole episode's return."""
-    value_clip: float | None = 0.5
-    """Values move at most this far from the old ones in the clipped loss (verl's default); `None` turns it off."""
-    coef: float = 0.1
-    """Weight of the value loss beside the policy's, on a shared backbone (I)."""
-    warmup_steps: int = 0
-    """First training steps in which the critic alone learns (V)."""
+    """GAE over the action tokens of the whole trajectory, or (verl-agent) inside each transition, whose reward then is
+    the return of the whole episode."""
+    value_clip: Annotated[float | None, Range(0, open_low=True)] = 0.5
+    """Largest distance of a value from its old one in the clipped value loss (default from verl); `None` turns it
+    off."""
+    coef: Annotated[float, Range(0, open_low=True)] = 0.1
+    """Weight of the value loss beside the policy loss, on a shared backbone (our choice)."""
+    warmup_steps: Annotated[int, Range(0)] = 0
+    """First training steps, in which the critic learns and the policy does not (default from the verl-agent recipe)."""
     whiten: bool = True
-    """Normalise the advantages over the batch's tokens: (A - mean) / sqrt(var + 1e-8), as verl does."""
+    """Normalize the advantages over the tokens of the batch: (A - mean) / sqrt(var + 1e-8), as verl does."""
 
 
 @dataclass(frozen=True)
@@ -333,7 +332,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    algo: AlgoConfig = field(default_factory=lambda: registry.find("algorithms", "grpo").config())
     critic: CriticConfig = field(default_factory=CriticConfig)
     paw: PawConfig = field(default_factory=PawConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -42,25 +42,12 @@ def validate(config: TrainConfig) -> None:
     need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")
     need(c.rollout.temperature > 0, "rollout.temperature", c.rollout.temperature, "more than 0")
     need(c.rollout.eval_temperature > 0, "rollout.eval-temperature", c.rollout.eval_temperature, "more than 0")
-    need(0 < c.algo.clip_low < 1, "algo.clip-low", c.algo.clip_low, "a number in (0, 1)")
-    need(c.algo.clip_high > 0, "algo.clip-high", c.algo.clip_high, "more than 0")
-    need(c.algo.dual_clip is None or c.algo.dual_clip > 1, "algo.dual-clip", c.algo.dual_clip, "more than 1, or None")
-    need(c.algo.kl_coef >= 0, "algo.kl-coef", c.algo.kl_coef, "0 or more")
-    need(c.algo.kl_clamp is None or c.algo.kl_clamp > 0, "algo.kl-clamp", c.algo.kl_clamp, "more than 0, or None")
-    need(c.algo.success_reward > 0, "algo.success-reward", c.algo.success_reward, "more than 0")
-    need(c.algo.similarity is None or 0 < c.algo.similarity <= 1, "algo.similarity", c.algo.similarity, "in (0, 1]")
-    for key, share in (("algo.gamma", c.algo.gamma), ("critic.gamma", c.critic.gamma), ("critic.lam", c.critic.lam)):
-        need(0 <= share <= 1, key, share, "a number in [0, 1]")
-    for key, rate in (("optim", c.optim), ("critic", c.critic), ("warm-start", c.warm_start)):
+    for key, rate in (("optim", c.optim), ("warm-start", c.warm_start)):
         need(0 < rate.learning_rate <= 1, f"{key}.learning-rate", rate.learning_rate, "a rate in (0, 1]")
-    need(c.critic.coef > 0, "critic.coef", c.critic.coef, "more than 0")
-    clip = c.critic.value_clip
-    need(clip is None or clip > 0, "critic.value-clip", clip, "more than 0, or None")
     need(c.optim.max_grad_norm > 0, "optim.max-grad-norm", c.optim.max_grad_norm, "more than 0")
     need(c.optim.weight_decay >= 0, "optim.weight-decay", c.optim.weight_decay, "0 or more")
     for key, share in (("optim.beta1", c.optim.beta1), ("optim.beta2", c.optim.beta2)):
         need(0 <= share < 1, key, share, "a number in [0, 1)")
-    need(c.algo.step_weight >= 0, "algo.step-weight", c.algo.step_weight, "0 or more")
     share = c.rollout.memory_share
     need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
     _validate_rollout(c, need)
@@ -71,9 +58,6 @@ def validate(config: TrainConfig) -> None:
         "rollout.max-action-tokens": (c.rollout.max_action_tokens, 1), "rollout.slots": (c.rollout.slots, 1),
         "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1), "rollout.replicas": (c.rollout.replicas, 1),
         "rollout.cores": (c.rollout.cores, 0), "pipeline.max-staleness": (c.pipeline.max_staleness, 0),
-        "algo.epochs": (c.algo.epochs, 1), "algo.minibatches": (c.algo.minibatches, 1),
-        "algo.minibatch-size": (1 if c.algo.minibatch_size is None else c.algo.minibatch_size, 1),
-        "algo.max-rounds": (c.algo.max_rounds, 1), "critic.warmup-steps": (c.critic.warmup_steps, 0),
         "paw.interval": (c.paw.interval, 1), "paw.horizon": (c.paw.horizon, 1),
         "token-budget": (c.token_budget, 16),
         "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
@@ -88,11 +72,8 @@ def validate(config: TrainConfig) -> None:
     }  # fmt: skip
     for key, (value, least) in counts.items():
         need(value >= least, key, value, f"{least} or more")
-    need(
-        c.algo.name == "ppo" or c.rollout.group_size > 1, "rollout.group-size", c.rollout.group_size,
-        f"2 or more with --algo {c.algo.name} (it compares episodes of one task)",
-    )  # fmt: skip
     _validate_combinations(c)
+    c.algo.check(c)
     need(
         c.rollout.groups * c.rollout.group_size >= c.algo.minibatches,
         "algo.minibatches", c.algo.minibatches,
@@ -188,7 +169,7 @@ def _validate_combinations(c: TrainConfig) -> None:
         if wrong:
             raise UserError(message)
 
-    a, r, env = c.algo, c.rollout, registry.find("environments", c.env.name)
+    r, env = c.rollout, registry.find("environments", c.env.name)
     refuse(
         c.model.path == "tiny" and env.make_expert is None,
         f"--model tiny is trained on expert demonstrations first, and --env {c.env.name} has no expert: give its class "
@@ -203,28 +184,6 @@ def _validate_combinations(c: TrainConfig) -> None:
         c.model.dtype == "float16",
         "--model.dtype is float16, in which most of a loss's gradient underflows to zero: train in bfloat16 or float32 "
         "(float16 is for paw-fast eval)",
-    )
-    refuse(
-        a.name == "gigpo" and a.similarity is None and not env.has_state_text,
-        f"--algo gigpo groups transitions by the text of the state, and --env {c.env.name} has none that repeats: "
-        "give --algo.similarity (0.9) to group by similar texts, or take --algo grpo",
-    )
-    refuse(
-        a.name == "ppo" and c.critic.backbone == "none",
-        "--algo ppo needs a critic, and --critic.backbone is none: say own or shared",
-    )
-    refuse(
-        a.similarity is not None and a.name != "gigpo",
-        f"--algo.similarity belongs to --algo gigpo, not to {a.name}: leave it out",
-    )
-    refuse(
-        a.penalty_in == "row" and a.statistics == "episode" and a.name != "ppo",
-        "--algo.penalty-in row takes the penalty from single transitions, so the group's statistics must be over them "
-        "too: add --algo.statistics step",
-    )
-    refuse(
-        a.dynamic_sampling and a.name == "ppo",
-        "--algo.dynamic-sampling drops groups whose episodes cannot be compared, and PPO compares none: leave it out",
     )
     refuse(
         c.paw.horizon > 1 and c.layout == "trajectory",

@@ -23,10 +23,9 @@ from paw_fast.learner.forward_backward import compute_token_stats, predict, rows
 from paw_fast.learner.packing import PackedBatch, RowTable
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.models.policy import Policy
-from paw_fast.rollout.agent_loop import EpisodeRequest
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.runs.episodes_page import EpisodeView, ObservedToken, TurnView
-from paw_fast.types import Task, TokenSequence, Trajectory
+from paw_fast.types import EVALUATION, EpisodeId, EpisodeRequest, Task, TokenSequence, Trajectory
 
 _DECODE_WINDOW = 12
 """Tokens that are decoded together, so that a token's text may depend on those before it."""
@@ -51,7 +50,12 @@ def episode_requests(tasks: Sequence[Task], episodes: int, per_task: int, seed: 
     """Returns `episodes` requests, `per_task` for each task, on the tasks on which the run is evaluated."""
     chosen = eval_tasks(tasks, -(-episodes // per_task))
     numbers = [number for number in range(episodes) if number // per_task < len(chosen)]
-    return [(chosen[n // per_task], n // per_task, (seed, EVAL_SEED, n)) for n in numbers]
+    return [
+        EpisodeRequest(
+            EpisodeId(EVALUATION, n // per_task, n % per_task), chosen[n // per_task], (seed, EVAL_SEED, n)
+        )
+        for n in numbers
+    ]  # fmt: skip
 
 
 def measure_expectation(policy: Policy, trajectories: Sequence[Trajectory], config: TrainConfig) -> Expectation:

@@ -1,4 +1,4 @@
-"""Plays tasks once each and counts successes, over all and for each task type."""
+"""Measures the success rate: plays tasks once each and counts successes, overall and for each task type."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import numpy as np
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.evaluation.task_overlap import tasks_in_train
+from paw_fast.evaluation.world_model import WorldModelQuality
 from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.worker import EvalSession
 from paw_fast.runs import console
 from paw_fast.runs.statistics import wilson_interval
-from paw_fast.types import Task, Trajectory
+from paw_fast.types import EVALUATION, EpisodeId, EpisodeRequest, Task, Trajectory
 
 EVAL_SEED = 20_000
-"""Evaluations draw from seeds of their own, so that they never change what training samples."""
+"""Part of the seeds of evaluations, so that they never change what training samples."""
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Success over tasks that were played once each. `num_overlong` of them were lost because their first prompt did
-    not fit.
+    """Success over tasks that were played once each. Produced by `evaluate`.
+
+    successes, num_tasks  tasks that were won, tasks that were played
+    by_type               the same for each task type
+    mean_length           actions in an episode
+    mean_score            the environment's own score; `mean_scores` has its further ones by name
+    num_overlong          tasks that count as lost because their first prompt does not fit
 
     >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
     0.5
@@ -58,7 +64,7 @@ class EvalResult:
 
 
 def overlong_warning(result: EvalResult) -> str | None:
-    """One line about tasks that were lost before they began; None where there are none."""
+    """One line about tasks that count as lost because their first prompt does not fit; None where there are none."""
     if not result.num_overlong:
         return None
     return (
@@ -68,7 +74,7 @@ def overlong_warning(result: EvalResult) -> str | None:
 
 
 def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
-    """`count` tasks of a split, drawn once and for all (the same for every run). Raises `UserError` without any."""
+    """`count` tasks of a split, drawn at random but the same in every run. Raises `UserError` for an empty split."""
     if not tasks:
         raise UserError("there are no tasks to evaluate on: check --split and the data")
     order = np.random.default_rng(EVAL_SEED).permutation(len(tasks))
@@ -76,7 +82,7 @@ def eval_tasks(tasks: Sequence[Task], count: int) -> list[Task]:
 
 
 def describe_tasks(count: int, split: str, in_train: int | None = None) -> str:
-    """What was evaluated on, in words: the split's name, and how many of the tasks are training tasks too.
+    """The evaluation tasks in words: their number and split, and how many of them are training tasks too.
 
     >>> describe_tasks(100, "eval", 99)
     '100 eval tasks (99 of them training tasks)'
@@ -86,9 +92,9 @@ def describe_tasks(count: int, split: str, in_train: int | None = None) -> str:
 
 
 def check_held_out(env: Env, tasks: Sequence[Task], split: str) -> int:
-    """How many of the evaluation tasks are training tasks too; says so where it is some of them.
+    """Number of evaluation tasks that are training tasks too; warns when it is some of them.
 
-    Raises `UserError` where it is all of them, unless the split is `train`.
+    Raises `UserError` when it is all of them, unless the split is `train`.
     """
     shared = tasks_in_train(env, tasks, split)
     if split != "train" and shared == len(tasks):
@@ -110,11 +116,12 @@ def evaluate(
     seed: int = 0,
     done: Callable[[Trajectory], None] = lambda t: None,
 ) -> EvalResult:
-    """Plays every task once with the loop's settings; `done` sees each trajectory as it ends."""
+    """Plays every task once with the loop's settings; `done` is called with each trajectory as it ends."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     steps, overlong, score = 0, 0, 0.0
     scores: dict[str, float] = defaultdict(float)
-    for trajectory in loop.play([(task, i, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]):
+    requests = [EpisodeRequest(EpisodeId(EVALUATION, i, 0), task, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]
+    for trajectory in loop.play(requests):
         count = counts[trajectory.task.task_type]
         count[0] += trajectory.won
         count[1] += 1
@@ -129,3 +136,13 @@ def evaluate(
         sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores),
         overlong,
     )  # fmt: skip
+
+
+def eval_metrics(result: EvalResult, quality: WorldModelQuality | None) -> dict[str, float]:
+    """An evaluation's values by metric name."""
+    rates = {f"success/eval_{name}": won / total for name, (won, total) in result.by_type.items()}
+    return {
+        "success/eval_rate": result.success, "success/eval_total": float(result.num_tasks),
+        "reward/eval_score_mean": result.mean_score, **rates, **(quality.metrics() if quality else {}),
+        **{f"score/eval_{name}": value for name, value in result.mean_scores.items()},
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Finds evaluation tasks that are training tasks too, by what they ask and not by their names or files."""
+"""Finds evaluation tasks that are training tasks too, by their content and not by their names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from paw_fast.types import Task
 
 
 def tasks_in_train(env: Env, tasks: Sequence[Task], split: str) -> int:
-    """How many of `tasks`, which are of `split`, the training split of `env` holds too.
+    """Number of `tasks`, which are of `split`, that are in the training split of `env` too.
 
-    An environment whose generator makes the splits apart says so by `disjoint_splits`, and is not asked to make its
-    training tasks for this. Raises `UserError` when they cannot be read.
+    The training tasks are not read where the environment says by `disjoint_splits` that its splits share none. Raises
+    `UserError` when they cannot be read.
     """
     if split != "train" and env.disjoint_splits:
         return 0
@@ -23,9 +23,9 @@ def tasks_in_train(env: Env, tasks: Sequence[Task], split: str) -> int:
 
 
 def count_shared(train: Sequence[Task], tasks: Sequence[Task]) -> int:
-    """How many of `tasks` are in `train`: with the same `key`, else the same bytes in their file, else the same id.
+    """Number of `tasks` that are in `train`: with the same `key`, else the same bytes in their file, else the same id.
 
-    A sequence too long to be read whole (WebShop's) has a method `contains(task)` and is asked by it.
+    A sequence that is too long to be read (WebShop's) has a method `contains(task)`, which is used instead.
 
     >>> count_shared([Task("a", key="who wrote emma")], [Task("1", key="who wrote emma"), Task("a", key="when")])
     1
@@ -62,5 +62,5 @@ def _name(task: Task) -> tuple[str, str]:
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
-    except OSError:  # what cannot be read is reported when it is played
+    except OSError:  # a file that cannot be read is reported when the task is played
         return None

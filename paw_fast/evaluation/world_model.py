@@ -1,8 +1,8 @@
-"""How well a policy predicts what actions do: on transitions it was not trained on, and with the actions shuffled.
+"""Measures how well a policy predicts the effects of actions, on transitions that it was not trained on.
 
-The model reads history + action and is asked for the next observation's tokens, each after the true ones before it.
-A model that has merely learned how observations read does as well when the action is another one; the gap between
-the two says how much of the action's *effect* it has learned.
+The model reads history and action and predicts the tokens of the next observation, each after the true ones before it.
+A model that has learned only what observations look like does as well after another action; the gap between the two
+tells how much it has learned of the action's effect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paw_fast.types import Span, TokenSequence, Trajectory, Transition
 class WorldModelQuality:
     """Means over the observation tokens of `num_transitions`; probabilities at temperature 1.
 
-    accuracy, probability                    the likeliest token is the right one; probability of the right one
+    accuracy, probability                    share of tokens that are the most likely one; probability of the token
     shuffled_accuracy, shuffled_probability  the same after the action of another transition
     action_gap                               probability - shuffled_probability
 
@@ -43,7 +43,7 @@ class WorldModelQuality:
         return asdict(self)
 
     def metrics(self) -> dict[str, float]:
-        """Under their names in `metrics.METRICS`."""
+        """The values by metric name."""
         names = ("accuracy", "probability", "shuffled_accuracy", "shuffled_probability", "action_gap")
         return {f"wm/eval_{name}": getattr(self, name) for name in names}
 
@@ -52,11 +52,10 @@ def measure_world_model(
     policy: Policy, trajectories: Sequence[Trajectory], *, token_budget: int, chunk: int, seed: int = 0,
     max_transitions: int = 256, check: Callable[[], None] = stop_signals.check,
 ) -> WorldModelQuality | None:  # fmt: skip
-    """Measures on `max_transitions` transitions drawn from the trajectories; None where none has an observation.
+    """Measures `max_transitions` transitions drawn from the trajectories; None where none has an observation.
 
-    A shuffled action is that of another drawn transition with a different command; where all commands are the same
-    there is none, and the transition counts with its own action on both sides. `check` is called between batches and
-    may raise to stop.
+    A shuffled action is that of another drawn transition with a different command; where all commands are equal, the
+    transition's own. `check` is called between batches and may raise to interrupt.
     """
     found = [t for trajectory in trajectories for t in trajectory.transitions if any(t.observation_mask)]
     if not found:

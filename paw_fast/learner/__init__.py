@@ -1,5 +1,5 @@
-"""The update: scoring, credit, row tables, optimizer steps. `Learner` is the whole of it."""
+"""Token statistics and the update: sequences, loss rows, packing, losses, optimizer, critic."""
 
-from paw_fast.learner.learner import Learner
+from paw_fast.learner.learner import Learner, join_groups
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "join_groups"]

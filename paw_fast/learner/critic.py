@@ -1,21 +1,32 @@
-"""PPO's value function: a head on its own copy of the policy, or on the policy's own hidden states.
+"""Implements the critic: a value head on its own copy of the policy, one on the policy's hidden states, or none.
 
-N action tokens, H hidden size. A value is that of the state before its token: it reads the hidden state that
-predicts the token.
+N action tokens, H hidden size. A value is that of the state before its token: it reads the hidden state that predicts
+the token.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paw_fast.config import CriticConfig, OptimConfig
+from paw_fast.algorithms.base import algorithm_class
+from paw_fast.config import CriticConfig, OptimConfig, TrainConfig
+from paw_fast.learner.forward_backward import row_hidden
 from paw_fast.learner.optim import MasterAdamW
+from paw_fast.learner.packing import PackedBatch
+from paw_fast.learner.update_metrics import UpdateMetrics
 from paw_fast.models.policy import Policy
 from paw_fast.runs.checkpoint import restore_optimizer
+
+Values = Callable[[Tensor], Tensor]
+"""Maps hidden states [N, H] to values [N]."""
+Step = Callable[[], tuple[float, bool]]
+"""A step of the policy's optimizer: gives the gradient's norm and whether the step was taken."""
 
 
 def value_loss(
@@ -37,60 +48,188 @@ def value_loss(
     return 0.5 * (weights * torch.maximum(squared, bounded)).sum(), bounded > squared
 
 
-class Critic:
-    """The value function and, on a backbone of its own, its optimizer.
+class NoCritic:
+    """For algorithms that learn no value function; also the interface of the other two classes."""
 
-    `policy` is what a backbone of its own is copied from. On a shared backbone the head's parameters belong into the
-    policy's optimizer, in a group of their own (`parameter_groups`).
-    """
+    needed = False
+    has_own_pass = False
+    """Whether `separate_values` gives the values: from a pass of the critic's own."""
+    warmup_steps = 0
+    """First training steps in which the policy does not learn."""
 
-    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig):
-        self.config, self.optim = config, optim
-        self.head = torch.nn.Linear(policy.lm_head.weight.shape[1], 1, device=policy.device, dtype=torch.float32)
-        torch.nn.init.zeros_(self.head.weight)
-        torch.nn.init.zeros_(self.head.bias)
-        self.backbone: Policy | None = None
-        self.optimizer: MasterAdamW | None = None
-        if config.backbone == "own":
-            self.backbone = Policy(copy.deepcopy(policy.model), policy.tokenizer)
-            parameters = [*self.backbone.model.base_model.parameters(), *self.head.parameters()]
-            self.optimizer = MasterAdamW(
-                [{"params": parameters}], lr=config.learning_rate, betas=(optim.beta1, optim.beta2),
-                weight_decay=optim.weight_decay,
-            )  # fmt: skip
+    def own_optimizers(self) -> list[MasterAdamW]:
+        """Its own optimizer; empty where its parameters are in the policy's."""
+        return []
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the policy's optimizer."""
+        return []
+
+    def shared_values(self) -> Values | None:
+        """Values from the policy's hidden states; None where they are not the critic's input."""
+        return None
+
+    def separate_values(self, batch: PackedBatch) -> Tensor:
+        """Values [N] of a micro-batch's rows, from a pass of the critic's own."""
+        raise NotImplementedError
+
+    def loss_in_policy_update(self, batch: PackedBatch, metrics: UpdateMetrics) -> Values | None:
+        """Maps the rows' hidden states [N, H] to the value loss that is added to the policy's; None for none."""
+        return None
+
+    def update(
+        self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
+        step: Step,
+    ) -> None:  # fmt: skip
+        """Does what the critic learns from an optimizer batch outside the policy's update.
+
+        batches: the optimizer batch's micro-batches, whose policy rows have value targets. warming_up: the policy does
+        not learn in this training step. step: takes a step of the policy's optimizer.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs, as tensors and plain values."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned. Raises `ValueError` when it was saved with another kind of backbone."""
+        raise NotImplementedError
+
+
+class SharedCritic(NoCritic):
+    """A value head on the policy's hidden states; its parameters are in the policy's optimizer."""
+
+    needed = True
+
+    def __init__(self, policy: Policy, config: CriticConfig):
+        self.config, self.warmup_steps = config, config.warmup_steps
+        self.head = _new_head(policy)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values [N] float32 of hidden states [N, H]."""
         return self.head(hidden.float())[:, 0]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the policy's optimizer: the head's on a shared backbone, else none."""
-        if self.backbone is not None:
-            return []
         return [{"params": list(self.head.parameters()), "lr": self.config.learning_rate}]
 
+    def shared_values(self) -> Values | None:
+        return self.values
+
+    def loss_in_policy_update(self, batch: PackedBatch, metrics: UpdateMetrics) -> Values | None:
+        return lambda hidden: self._loss(hidden, batch, metrics, self.config.coef)
+
+    def update(
+        self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
+        step: Step,
+    ) -> None:  # fmt: skip
+        """In the warm-up: a step of the head alone. Else nothing, as the loss is in the policy's update."""
+        if not warming_up:
+            return
+        for batch in batches():
+            with torch.no_grad():
+                hidden = row_hidden(policy, batch)
+            self._loss(hidden, batch, metrics, 1.0).backward()
+        # The policy's parameters have no gradient here, and AdamW leaves such parameters alone.
+        norm, stepped = step()
+        metrics.count_step(stepped)
+        metrics.critic_norms.append(norm)
+
+    def _loss(self, hidden: Tensor, batch: PackedBatch, metrics: UpdateMetrics, coef: float) -> Tensor:
+        return _weighted_loss(self.values, hidden, batch, metrics, coef, self.config.value_clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"head": self.head.state_dict(), "backbone": None, "optimizer": None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["backbone"] is not None:
+            raise ValueError("the critic was saved with another --critic.backbone")
+        self.head.load_state_dict(state["head"])
+
+
+class SeparateCritic(NoCritic):
+    """A value head on a copy of the policy of its own, with its own optimizer."""
+
+    needed = True
+    has_own_pass = True
+
+    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig):
+        self.config, self.warmup_steps, self.max_grad_norm = config, config.warmup_steps, optim.max_grad_norm
+        self.head = _new_head(policy)
+        self.backbone = Policy(copy.deepcopy(policy.model), policy.tokenizer)
+        parameters = [*self.backbone.model.base_model.parameters(), *self.head.parameters()]
+        self.optimizer = MasterAdamW(
+            [{"params": parameters}], lr=config.learning_rate, betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+        )  # fmt: skip
+
+    def own_optimizers(self) -> list[MasterAdamW]:
+        return [self.optimizer]
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Values [N] float32 of the backbone's hidden states [N, H]."""
+        return self.head(hidden.float())[:, 0]
+
+    def separate_values(self, batch: PackedBatch) -> Tensor:
+        return self.values(row_hidden(self.backbone, batch))
+
+    def update(
+        self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
+        step: Step,
+    ) -> None:  # fmt: skip
+        """One step of the critic's own optimizer, in the warm-up and after it."""
+        for batch in batches():
+            hidden = row_hidden(self.backbone, batch)
+            _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
+        norm = self.step()
+        metrics.count_step(math.isfinite(norm))
+        metrics.critic_norms.append(norm)
+
     def step(self) -> float:
-        """One step of the critic's own optimizer; returns the gradient's norm. Leaves out a step that is not finite."""
-        assert self.optimizer is not None
-        norm = self.optimizer.clip_gradients(self.optim.max_grad_norm)
+        """One step of the critic's optimizer, left out where the gradient is not finite; returns the gradient's
+        norm."""
+        norm = self.optimizer.clip_gradients(self.max_grad_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on from here, as tensors and plain values."""
         return {
-            "head": self.head.state_dict(),
-            "backbone": None if self.backbone is None else self.backbone.model.base_model.state_dict(),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-        }
+            "head": self.head.state_dict(), "backbone": self.backbone.model.base_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts back what `state_dict` gave. Raises `ValueError` when it was saved with another kind of backbone."""
-        if (state["backbone"] is None) != (self.backbone is None):
+        if state["backbone"] is None:
             raise ValueError("the critic was saved with another --critic.backbone")
         self.head.load_state_dict(state["head"])
-        if self.backbone is not None and self.optimizer is not None:
-            self.backbone.model.base_model.load_state_dict(state["backbone"])
-            restore_optimizer(self.optimizer, state["optimizer"])
+        self.backbone.model.base_model.load_state_dict(state["backbone"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+
+
+def make_critic(policy: Policy, config: TrainConfig) -> NoCritic:
+    """The critic that the config's algorithm needs."""
+    if not algorithm_class(config.algo.name).needs_critic:
+        return NoCritic()
+    if config.critic.backbone == "shared":
+        return SharedCritic(policy, config.critic)
+    return SeparateCritic(policy, config.critic, config.optim)
+
+
+def _new_head(policy: Policy) -> torch.nn.Linear:
+    """A linear map from hidden states to a value, which starts as zero everywhere."""
+    head = torch.nn.Linear(policy.lm_head.weight.shape[1], 1, device=policy.device, dtype=torch.float32)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def _weighted_loss(
+    values_of: Values, hidden: Tensor, batch: PackedBatch, metrics: UpdateMetrics, coef: float, clip: float | None
+) -> Tensor:
+    """The summed value loss times `coef` on the policy rows of a micro-batch; hidden [N, H] are the rows' states."""
+    rows = batch.value_rows()
+    values = values_of(hidden[rows.index])
+    loss, clipped = value_loss(values, rows.old_values, rows.targets, coef * rows.weights, clip)
+    metrics.add_values(values.detach(), rows.targets, clipped, float(loss.detach()) / coef)
+    return loss

@@ -1,4 +1,4 @@
-"""Scoring and the update of one micro-batch: hidden states, the LM head on the rows that matter, the fused loss.
+"""Runs the models on one micro-batch: hidden states, the LM head on the rows with a loss, the fused loss, gradients.
 
 T packed tokens, N rows, H hidden size, V vocabulary.
 """
@@ -33,8 +33,13 @@ class RowResults:
 
 
 def rows_per_chunk(policy: Policy, logits_budget_bytes: int) -> int:
-    """How many rows of logits fit into the budget, at least one."""
+    """Number of rows of logits that fit into the budget, at least one."""
     return max(1, logits_budget_bytes // (policy.lm_head.weight.shape[0] * policy.lm_head.weight.element_size()))
+
+
+def row_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
+    """Hidden states [N, H] that the rows read."""
+    return policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
 
 
 @torch.no_grad()
@@ -45,7 +50,7 @@ def compute_token_stats(
 
     `values` maps the rows' hidden states [N, H] to a third result [N] (a critic on the same backbone).
     """
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    hidden = row_hidden(policy, batch)
     softcap, divisor = logit_map(policy.model)
     logprobs, entropies = [], []
     for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
@@ -57,8 +62,8 @@ def compute_token_stats(
 
 @torch.no_grad()
 def predict(policy: Policy, batch: PackedBatch, chunk: int) -> tuple[Tensor, Tensor]:
-    """Of every row: the target's log-probability [N] at temperature 1, and whether it is the likeliest token [N]."""
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    """For every row: the target's log-probability [N] at temperature 1, and whether it is the most likely token [N]."""
+    hidden = row_hidden(policy, batch)
     softcap, divisor = logit_map(policy.model)
     logprobs, hits = [], []
     for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
@@ -76,10 +81,10 @@ def backward(
 
     `extra` maps the rows' hidden states [N, H] to a further loss, whose gradient is added too (a shared critic).
 
-    At most `chunk` rows of logits exist at a time, and the gradient replaces them in place. A plain linear head goes
-    through the fused op; any other (LoRA, hooks, a quantized one) is called as the module it is.
+    At most `chunk` rows of logits exist at a time, and the gradient replaces them in place. A plain linear head is
+    part of the fused op; any other (LoRA, hooks, a quantized one) is called as a module.
     """
-    hidden = policy.hidden(batch.input_ids, batch.position_ids, batch.lengths)[batch.row_tokens]
+    hidden = row_hidden(policy, batch)
     head = policy.lm_head
     softcap, divisor = logit_map(policy.model)
     settings = dataclasses.replace(

@@ -1,38 +1,26 @@
-"""Row tables of an optimizer batch: which tokens have a loss, and with what weight.
+"""Builds the row tables of an optimizer batch: which tokens have a loss, and with what weight.
 
-S sequences, B trajectories, M transitions. Policy and world model have denominators of their own, both over the
-whole optimizer batch, so that a split into micro-batches changes nothing.
+S sequences, B trajectories, M transitions. Policy and world model have separate denominators, both over the whole
+optimizer batch, so that a split into micro-batches changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from paw_fast.algorithms.base import Credit
+from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.config import EnvConfig, RolloutConfig
 from paw_fast.learner import packing
 from paw_fast.learner.packing import RowTable
 from paw_fast.types import TokenSequence, TokenStats
 
 
-@dataclass(frozen=True)
-class WorldModelWeights:
-    """lambdas [B] of the trajectories' groups, selected [M] transitions.
-
-    >>> WorldModelWeights(np.ones(1), np.array([True, False])).selected.sum()
-    np.int64(1)
-    """
-
-    lambdas: np.ndarray
-    selected: np.ndarray
-
-
 def longest_action(rollout: RolloutConfig, env: EnvConfig, layout: str) -> int:
-    """Action tokens that a sequence can hold at most: Dr. GRPO's constant (arXiv 2503.20783)."""
+    """Most action tokens that a sequence can hold: Dr. GRPO's constant (arXiv 2503.20783)."""
     return rollout.max_action_tokens * (env.max_steps if layout == "trajectory" else 1)
 
 
@@ -56,14 +44,14 @@ def action_weights(counts: Sequence[int], aggregation: str, longest: int) -> lis
 
 
 def build_tables(
-    picked: Sequence[TokenSequence], scores: TokenStats, credit: Credit | None, world_model: WorldModelWeights | None,
+    picked: Sequence[TokenSequence], stats: TokenStats, credit: Credit | None, world_model: WorldModelWeights | None,
     aggregation: str = "token-mean", longest: int = 1,
 ) -> list[RowTable]:  # fmt: skip
     """Row tables of the sequences of one optimizer batch.
 
     Policy rows weigh as `action_weights` says; world-model rows weigh lambda / N_WM, where N_WM counts the selected
-    observation tokens of the batch. Trajectories outside `credit.policy_mask` have world-model rows alone, and without
-    a credit all of them; without a world model none has.
+    observation tokens of the batch. Trajectories outside `credit.policy_mask` have world-model rows only; without a
+    credit there are no policy rows at all, without a world model no world-model rows.
     """
     counts = [_num_actions(q) if credit and credit.policy_mask[q.trajectory] else 0 for q in picked]
     weights = action_weights(counts, aggregation, longest)
@@ -74,7 +62,7 @@ def build_tables(
     for sequence, weight, count in zip(picked, weights, counts, strict=True):
         policy, observed = RowTable.empty(0), RowTable.empty(0)
         if credit and count:
-            policy = _policy_rows(sequence, scores, credit, weight)
+            policy = _policy_rows(sequence, stats, credit, weight)
         if world_model:
             scale = float(world_model.lambdas[sequence.trajectory]) / max(1, num_observed)
             scales = [scale * bool(world_model.selected[s.transition]) for s in sequence.spans]
@@ -87,19 +75,19 @@ def _num_actions(sequence: TokenSequence) -> int:
     return sum(s.action[1] - s.action[0] for s in sequence.spans)
 
 
-def _policy_rows(sequence: TokenSequence, scores: TokenStats, credit: Credit, weight: float) -> RowTable:
+def _policy_rows(sequence: TokenSequence, stats: TokenStats, credit: Credit, weight: float) -> RowTable:
     rows = packing.action_rows(sequence)
     gather = lambda arrays: np.concatenate([arrays[s.transition] for s in sequence.spans])  # noqa: E731
     rows.weights[:] = weight
-    rows.old_logprobs[:] = gather(scores.old_logprobs)
+    rows.old_logprobs[:] = gather(stats.old_logprobs)
     rows.advantages[:] = gather(credit.advantages)
-    if scores.ref_logprobs is not None:
-        rows.ref_logprobs[:] = gather(scores.ref_logprobs)
-    if scores.importance is not None:
-        rows.importance[:] = gather(scores.importance)
+    if stats.ref_logprobs is not None:
+        rows.ref_logprobs[:] = gather(stats.ref_logprobs)
+    if stats.importance is not None:
+        rows.importance[:] = gather(stats.importance)
     if credit.value_targets is not None:
-        assert scores.values is not None
+        assert stats.values is not None
         return dataclasses.replace(
-            rows, old_values=gather(scores.values).astype(np.float32), value_targets=gather(credit.value_targets)
+            rows, old_values=gather(stats.values).astype(np.float32), value_targets=gather(credit.value_targets)
         )
     return rows

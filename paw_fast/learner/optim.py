@@ -1,7 +1,7 @@
-"""AdamW that keeps float32 copies of low-precision weights.
+"""Implements AdamW with float32 copies of low-precision weights.
 
 At the learning rates of this field (1e-6) an update of a bfloat16 weight is smaller than half the distance to the
-next bfloat16 number, and rounding would swallow it: the weight would never move. The copies take the updates, and the
+next bfloat16 number, so rounding would lose it and the weight would never move. The copies take the updates, and the
 weights are rounded from them.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class MasterAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` over float32 masters of the parameters that are not float32; the others are its own.
+    """`torch.optim.AdamW` on float32 master copies of the parameters that are not float32, and on the others directly.
 
     groups: parameter groups as AdamW takes them; keywords as AdamW. Gradients are read from the parameters given, and
-    `trained` lists these. Costs 16 bytes a bfloat16 parameter in all: weight and gradient 2 each, master 4, moments 8.
+    `trained` lists these. Needs 16 bytes for each bfloat16 parameter: weight and gradient 2 each, master 4, moments 8.
 
     >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     >>> optimizer = MasterAdamW([{"params": [weight]}], lr=1e-3, weight_decay=0.0)
@@ -69,7 +69,7 @@ class MasterAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "masters": [master.detach() for _, master in self._pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Also puts the masters back. Raises `ValueError` when they are not as many as here."""
+        """Restores the master copies too. Raises `ValueError` when their number is not the same."""
         state = dict(state_dict)
         masters = state.pop("masters", [])
         if len(masters) != len(self._pairs):

@@ -17,7 +17,7 @@ from paw_fast.types import TokenSequence
 
 @dataclass(frozen=True)
 class RowTable:
-    """The rows of one sequence, in order of position. Produced here, consumed by `pack`.
+    """The rows of one sequence, in order of position. Produced by `loss_rows`, consumed by `pack`.
 
     positions [n] of the predicted tokens; kinds [n] (IGNORED, POLICY, WORLD_MODEL); weights [n] fold in the
     denominators and lambda; old_logprobs, ref_logprobs, advantages, importance [n] and the critic's old_values and
@@ -76,7 +76,7 @@ class PackedBatch:
     value_targets: torch.Tensor
 
     def value_rows(self) -> ValueRows:
-        """What the critic learns from: the rows of action tokens."""
+        """The rows that the critic learns from: those of action tokens."""
         index = (self.rows.kinds == POLICY).nonzero()[:, 0]
         return ValueRows(index, self.rows.weights[index], self.old_values[index], self.value_targets[index])
 
@@ -84,7 +84,7 @@ class PackedBatch:
 def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Indices of sequences that share a micro-batch: first-fit on decreasing lengths, deterministic.
 
-    A sequence longer than the budget gets a micro-batch of its own.
+    A sequence longer than the budget is a micro-batch by itself.
 
     >>> plan_micro_batches([5, 9, 4, 1], 10)
     [[1, 3], [0, 2]]
@@ -103,12 +103,12 @@ def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[i
 
 
 def input_length(table: RowTable) -> int:
-    """Tokens of a sequence that must be computed: those before the last predicted one (which is only a target)."""
+    """Number of tokens of a sequence that must be computed: those before the last predicted one (only a target)."""
     return int(table.positions.max()) if len(table.positions) else 0
 
 
 def action_rows(sequence: TokenSequence) -> RowTable:
-    """The policy rows of a sequence, without weights: for scoring."""
+    """The policy rows of a sequence, without weights."""
     positions = [np.arange(*span.action) for span in sequence.spans]
     table = RowTable.empty(sum(map(len, positions)))
     table.positions[:] = np.concatenate(positions) if positions else 0
@@ -117,7 +117,7 @@ def action_rows(sequence: TokenSequence) -> RowTable:
 
 
 def observation_rows(sequence: TokenSequence, weights: Sequence[float]) -> RowTable:
-    """World-model rows of the spans whose weight (one a span) is not zero."""
+    """World-model rows of the spans whose weight (one for each span) is not zero."""
     chosen = [(span.observation, w) for span, w in zip(sequence.spans, weights, strict=True) if w != 0]
     table = RowTable.empty(sum(len(p) for p, _ in chosen))
     if chosen:

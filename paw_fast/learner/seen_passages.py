@@ -1,7 +1,7 @@
-"""Which passages earlier steps have shown, so that the world model's error on new ones is told apart.
+"""Remembers which passages earlier steps have shown, so that the world model's error on new ones is known.
 
-A retrieved passage that comes again can be recited; only on one that was never shown does the error say what the model
-predicts. A run keeps the ids in RUN/passages.jsonl, a line a step: {"step": 3, "new": [ids first shown in it]}.
+A retrieved passage that comes again can be recited; only the error on one that was never shown tells what the model
+predicts. A run keeps the ids in RUN/passages.jsonl, one line per step: {"step": 3, "new": [ids first shown in it]}.
 
 S sequences, M transitions.
 """
@@ -9,22 +9,25 @@ S sequences, M transitions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import user_errors, write_text
-from paw_fast.types import TokenSequence, Trajectory
+from paw_fast.types import RolloutBatch, Trajectory
 
 NO_PASSAGE, REPEATED, NEW = 0, 1, 2
-"""What a token of an observation can be part of."""
+"""What an observation token is part of."""
 
 
 class SeenPassages:
-    """The passages that were shown so far. With `path` they are kept in a file, from which a resumed run reads those
-    of steps up to `resume_step`; without a resumption an existing file is begun anew."""
+    """The passages that were shown so far.
+
+    path: file that keeps them. resume_step: a resumed run reads those of steps up to this one from the file; else
+    None, and an existing file is overwritten.
+    """
 
     def __init__(self, path: Path | None = None, resume_step: int | None = None):
         self._path = path
@@ -56,17 +59,17 @@ class SeenPassages:
             with user_errors("write the passages", self._path), open(self._path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": step, "new": new}) + "\n")
 
-    def label(self, trajectories: Sequence[Trajectory], sequences: Sequence[TokenSequence]) -> list[np.ndarray] | None:
+    def label(self, batch: RolloutBatch) -> list[np.ndarray] | None:
         """For each of the S sequences an int8 array [its tokens] of NO_PASSAGE, REPEATED and NEW; None where no
         observation holds a passage."""
-        turns = [t for trajectory in trajectories for t in trajectory.transitions]
-        if not any(t.passages for t in turns):
+        transitions = batch.transitions
+        if not any(t.passages for t in transitions):
             return None
         labels = []
-        for sequence in sequences:
+        for sequence in batch.sequences:
             of_tokens = np.zeros(len(sequence.ids), np.int8)
             for span in sequence.spans:
-                for start, end, name in turns[span.transition].passages:
+                for start, end, name in transitions[span.transition].passages:
                     of_tokens[span.action[1] + start : span.action[1] + end] = REPEATED if name in self._seen else NEW
             labels.append(of_tokens)
         return labels

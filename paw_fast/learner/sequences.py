@@ -1,7 +1,7 @@
-"""From trajectories to training sequences: which tokens the policy sampled, which the environment answered.
+"""Builds training sequences from trajectories: which tokens the policy sampled, and which are observations.
 
 `window`: each transition is a sequence of its own, prompt + action + next observation (the paper's layout).
-`trajectory`: the whole episode is one sequence; every token stands in it, and is computed, once.
+`trajectory`: the whole episode is one sequence; every token is in it, and is computed, once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from paw_fast.types import Span, TokenSequence, Trajectory, Transition
 def build_sequences(
     trajectories: Sequence[Trajectory], layout: str, horizon: int = 1, max_tokens: int | None = None
 ) -> list[TokenSequence]:
-    """Training sequences of a batch, in order of trajectories and turns. `layout` is `window` or `trajectory`.
+    """Training sequences of a batch, in order of trajectories and steps. `layout` is `window` or `trajectory`.
 
-    With `horizon` k > 1 (window layout), a transition's sequence goes on with the next k - 1 turns of its episode as
-    they were played, and the transition's observation tokens are those of all k turns: the prediction of
-    o_{t+1} .. o_{t+k} given h_t and a_t .. a_{t+k-1}. The added actions have no loss. A turn that would make it longer
+    With `horizon` k > 1 (window layout), a transition's sequence continues with the next k - 1 transitions of its
+    episode as they were played, and its observation tokens are those of all k: the prediction of o_{t+1} .. o_{t+k}
+    given h_t and a_t .. a_{t+k-1}. The added actions have no loss. A transition that would make the sequence longer
     than `max_tokens` is not added.
     """
     sequences: list[TokenSequence] = []
@@ -30,15 +30,15 @@ def build_sequences(
             ids = last.prompt_ids + last.action_ids + last.observation_ids
             spans = []
             for t in trajectory.transitions:
-                assert t.prompt_ids == ids[: len(t.prompt_ids)], "a prompt does not continue the one before"
+                assert t.prompt_ids == ids[: len(t.prompt_ids)], "a prompt does not continue the previous one"
                 spans.append(_span(number, t))
                 number += 1
             sequences.append(TokenSequence(index, ids, tuple(spans)))
             continue
-        turns = trajectory.transitions
-        for turn, t in enumerate(turns):
+        transitions = trajectory.transitions
+        for at, t in enumerate(transitions):
             span, ids = _span(number, t), t.prompt_ids + t.action_ids + t.observation_ids
-            for later in turns[turn + 1 : turn + horizon]:
+            for later in transitions[at + 1 : at + horizon]:
                 start = len(ids) + len(later.action_ids)
                 if max_tokens is not None and start + len(later.observation_ids) > max_tokens:
                     break

@@ -1,4 +1,4 @@
-"""Sums of row results over an update, and the metrics made of them."""
+"""Sums the results of loss rows over an update, and computes the metrics from them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from paw_fast.learner.seen_passages import NEW, REPEATED
 
 
 class UpdateMetrics:
-    """Collects micro-batches. `norms` and `critic_norms` hold an entry for each optimizer step.
+    """Collects the micro-batches of an update.
 
-    `policy_steps` and `wm_steps` count the optimizer steps that had the policy loss, and the world model's: all of
-    them in a joint update, different ones where they alternate.
-
-    `labels` says of every token of every sequence of the step which kind of passage it is part of (see `passages`).
+    labels                  the kind of passage that each token of each sequence is part of (see `seen_passages`)
+    norms, critic_norms     gradient norms, one for each optimizer step
+    policy_steps, wm_steps  optimizer steps that had the policy loss and the world-model loss: all of them in a joint
+                            update, different ones where the two alternate
+    attempted, skipped      optimizer steps, and those left out because the gradient was not finite
+    moved                   whether the policy's weights have changed
     """
 
     def __init__(self, labels: Sequence[np.ndarray] | None = None) -> None:
@@ -42,12 +44,13 @@ class UpdateMetrics:
         self._targets: list[Tensor] = []
 
     def count_step(self, stepped: bool) -> None:
-        """An optimizer step, of the policy or the critic, was taken or left out (its gradient was not finite)."""
+        """Counts an optimizer step of the policy or the critic, taken or left out."""
         self.attempted += 1
         self.skipped += not stepped
 
     def add(self, batch: PackedBatch, result: RowResults, chosen: Sequence[int] = ()) -> None:
-        """A micro-batch of the policy's update; its members are indices of `chosen`, the step's sequences in it."""
+        """Adds a micro-batch of the policy's update; its members are indices into `chosen`, the sequences of the
+        optimizer batch."""
         kinds = batch.rows.kinds.cpu()
         policy, observed = kinds == POLICY, kinds == WORLD_MODEL
         s = self._sums
@@ -60,7 +63,7 @@ class UpdateMetrics:
         s["error"] += float((1 - result.logprobs[observed].double().exp()).sum())
         s["wm_rows"] += int(observed.sum())
         if self._labels is not None and chosen:
-            # A row reads the token before the one that it predicts.
+            # A row reads the token before the one it predicts.
             parts = zip(batch.members, batch.lengths, strict=True)
             of_targets = np.concatenate([self._labels[chosen[i]][1 : length + 1] for i, length in parts])
             labels = of_targets[batch.row_tokens.cpu().numpy()[observed.numpy()]]
@@ -71,15 +74,14 @@ class UpdateMetrics:
         self.tokens += sum(batch.lengths)
 
     def add_values(self, values: Tensor, targets: Tensor, clipped: Tensor, loss: float) -> None:
-        """A micro-batch of the critic's update; `loss` is weighted over the optimizer batch already."""
+        """Adds a micro-batch of the critic's update; `loss` is weighted over the optimizer batch already."""
         self._values.append(values.cpu())
         self._targets.append(targets.cpu())
         self._value_clipped += int(clipped.sum())
         self._value_loss += loss
 
     def metrics(self, world_model: bool, reference: bool, critic: bool) -> dict[str, float]:
-        """Means over rows, and over the optimizer steps that had the loss, by their names in `metrics.METRICS` (and
-        `tokens`)."""
+        """Means over rows, and over the optimizer steps that had the loss, by metric name; and `tokens`."""
         s = self._sums
         out = {
             "policy/loss": s["policy"] / max(1, self.policy_steps),
@@ -110,7 +112,7 @@ class UpdateMetrics:
     def _critic_metrics(self, steps: int) -> dict[str, float]:
         values, targets = torch.cat(self._values).double(), torch.cat(self._targets).double()
         spread = float(targets.var(unbiased=False))
-        # Below the epsilon of the whitening the targets are as good as equal, and the ratio is noise.
+        # Below the epsilon of the whitening the targets are practically equal, and the ratio is noise.
         explained = 1 - float((targets - values).var(unbiased=False)) / spread if spread > 1e-8 else 0.0
         out = {
             "critic/loss": self._value_loss / steps,

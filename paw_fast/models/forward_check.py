@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from paw_fast.errors import UserError
 from paw_fast.models.packed_attention import ATTENTION_NAME, AttentionParams, PackedPlan, SlotCache, SlotPlan
-
-if TYPE_CHECKING:
-    from paw_fast.models.policy import Policy
 
 LENGTHS = (17, 47)
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
@@ -34,6 +31,17 @@ _STATEFUL = re.compile(
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
+class PackedModel(Protocol):
+    """The parts of a `Policy` that the checks use."""
+
+    model: Any
+    tokenizer: Any
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor, plan: Any) -> Tensor:
+        """Logits [T, V] of packed tokens [T] under an attention plan."""
+        ...
+
+
 def reject_stateful(model: Any) -> None:
     """Raises `UserError` for models with layers that pass a state from token to token, besides attention."""
     found = sorted({type(module).__name__ for module in model.modules() if _STATEFUL.search(type(module).__name__)})
@@ -44,7 +52,7 @@ def reject_stateful(model: Any) -> None:
         )
 
 
-def check_forward(policy: Policy, name: str) -> float:
+def check_forward(policy: PackedModel, name: str) -> float:
     """Compares the packed with the standard forward pass. Returns the mean absolute difference in nats per token.
 
     Weights, attention implementation and random states are unchanged afterwards. Raises `UserError`, which names the
@@ -70,7 +78,7 @@ def check_forward(policy: Policy, name: str) -> float:
     return _compare(got, want, model, f"{about}: the packed forward pass", "the standard one")
 
 
-def check_generation(policy: Policy, name: str) -> float:
+def check_generation(policy: PackedModel, name: str) -> float:
     """Compares generation from cached keys and values with the packed forward pass. Returns and raises as above.
 
     Covers prompts, single tokens and later turns of an episode.
@@ -103,7 +111,7 @@ def tolerance_of(model: Any) -> float:
     return TOLERANCES[model.dtype] * (MOE_FACTORS[model.dtype] if experts else 1)
 
 
-def _sequences(policy: Policy) -> list[Tensor]:
+def _sequences(policy: PackedModel) -> list[Tensor]:
     """Returns two fixed sequences of ordinary tokens, truncated if the model supports fewer positions."""
     model, tokenizer = policy.model, policy.tokenizer
     size = model.get_output_embeddings().weight.shape[0]
@@ -155,7 +163,7 @@ class _Recorder(PackedPlan):
         return super().attend(layer, q, k, v, params)
 
 
-def _packed_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
+def _packed_logprobs(policy: PackedModel, sequences: Sequence[Tensor]) -> Tensor:
     plan = _Recorder(tuple(len(ids) for ids in sequences))
     positions = torch.cat([torch.arange(len(ids), device=ids.device) for ids in sequences])
     ran: list[str] = []
@@ -190,7 +198,7 @@ def _check_layers(model: Any, used: Sequence[int], stateful: Sequence[str]) -> N
         raise UserError(f"layer {repeated[0]} runs more than once in a forward pass: not supported")
 
 
-def _cached_logprobs(policy: Policy, sequences: Sequence[Tensor]) -> Tensor:
+def _cached_logprobs(policy: PackedModel, sequences: Sequence[Tensor]) -> Tensor:
     """Returns the log-probs computed with the cache in three passes.
 
     The passes feed most of both prompts, then a single token of each, then the rest of the second.

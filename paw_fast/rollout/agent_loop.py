@@ -1,4 +1,4 @@
-"""The agent loop: many episodes at once, each asking for its next action the moment its environment answers.
+"""Runs the agent loop: many episodes at once, each requesting its next action as soon as its environment answers.
 
 task -> env.reset -> prompt -> engine.submit ... engine.step -> action -> env.step -> observation -> prompt -> ...
 """
@@ -11,52 +11,56 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import count
+from typing import Any
 
 from paw_fast.envs.base import Env, StepResult
 from paw_fast.errors import UserError
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
-from paw_fast.types import Observation, Task, Trajectory, Transition
+from paw_fast.types import EpisodeRequest, Observation, Task, Trajectory, Transition
 
-EpisodeRequest = tuple[Task, int, tuple[int, ...]]
-"""An episode to play: its task, the group it belongs to, and its seed, which no other episode in flight has."""
-
+Stage = Callable[[str], AbstractContextManager[Any]]
+"""Times a named part of the work; called where the work can be interrupted, it may raise to interrupt it."""
 
 CHECKED_TASKS = 8
-"""Tasks whose first prompts are looked at before a run begins."""
+"""Number of tasks whose first prompts are checked before a run starts."""
+
+
+def untimed(name: str) -> AbstractContextManager[Any]:
+    """The `Stage` that does nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How an episode is played. Lengths in tokens, `max_steps` in actions.
+    """How an episode is played; `factory.agent_settings` makes it of a run's config, which documents the fields.
 
-    An episode that has lasted `max_episode_s` seconds or sampled `max_episode_tokens` tokens is cut and marked.
-    `anchor` says what a transition's `anchor_obs` is: the text of the state, or that of the observation alone.
+    max_action_tokens, max_sequence_tokens: lengths in tokens, where the model has positions for them. max_steps: in
+    actions. An episode that has lasted `max_episode_s` seconds or sampled `max_episode_tokens` tokens is cut and
+    marked; None is no limit.
     """
 
-    layout: str = "trajectory"
-    history: int = 2
-    max_steps: int = 50
-    max_action_tokens: int = 512
-    max_sequence_tokens: int = 8192
-    temperature: float = 1.0
-    success_reward: float = 10.0
-    invalid_penalty: float = 0.1
-    max_episode_s: float | None = None
-    max_episode_tokens: int | None = None
-    max_observation_chars: int = 0
-    max_observation_tokens: int = 0
-    anchor: str = "state"
+    layout: str
+    history: int
+    max_steps: int
+    max_action_tokens: int
+    max_sequence_tokens: int
+    temperature: float
+    success_reward: float
+    invalid_penalty: float
+    max_episode_s: float | None
+    max_episode_tokens: int | None
+    max_observation_chars: int
+    max_observation_tokens: int
 
     def has_room(self, prompt: Sequence[int]) -> bool:
-        """Whether the longest action fits behind a prompt."""
+        """Whether the longest action fits after a prompt."""
         return len(prompt) + self.max_action_tokens <= self.max_sequence_tokens
 
 
 def first_prompt(observation: Observation, chat: ChatFormat, template: PromptTemplate, layout: str) -> list[int]:
-    """The ids of an episode's first prompt; `observation` as the policy reads it, `template` guarded."""
+    """Token ids of an episode's first prompt. `observation`: as the policy reads it. `template`: with_escape."""
     if layout == "trajectory":
         return chat.first(template.first(observation))
     return chat.first(template.window(observation, observation.task, [], 0))
@@ -65,8 +69,8 @@ def first_prompt(observation: Observation, chat: ChatFormat, template: PromptTem
 def check_first_prompts(
     env: Env, tasks: Sequence[Task], chat: ChatFormat, template: PromptTemplate, settings: AgentSettings
 ) -> None:
-    """Renders the first prompts of a few tasks. Raises `UserError` where most of them leave no room for an action,
-    and where the template cannot be rendered."""
+    """Renders the first prompts of a few tasks. Raises `UserError` when most of them leave no room for an action, and
+    when the template cannot be rendered."""
     count = min(CHECKED_TASKS, len(tasks))
     limits = (settings.max_observation_chars, settings.max_observation_tokens)
     template = template.with_escape(chat.escape)
@@ -88,27 +92,31 @@ def check_first_prompts(
 
 @dataclass
 class _Episode:
+    request: EpisodeRequest
     number: int
-    task: Task
-    group: int
-    seed: tuple[int, ...]
+    temperature: float
     env: Env
     observation: Observation
+    """As the policy reads it."""
+    anchor: str
+    previous_text: str
+    prompt: list[int]
+    num_cut: int
     instruction: str
     intro: str
-    prompt: list[int]
-    anchor: str
+    started_s: float
     transitions: list[Transition] = field(default_factory=list)
     history: list[dict[str, str]] = field(default_factory=list)
     score: float = 0.0
-    num_cut: int = 0
     scores: dict[str, float] = field(default_factory=dict)
-    temperature: float = 1.0
-    started_s: float = 0.0
 
 
 class AgentLoop:
-    """Plays episodes with an engine. `envs` are the slots that run at the same time."""
+    """Plays episodes with an engine.
+
+    envs: one slot for each episode that runs at the same time. stage: called around the parts of a step; it may raise
+    to interrupt them.
+    """
 
     def __init__(
         self,
@@ -117,18 +125,18 @@ class AgentLoop:
         chat: ChatFormat,
         template: PromptTemplate,
         settings: AgentSettings,
+        stage: Stage = untimed,
     ):
         self.engine, self.envs, self.chat, self.settings = engine, list(envs), chat, settings
-        self.template = template.with_escape(chat.escape)
-        self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
-        self.numbers = count()  # shared by loops on one engine, so that no two episodes have the same
-        self._queue: deque[tuple[Task, int, tuple[int, ...], float | None]] = deque()
+        self.template, self.stage = template.with_escape(chat.escape), stage
+        self._started = 0
+        self._queue: deque[tuple[EpisodeRequest, float | None]] = deque()
         self._free = list(self.envs)
         self._live: dict[int, _Episode] = {}
 
-    def play(self, tasks: Sequence[EpisodeRequest], temperature: float | None = None) -> Iterator[Trajectory]:
-        """Plays every (task, group, seed) once; yields each trajectory when it ends, in the order they end."""
-        self.add(tasks, temperature)
+    def play(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> Iterator[Trajectory]:
+        """Plays every episode once; yields each trajectory when it ends, in the order they end."""
+        self.add(requests, temperature)
         try:
             while self.busy:
                 yield from self.step()
@@ -137,15 +145,15 @@ class AgentLoop:
 
     @property
     def busy(self) -> bool:
-        """Whether episodes are under way or wait for a slot."""
+        """Whether episodes are in flight or wait for a slot."""
         return bool(self._queue or self._live)
 
-    def add(self, tasks: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
-        """Lets more episodes wait for a slot; `temperature` None is that of the settings."""
-        self._queue.extend((*planned, temperature) for planned in tasks)
+    def add(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
+        """Queues more episodes; `temperature` None is that of the settings."""
+        self._queue.extend((request, temperature) for request in requests)
 
     def stop(self) -> None:
-        """Leaves every episode that is under way or waits."""
+        """Abandons every episode that is in flight or waits."""
         for number in self._live:
             self.engine.release(number)
         self._live.clear()
@@ -153,9 +161,10 @@ class AgentLoop:
         self._free = list(self.envs)
 
     def step(self) -> list[Trajectory]:
-        """Starts what finds a slot, advances the engine once, plays the actions that ended; returns what is over.
+        """Starts episodes in free slots, advances the engine once, plays the actions that are complete; returns the
+        episodes that ended.
 
-        An episode whose first prompt leaves no room for an action is over at once, without a transition.
+        An episode whose first prompt leaves no room for an action ends at once, without a transition.
         """
         over = []
         while self._queue and self._free:
@@ -169,7 +178,7 @@ class AgentLoop:
         with self.stage("generate"):
             completions = self.engine.step()
         with self.stage("prompt"):
-            # All begin before the first ends, so that environments can work together (search: one request).
+            # All begin before the first ends, so that environments can share work (search: one request for all).
             actions = [self._begin(self._live[completion.episode], completion) for completion in completions]
         for completion, action in zip(completions, actions, strict=True):
             episode = self._live[completion.episode]
@@ -182,7 +191,7 @@ class AgentLoop:
         return over + self._cut_late()
 
     def _cut_late(self) -> list[Trajectory]:
-        """Ends episodes that are past their time in the middle of an action; the action is dropped."""
+        """Ends episodes whose time is spent in the middle of an action; the action is dropped."""
         if self.settings.max_episode_s is None:
             return []
         late = [e for e in self._live.values() if e.transitions and self._overrun(e) == "time"]
@@ -195,7 +204,7 @@ class AgentLoop:
         return trajectory
 
     def _overrun(self, episode: _Episode) -> str:
-        """Which budget the episode is past: `time`, `tokens` or none."""
+        """The budget that the episode has spent: `time`, `tokens` or empty."""
         s = self.settings
         if s.max_episode_s is not None and time.monotonic() - episode.started_s > s.max_episode_s:
             return "time"
@@ -204,31 +213,22 @@ class AgentLoop:
             return "tokens"
         return ""
 
-    def _start(
-        self, task: Task, group: int, seed: tuple[int, ...], temperature: float | None, env: Env
-    ) -> _Episode:  # fmt: skip
+    def _start(self, request: EpisodeRequest, temperature: float | None, env: Env) -> _Episode:
+        s = self.settings
         with self.stage("environment"):
-            first = env.reset(task)
+            first = env.reset(request.task)
             observation, cut = self._shown(first)
+        self._started += 1
         return _Episode(
-            next(self.numbers),
-            task,
-            group,
-            seed,
-            env,
-            observation,
-            observation.task,
-            observation.text,
-            first_prompt(observation, self.chat, self.template, self.settings.layout),
-            anchor=self._anchor(first),
-            num_cut=int(cut),
-            temperature=self.settings.temperature if temperature is None else temperature,
-            started_s=time.monotonic(),
-        )
+            request, self._started - 1, s.temperature if temperature is None else temperature, env, observation,
+            anchor=_anchor(first), previous_text=first.text,
+            prompt=first_prompt(observation, self.chat, self.template, s.layout), num_cut=int(cut),
+            instruction=observation.task, intro=observation.text, started_s=time.monotonic(),
+        )  # fmt: skip
 
     def _ask(self, episode: _Episode) -> None:
         s = self.settings
-        seed = (*episode.seed, len(episode.transitions))
+        seed = (*episode.request.seed, len(episode.transitions))
         self.engine.submit(
             ActionRequest(
                 episode.number, episode.prompt, seed, s.max_action_tokens, episode.temperature, self.template.stop
@@ -236,18 +236,12 @@ class AgentLoop:
         )  # fmt: skip
 
     def _shown(self, observation: Observation) -> tuple[Observation, bool]:
-        """The observation as the policy reads it, within its budgets, and whether it was cut."""
+        """The observation as the policy reads it, cut to its limits, and whether it was cut."""
         s = self.settings
         return self.chat.policy_view(observation, s.max_observation_chars, s.max_observation_tokens)
 
-    def _anchor(self, observation: Observation) -> str:
-        """What GiGPO compares of an environment's observation, which is whole: the policy may read less of it."""
-        if self.settings.anchor == "observation":
-            return observation.text
-        return observation.text if observation.state_text is None else observation.state_text
-
     def _passages(self, observation: Observation, mask: list[bool]) -> tuple[tuple[int, int, str], ...]:
-        """Where in the observation's tokens (of which `mask` marks the text's own) passages stand."""
+        """Places of passages in the observation's tokens, of which `mask` marks those of the text."""
         places = observation.passages
         if not places:
             return ()
@@ -256,7 +250,7 @@ class AgentLoop:
         return tuple((a, b, name) for a, b, name in found if a < b)
 
     def _begin(self, episode: _Episode, completion: Completion) -> ParsedAction:
-        """Reads a sampled action, and gives it to an environment that takes it before it must answer."""
+        """Parses a sampled action, and hands it to an environment that can start on it before it must answer."""
         text = self.chat.decode(completion.action_ids)
         parsed = parse_action(text, self.template.style, self.chat.thought_opened)
         with self.stage("environment"):
@@ -264,8 +258,8 @@ class AgentLoop:
         return parsed
 
     def _act(self, episode: _Episode, completion: Completion, parsed: ParsedAction) -> Trajectory | None:
-        """Plays a sampled action; returns the trajectory when the episode is over."""
-        s, before = self.settings, episode.observation
+        """Plays a sampled action; returns the trajectory when the episode has ended."""
+        s, before, task = self.settings, episode.observation, episode.request.task
         with self.stage("environment"):
             step: StepResult = episode.env.finish_step()
         valid = parsed.well_formed
@@ -281,8 +275,8 @@ class AgentLoop:
         for value in (step.reward, step.score):
             if not math.isfinite(value):
                 raise UserError(
-                    f"the environment {episode.task.env} gave the reward {value} in the task {episode.task.task_id}: "
-                    "expected a finite number; mend the environment, or leave the task out"
+                    f"the environment {task.env} gave the reward {value} in the task {task.task_id}: expected a finite "
+                    "number; fix the environment, or leave the task out"
                 )
         reward = s.success_reward * step.reward - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
@@ -292,11 +286,12 @@ class AgentLoop:
                 observation_ids=tuple(ids[:kept]), observation_mask=tuple(mask[:kept]), command=parsed.command,
                 observation_text=after.text, anchor_obs=episode.anchor, reward=reward,
                 valid=valid, policy_versions=completion.policy_versions, passages=self._passages(after, mask[:kept]),
+                previous_text=episode.previous_text,
             )
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})
         episode.observation = after
-        episode.anchor = self._anchor(step.observation)
+        episode.anchor, episode.previous_text = _anchor(step.observation), step.observation.text
         episode.score += step.score
         episode.scores = dict(step.scores)
         over = step.done or won or len(episode.transitions) >= s.max_steps
@@ -305,8 +300,8 @@ class AgentLoop:
                 episode.prompt = episode.prompt + list(completion.action_ids) + ids
             else:
                 recent = episode.history[-s.history :] if s.history else []
-                turn = len(episode.transitions)
-                message, dropped = self.template.fit_window(after, episode.instruction, recent, turn)
+                played = len(episode.transitions)
+                message, dropped = self.template.fit_window(after, episode.instruction, recent, played)
                 cut = cut or dropped
                 episode.prompt = self.chat.first(message)
             episode.num_cut += cut or shortened
@@ -323,7 +318,12 @@ class AgentLoop:
         total = sum(t.reward for t in episode.transitions)
         penalties = s.invalid_penalty * sum(not t.valid for t in episode.transitions)
         return Trajectory(
-            episode.task, episode.group, tuple(episode.transitions), episode_return=total,
-            success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated, seed=episode.seed,
+            episode.request.task, episode.request.episode_id, tuple(episode.transitions), episode_return=total,
+            success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated,
             score=episode.score, num_cut=episode.num_cut, scores=episode.scores, overrun=overrun,
         )  # fmt: skip
+
+
+def _anchor(observation: Observation) -> str:
+    """The text of an environment's state, uncut: the policy may read less of it."""
+    return observation.text if observation.state_text is None else observation.state_text

@@ -1,8 +1,7 @@
-"""Puts together what plays episodes: environment slots, prompt template, generator."""
+"""Makes the parts that play episodes from a run's config: environments, chat format, engine, agent loop."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.models.packed_attention import ATTENTION_NAME
 from paw_fast.models.policy import Policy, resolve_device
-from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings
+from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings, Stage, untimed
 from paw_fast.rollout.chat_format import ChatFormat, declared_stop_ids
 from paw_fast.rollout.engines.base import RolloutEngine
 from paw_fast.rollout.engines.transformers import TransformersEngine
@@ -37,7 +36,7 @@ def make_chat(policy: Policy, config: TrainConfig) -> ChatFormat:
 
 
 def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
-    """The generator of a config in this process, over the policy's own weights."""
+    """The engine of a config in this process, on the policy's own weights."""
     if config.rollout.engine == "transformers":
         return transformers_engine(policy, config)
     with tempfile.TemporaryDirectory(prefix="paw-fast-") as folder:
@@ -52,7 +51,7 @@ def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
 def transformers_engine(
     policy: Policy, config: TrainConfig, source: WeightSource | None = None, chat: ChatFormat | None = None
 ) -> TransformersEngine:
-    """Hugging Face's model as the generator; with a source, on weights of its own."""
+    """The transformers engine; with a `source`, on weights of its own."""
     length, slots = max_length(policy.model.config, config), config.rollout.slots
     chat = chat or make_chat(policy, config)
     try:
@@ -72,7 +71,7 @@ def transformers_engine(
 def empty_transformers_engine(
     model_config: Any, chat: ChatFormat, source: WeightSource, config: TrainConfig, dtype: str
 ) -> TransformersEngine:
-    """The same on a model made from its config alone: `update_weights` fills it, and `check` may be called then."""
+    """The transformers engine on a model made from its config alone: call `update_weights` first, then `check`."""
     device = resolve_device(config.model.device)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
@@ -88,7 +87,7 @@ def vllm_engine(
     folder: Path, chat: ChatFormat, source: WeightSource, config: TrainConfig, *, dtype: str,
     memory_share: float | None, version: int = 0,
 ) -> RolloutEngine:  # fmt: skip
-    """vLLM as the generator; `folder` holds the model's config.json."""
+    """The vLLM engine; `folder` holds the model's config.json."""
     from paw_fast.rollout.engines.vllm import VllmEngine, VllmSettings
 
     r, trust = config.rollout, config.model.trust_remote_code
@@ -101,17 +100,19 @@ def vllm_engine(
 
 
 def max_length(model_config: Any, config: TrainConfig) -> int:
-    """The tokens that a sequence may have: as the config says, and no more than the model has positions."""
+    """Length limit of a sequence in tokens: the config's, and no more than the model has positions."""
     limit = config.rollout.max_sequence_tokens
     return min(limit, getattr(model_config.get_text_config(), "max_position_embeddings", None) or limit)
 
 
-def make_loop(tokenizer: Any, model_config: Any, engine: RolloutEngine, env: Env, config: TrainConfig) -> AgentLoop:
+def make_loop(
+    tokenizer: Any, model_config: Any, engine: RolloutEngine, env: Env, config: TrainConfig, stage: Stage = untimed
+) -> AgentLoop:
     """The agent loop of a config, with its training temperature."""
     chat = ChatFormat(tokenizer, engine.chat.stop_ids, config.rollout.chat_date)
     slots = [env.spawn() for _ in range(config.rollout.slots)]
     template = PromptTemplate.load(config.env.template, config.env.name)
-    return AgentLoop(engine, slots, chat, template, agent_settings(model_config, config))
+    return AgentLoop(engine, slots, chat, template, agent_settings(model_config, config), stage)
 
 
 def agent_settings(model_config: Any, config: TrainConfig) -> AgentSettings:
@@ -128,13 +129,5 @@ def agent_settings(model_config: Any, config: TrainConfig) -> AgentSettings:
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
         max_observation_tokens=config.env.max_observation_tokens, max_episode_s=r.max_episode_s,
-        max_episode_tokens=r.max_episode_tokens, anchor=a.anchor,
+        max_episode_tokens=r.max_episode_tokens,
     )  # fmt: skip
-
-
-def at_temperature(loop: AgentLoop, temperature: float) -> AgentLoop:
-    """The same loop sampling at another temperature (for evaluation); engine and slots are shared."""
-    settings = dataclasses.replace(loop.settings, temperature=temperature)
-    other = AgentLoop(loop.engine, loop.envs, loop.chat, loop.template, settings)
-    other.numbers = loop.numbers
-    return other

@@ -1,4 +1,4 @@
-"""Which tasks a step trains on: every training task once before any comes again, reproducibly."""
+"""Samples the tasks that a step trains on: reproducibly, and every training task once before any comes again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paw_fast.types import Task
 
 
 class TaskSampler:
-    """Draws tasks in an order that depends on the seed and on how many were drawn, and on nothing else.
+    """Draws tasks in an order that depends on nothing but the seed and the number of tasks drawn before.
 
     >>> sampler = TaskSampler([Task("a"), Task("b")], seed=0)
     >>> sorted(t.task_id for t in sampler.draw(2))
@@ -24,6 +24,7 @@ class TaskSampler:
         self.tasks, self.seed, self.drawn = tasks, seed, 0
 
     def draw(self, count: int) -> list[Task]:
+        """The next `count` tasks."""
         out: list[Task] = []
         while len(out) < count:
             epoch, at = divmod(self.drawn, len(self.tasks))
@@ -34,11 +35,11 @@ class TaskSampler:
         return out
 
     def state(self) -> dict[str, int]:
-        """What `restore` needs to go on from here."""
+        """The state that `restore` continues from, as plain values."""
         return {"drawn": self.drawn, "seed": self.seed, "num_tasks": len(self.tasks)}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes on where a saved sampler stood. Raises `UserError` when the tasks are not the same in number."""
+        """Continues from a saved state. Raises `UserError` when the number of tasks is not the same."""
         if state["num_tasks"] != len(self.tasks):
             raise UserError(
                 f"the checkpoint was made with {state['num_tasks']} training tasks, now there are {len(self.tasks)}: "

@@ -1,4 +1,7 @@
-"""Who plays a step's episodes: this process, or actors in processes of their own (`pool`)."""
+"""Defines rollout workers, which play a step's episodes, and the one that plays them in this process.
+
+`worker_pool` holds the other one, which plays them in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +9,54 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from paw_fast.rollout.agent_loop import AgentLoop, EpisodeRequest
+from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.timeouts import time_limit
-from paw_fast.types import Trajectory
+from paw_fast.types import EpisodeRequest, Trajectory
 
 
 class RolloutWorker(Protocol):
-    """Plays episodes that are handed in at any time, and hands them back as they end."""
+    """Plays episodes that are submitted at any time, and returns them as they end."""
 
     policy_version: int
 
-    def submit(self, episodes: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
-        """Plays these too; `temperature` None is the training's."""
+    def submit(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
+        """Queues episodes; `temperature` None is that of training."""
         ...
 
     def poll(self) -> list[Trajectory]:
-        """What has ended since the last call; waits a moment (or plays a step) for something to end."""
+        """Episodes that have ended since the last call; waits a moment (or plays a step) for one to end."""
         ...
 
     def stop(self) -> None:
-        """Leaves every episode that is under way or waits."""
+        """Abandons every episode that is in flight or waits."""
         ...
 
     def update_weights(self, version: int) -> None:
-        """The policy was updated: from here on tokens are sampled with its weights as they are now."""
+        """Loads the policy's current weights, its `version`: every token after the call is sampled with them."""
         ...
 
     def take_spans(self) -> dict[str, list[tuple[str, float, float]]]:
-        """Of each process but this one: (stage, start, end) since the last call, on `time.perf_counter`'s clock."""
+        """(stage, start, end) since the last call for each other process, on the clock of `time.perf_counter`."""
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What the episodes' environments have counted since the last call, under its metric names."""
+        """What the environments have counted since the last call, by metric name."""
         ...
 
     def close(self) -> None:
-        """Gives back processes and memory. Safe to call twice."""
+        """Ends processes and frees memory. Safe to call twice."""
         ...
 
 
 class LocalRolloutWorker:
-    """The agent loop of this process. New weights that are not loaded after `sync_timeout_s` are an `EngineError`."""
+    """The agent loop of this process. Raises `EngineError` for weights that are not loaded after `sync_timeout_s`."""
 
-    def __init__(self, loop: AgentLoop, sync_timeout_s: float = 120.0):
+    def __init__(self, loop: AgentLoop, sync_timeout_s: float):
         self.loop, self.sync_timeout_s = loop, sync_timeout_s
         self.policy_version = 0
 
-    def submit(self, episodes: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
-        self.loop.add(episodes, temperature)
+    def submit(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
+        self.loop.add(requests, temperature)
 
     def poll(self) -> list[Trajectory]:
         return self.loop.step()
@@ -62,7 +65,7 @@ class LocalRolloutWorker:
         self.loop.stop()
 
     def update_weights(self, version: int) -> None:
-        what = f"the generator of this process to load the weights of version {version}"
+        what = f"the engine of this process to load the weights of version {version}"
         with time_limit(self.sync_timeout_s, what, "--rollout.sync-timeout-s"):
             self.loop.engine.update_weights(version)
         self.policy_version = version
@@ -79,27 +82,27 @@ class LocalRolloutWorker:
 
 @dataclass
 class EvalSession:
-    """Plays evaluations on a player whose other episodes go on meanwhile; their ends are kept for `poll`.
+    """Plays an evaluation on a worker whose training episodes go on meanwhile; `kept` takes those that end.
 
-    `play` is what `evaluate` asks of an agent loop.
+    `play` is what `evaluate` needs of an agent loop.
     """
 
-    player: RolloutWorker
+    worker: RolloutWorker
     temperature: float
     kept: list[Trajectory]
 
-    def play(self, episodes: Sequence[EpisodeRequest]) -> Iterator[Trajectory]:
+    def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[Trajectory]:
         """Each of the episodes as it ends."""
-        waiting = {seed for _, _, seed in episodes}
-        self.player.submit(episodes, self.temperature)
+        waiting = {request.episode_id for request in requests}
+        self.worker.submit(requests, self.temperature)
         try:
             while waiting:
-                for trajectory in self.player.poll():
-                    if trajectory.seed in waiting:
-                        waiting.remove(trajectory.seed)
+                for trajectory in self.worker.poll():
+                    if trajectory.episode_id in waiting:
+                        waiting.remove(trajectory.episode_id)
                         yield trajectory
                     else:
                         self.kept.append(trajectory)
         except BaseException:
-            self.player.stop()
+            self.worker.stop()
             raise

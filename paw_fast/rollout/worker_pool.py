@@ -1,7 +1,7 @@
-"""The trainer's side of the actors: hands out episodes, sends weights, notices what dies or hangs and starts it anew.
+"""Plays episodes in worker processes: distributes them, sends weights, restarts processes that die or hang.
 
-Every wait has a limit and says in its error what it waited for. An actor that dies or hangs is started again with
-the weights that are current, and the episodes it had are played again from their beginning, with their seeds.
+Every wait has a limit, and its error says what it waited for. A restarted process gets the current weights and plays
+the episodes it had again from their first step, with the same seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from paw_fast.config import TrainConfig
 from paw_fast.errors import UserError
 from paw_fast.models.policy import Policy
-from paw_fast.rollout.agent_loop import EpisodeRequest
+from paw_fast.rollout.agent_loop import Stage, untimed
 from paw_fast.rollout.chat_format import declared_stop_ids
 from paw_fast.rollout.engines.base import EngineError
 from paw_fast.rollout.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher
@@ -43,16 +43,16 @@ from paw_fast.rollout.worker_process import (
     send_all,
 )
 from paw_fast.runs import console, stop_signals
-from paw_fast.types import Trajectory
+from paw_fast.types import EpisodeId, EpisodeRequest, Trajectory
 
 POLL_S = 0.2
-MOST_RESTARTS = 3
-"""Restarts of an actor without an episode ended in between; one more is an error."""
+MAX_RESTARTS = 3
+"""Restarts of a process without an episode that ends in between; one more is an error."""
 
 
 @dataclass
 class _Worker:
-    """One process and what it has to do."""
+    """One process and the work it has."""
 
     number: int
     spec: WorkerSpec
@@ -61,10 +61,10 @@ class _Worker:
     started_s: float
     ready: bool = False
     seen_s: float = 0.0
-    waited_s: float = float("-inf")  # when it last said that it waits for a server, and so reads no orders
+    waited_s: float = float("-inf")  # when it last said that it waits for a server, and so reads no messages
     restarts: int = 0
     version: int = -1
-    playing: dict[tuple[int, ...], tuple[EpisodeRequest, float | None]] = field(default_factory=dict)
+    playing: dict[EpisodeId, tuple[EpisodeRequest, float | None]] = field(default_factory=dict)
     unsent: list[Any] = field(default_factory=list)
     outbox: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
 
@@ -72,25 +72,24 @@ class _Worker:
         self.sender = threading.Thread(target=send_all, args=(self.connection, self.outbox), daemon=True)
         self.sender.start()
 
-    def send(self, order: Any) -> None:
-        """Sends an order, at the latest when the process reads orders. Never waits; `poll` notices its death."""
+    def send(self, message: Any) -> None:
+        """Sends a message, or keeps it until the process is ready. Never waits; `poll` notices a death."""
         if self.ready:
-            self.outbox.put(order)
+            self.outbox.put(message)
         else:
-            self.unsent.append(order)
+            self.unsent.append(message)
 
     def name(self) -> str:
         where = f"; its output is in {self.spec.log}" if self.spec.log else ""
-        return f"generator {self.number} (process {self.process.pid}{where})"
+        return f"worker {self.number} (process {self.process.pid}{where})"
 
 
 class RolloutWorkerPool:
     """A `RolloutWorker` over processes. `stage` is called around waits; it may raise to end them (Ctrl-C)."""
 
-    def __init__(self, config: TrainConfig, policy: Policy, folder: Path, version: int = 0):
-        """Starts the actors and waits until they are ready. `folder` takes the model's config and the actors' logs."""
-        self.config, self.policy_version = config, version
-        self.stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
+    def __init__(self, config: TrainConfig, policy: Policy, folder: Path, version: int = 0, stage: Stage = untimed):
+        """Starts the processes and waits until they are ready. `folder` takes the model's config and their logs."""
+        self.config, self.policy_version, self.stage = config, version, stage
         if config.rollout.gpus and not torch.cuda.is_available():
             raise UserError(f"--rollout.gpus {config.rollout.gpus}: no CUDA device is visible to torch; leave it out")
         self._ended: list[Trajectory] = []
@@ -105,10 +104,10 @@ class RolloutWorkerPool:
         self._publisher, self.transport = _publisher(config, policy)
         self._publisher.publish(version)
         self._cores = _split_cores(config)
-        self._actors = [self._start(number) for number in range(config.rollout.replicas)]
+        self._workers = [self._start(number) for number in range(config.rollout.replicas)]
         atexit.register(self.close)
         try:
-            self._wait(lambda: all(a.ready for a in self._actors), stop_signals.check)
+            self._wait(lambda: all(a.ready for a in self._workers), stop_signals.check)
         except BaseException:
             self.close()
             raise
@@ -123,7 +122,7 @@ class RolloutWorkerPool:
         source = self._publisher.source()
         spec = WorkerSpec(
             self.config, self._folder, source, self.policy_version, self._dtype, mine, self._cores[number], share,
-            self._folder / f"generator_{number}.log", self._stop_ids,
+            self._folder / f"worker_{number}.log", self._stop_ids,
         )  # fmt: skip
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=main, args=(theirs, spec), daemon=r.tensor_parallel == 1)
@@ -135,34 +134,35 @@ class RolloutWorkerPool:
         return _Worker(number, spec, process, ours, now, seen_s=now, version=self.policy_version)
 
     def _transmit(self, source: Any, version: int) -> None:
-        """In a thread, because a transport may wait for the other side; whoever waits for the answer has a limit."""
+        """Sends weights in a thread, because a transport may wait for the other side; waits for its answer have a
+        limit."""
         threading.Thread(target=self._publisher.transmit, args=(source, version), daemon=True).start()
 
-    def _restart(self, actor: _Worker, why: str) -> None:
-        """Starts an actor anew with its episodes. Raises `EngineError` when it keeps ending."""
-        _end(actor)
-        actor.restarts += 1
-        if actor.restarts > MOST_RESTARTS:
-            raise EngineError(f"{actor.name()} {why}, {actor.restarts} times without an episode in between")
-        console.say(f"{actor.name()} {why}: starting it anew, {len(actor.playing)} episodes are played again")
-        fresh = self._start(actor.number)
-        fresh.restarts, fresh.playing = actor.restarts, actor.playing
-        self._actors[actor.number] = fresh
-        for planned, temperature in fresh.playing.values():
-            fresh.send(Play([planned], temperature))
+    def _restart(self, worker: _Worker, why: str) -> None:
+        """Starts a process again with its episodes. Raises `EngineError` when it keeps ending."""
+        _end(worker)
+        worker.restarts += 1
+        if worker.restarts > MAX_RESTARTS:
+            raise EngineError(f"{worker.name()} {why}, {worker.restarts} times without an episode in between")
+        console.say(f"{worker.name()} {why}: restarting it, {len(worker.playing)} episodes are played again")
+        fresh = self._start(worker.number)
+        fresh.restarts, fresh.playing = worker.restarts, worker.playing
+        self._workers[worker.number] = fresh
+        for request, temperature in fresh.playing.values():
+            fresh.send(Play([request], temperature))
 
     # ---------------------------------------------------------------------------------------------- episodes
 
-    def submit(self, episodes: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
-        groups: dict[int, list[EpisodeRequest]] = {}
-        for planned in episodes:
-            groups.setdefault(planned[1], []).append(planned)
+    def submit(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
+        groups: dict[tuple[int, int], list[EpisodeRequest]] = {}
+        for request in requests:
+            groups.setdefault((request.episode_id.step, request.episode_id.group), []).append(request)
         for members in groups.values():  # a group stays together: its episodes share the start of their prompts
-            actor = min(self._actors, key=lambda a: len(a.playing))
-            if not actor.playing:
-                actor.seen_s = time.monotonic()
-            actor.playing |= {planned[2]: (planned, temperature) for planned in members}
-            actor.send(Play(members, temperature))
+            worker = min(self._workers, key=lambda w: len(w.playing))
+            if not worker.playing:
+                worker.seen_s = time.monotonic()
+            worker.playing |= {request.episode_id: (request, temperature) for request in members}
+            worker.send(Play(members, temperature))
 
     def poll(self) -> list[Trajectory]:
         if not self._ended:
@@ -173,94 +173,94 @@ class RolloutWorkerPool:
         return ended
 
     def stop(self) -> None:
-        for actor in self._actors:
-            if actor.playing:
-                # There is no order to leave an episode; what comes in later is not waited for any more.
-                actor.playing = {}
+        for worker in self._workers:
+            if worker.playing:
+                # No message abandons an episode; what comes in later is dropped.
+                worker.playing = {}
         self._ended = []
 
     def _receive(self, timeout_s: float) -> None:
-        """Reads what the actors have said, waiting for the first word at most so long."""
-        by_connection = {a.connection: a for a in self._actors}
+        """Reads the processes' messages, waiting for the first one at most so long."""
+        by_connection = {a.connection: a for a in self._workers}
         for connection in wait(list(by_connection), timeout_s):
-            actor = by_connection[connection]
+            worker = by_connection[connection]
             with suppress(EOFError, ConnectionResetError, OSError):
-                while actor.connection.poll():
-                    self._understand(actor, actor.connection.recv())
+                while worker.connection.poll():
+                    self._handle(worker, worker.connection.recv())
 
-    def _understand(self, actor: _Worker, message: Any) -> None:
-        actor.seen_s = time.monotonic()
+    def _handle(self, worker: _Worker, message: Any) -> None:
+        worker.seen_s = time.monotonic()
         if isinstance(message, Ready):
-            actor.ready = True
-            for order in actor.unsent:
-                actor.send(order)
-            actor.unsent.clear()
+            worker.ready = True
+            for waiting in worker.unsent:
+                worker.send(waiting)
+            worker.unsent.clear()
         elif isinstance(message, Ended):
-            if actor.playing.pop(message.trajectory.seed, None) is not None:
+            if worker.playing.pop(message.trajectory.episode_id, None) is not None:
                 self._ended.append(message.trajectory)
-                actor.restarts = 0
+                worker.restarts = 0
         elif isinstance(message, Synced):
-            actor.version = message.version
+            worker.version = message.version
         elif isinstance(message, Alive):
-            self._spans.setdefault(f"generator {actor.number}", []).extend(message.spans)
+            self._spans.setdefault(f"worker {worker.number}", []).extend(message.spans)
             if message.waits:
-                actor.waited_s = actor.seen_s
+                worker.waited_s = worker.seen_s
             if message.metrics:
                 self._metrics.append(message.metrics)
         elif isinstance(message, Said):
-            console.say(f"generator {actor.number}: {message.text}")
+            console.say(f"worker {worker.number}: {message.text}")
         elif isinstance(message, Failed):
             if message.mistake:
                 raise UserError(message.message.removeprefix("UserError: "))
-            console.say(f"{actor.name()}: {message.message}")
+            console.say(f"{worker.name()}: {message.message}")
 
     def _check(self) -> None:
-        """Starts anew what has died or hangs."""
+        """Restarts processes that have died or hang."""
         r, now = self.config.rollout, time.monotonic()
-        for actor in list(self._actors):
-            if not actor.process.is_alive():
-                with suppress(EOFError, OSError):  # its last words, if it had any
-                    while actor.connection.poll():
-                        self._understand(actor, actor.connection.recv())
-                self._restart(actor, f"has ended (exit status {actor.process.exitcode})")
-            elif not actor.ready and now - actor.started_s > r.start_timeout_s:
-                raise EngineError(f"waited {r.start_timeout_s:g} s for {actor.name()} to start")
-            elif actor.ready and actor.playing and now - actor.seen_s > r.hang_timeout_s:
-                self._restart(actor, f"has given no sign of life for {r.hang_timeout_s:g} s")
+        for worker in list(self._workers):
+            if not worker.process.is_alive():
+                with suppress(EOFError, OSError):  # its last messages
+                    while worker.connection.poll():
+                        self._handle(worker, worker.connection.recv())
+                self._restart(worker, f"has ended (exit status {worker.process.exitcode})")
+            elif not worker.ready and now - worker.started_s > r.start_timeout_s:
+                raise EngineError(f"waited {r.start_timeout_s:g} s for {worker.name()} to start")
+            elif worker.ready and worker.playing and now - worker.seen_s > r.hang_timeout_s:
+                self._restart(worker, f"has given no sign of life for {r.hang_timeout_s:g} s")
 
-    def _wait(self, done: Callable[[], bool], on_turn: Callable[[], None]) -> None:
+    def _wait(self, done: Callable[[], bool], check: Callable[[], None]) -> None:
         while not done():
             self._receive(POLL_S)
             self._check()
-            on_turn()
+            check()
 
     # --------------------------------------------------------------------------------------------- weights
 
     def update_weights(self, version: int) -> None:
-        """Sends the weights as they are to every actor and waits until all use them; one that hangs is started anew."""
+        """Sends the current weights to every process and waits until all use them; restarts one that hangs."""
         limit = self.config.rollout.sync_timeout_s
-        # An actor that is starting still reads the weights of before.
-        self._wait(lambda: all(a.ready for a in self._actors), stop_signals.check)
+        # A process that is starting still reads the previous weights.
+        self._wait(lambda: all(a.ready for a in self._workers), stop_signals.check)
         self._publisher.publish(version)
         self.policy_version = version
-        for actor in self._actors:
-            actor.send(LoadWeights(version))
-            self._transmit(actor.spec.source, version)
+        for worker in self._workers:
+            worker.send(LoadWeights(version))
+            self._transmit(worker.spec.source, version)
         deadline = time.monotonic() + limit
 
         def in_time() -> None:
             stop_signals.check()
             now, patience = time.monotonic(), max(limit, self.config.rollout.hang_timeout_s)
-            for actor in [a for a in self._actors if a.ready and a.version != version]:
-                if now <= max(deadline, actor.waited_s + patience):
+            for worker in [a for a in self._workers if a.ready and a.version != version]:
+                if now <= max(deadline, worker.waited_s + patience):
                     continue
                 self._restart(
-                    actor,
+                    worker,
                     f"has not loaded the weights of version {version} in {limit:g} s (transport: {self.transport}; see "
                     "--rollout.sync-timeout-s)",
                 )
 
-        self._wait(lambda: all(a.version == version and a.ready for a in self._actors), in_time)
+        self._wait(lambda: all(a.version == version and a.ready for a in self._workers), in_time)
 
     def take_spans(self) -> dict[str, list[tuple[str, float, float]]]:
         taken, self._spans = self._spans, {}
@@ -272,16 +272,16 @@ class RolloutWorkerPool:
         return merged(taken)
 
     def close(self) -> None:
-        for actor in self.__dict__.get("_actors", []):
-            if actor.process.is_alive() and actor.ready:
-                actor.send(Stop())
-        for actor in self.__dict__.get("_actors", []):
-            actor.process.join(5)
-            _end(actor)
+        for worker in self.__dict__.get("_workers", []):
+            if worker.process.is_alive() and worker.ready:
+                worker.send(Stop())
+        for worker in self.__dict__.get("_workers", []):
+            worker.process.join(5)
+            _end(worker)
 
 
 def merged(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts of several environments as one: sums, and shares weighted with the searches they are shares of.
+    """Counts of several environments as one: sums, and shares weighted by the searches they are shares of.
 
     >>> merged([{"retrieval/queries": 1.0, "retrieval/known_share": 1.0}, {"retrieval/queries": 3.0}])
     {'retrieval/queries': 4.0, 'retrieval/known_share': 0.25}
@@ -295,13 +295,13 @@ def merged(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: value / total if name.endswith("_share") else value for name, value in out.items()}
 
 
-def _end(actor: _Worker) -> None:
-    if actor.process.is_alive():
-        actor.process.kill()
-    actor.process.join(10)
-    actor.outbox.put(None)
-    actor.sender.join(10)  # what it may be sending fails: nobody is left to read
-    actor.connection.close()
+def _end(worker: _Worker) -> None:
+    if worker.process.is_alive():
+        worker.process.kill()
+    worker.process.join(10)
+    worker.outbox.put(None)
+    worker.sender.join(10)  # what it is sending fails: no process is left to read it
+    worker.connection.close()
 
 
 def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
@@ -330,7 +330,8 @@ def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
 
 
 def _split_cores(config: TrainConfig) -> list[tuple[int, ...]]:
-    """Each actor's own cores, the last ones of this process, which keeps the rest. Raises `UserError` for too many."""
+    """Cores of each process, taken from the end of this one's, which keeps the rest. Raises `UserError` for too
+    many."""
     r = config.rollout
     if not r.cores:
         return [()] * r.replicas
@@ -347,7 +348,7 @@ def _split_cores(config: TrainConfig) -> list[tuple[int, ...]]:
 
 
 class _environment:
-    """What a new process must find in its environment before it imports anything."""
+    """Sets the variables that a new process must find in its environment before it imports anything."""
 
     def __init__(self, spec: WorkerSpec):
         self.values = {}

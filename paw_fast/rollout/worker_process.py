@@ -1,10 +1,10 @@
-"""A process that plays episodes: agent loop, environments and generator together, away from the trainer.
+"""Runs a worker process: agent loop, environments and engine together, apart from the trainer.
 
-    trainer ── play (episodes), weights (a version), stop ──> actor
-    trainer <── ready, trajectories, synced, lines for the user, signs of life with what it was busy with ── actor
+    trainer ── Play (requests), LoadWeights (a version), Stop ──────────────> worker process
+    trainer <── Ready, Ended (a trajectory), Synced, Said, Alive, Failed ──── worker process
 
-Orders are read between two steps of the generator, so new weights arrive in the middle of episodes. `main` is the
-program of the process; `pool.RolloutWorkerPool` is the other side.
+Messages are read between two steps of the engine, so new weights arrive in the middle of episodes. `main` is the
+program of the process; `worker_pool.RolloutWorkerPool` is the other side.
 """
 
 from __future__ import annotations
@@ -25,18 +25,24 @@ from typing import Any
 from paw_fast.config import TrainConfig
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
-from paw_fast.rollout.agent_loop import AgentLoop, EpisodeRequest
+from paw_fast.rollout.agent_loop import AgentLoop, Stage
 from paw_fast.rollout.weight_sync import WeightSource
 from paw_fast.runs import console, stop_signals
-from paw_fast.types import Trajectory
+from paw_fast.types import EpisodeRequest, Trajectory
 
 SIGN_OF_LIFE_S = 1.0
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What an actor is made of. `folder` holds the model's config and tokenizer; gpus and cores are its own, empty
-    for no say; `log` takes what it prints; `stop_ids` are the end tokens that the model declares.
+    """What a worker process is made of.
+
+    folder        holds the model's config and tokenizer
+    source        where it reads weights from; `version` is that of the first ones, `dtype` their type
+    gpus, cores   devices and CPU cores of its own; empty: those it inherits
+    memory_share  share of a GPU's memory for vLLM; None is vLLM's default
+    log           file that takes its output
+    stop_ids      end tokens that the model declares
 
     Produced by the pool, consumed by `main` in the new process.
     """
@@ -55,39 +61,39 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class Play:
-    """Order: play these episodes too."""
+    """Message to a worker: play these episodes too."""
 
-    episodes: Sequence[EpisodeRequest]
+    requests: Sequence[EpisodeRequest]
     temperature: float | None
 
 
 @dataclass(frozen=True)
 class LoadWeights:
-    """Order: the weights of this version are there to be read."""
+    """Message to a worker: the weights of this version can be loaded."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Order: end."""
+    """Message to a worker: end."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Answer: the actor can play."""
+    """Message from a worker: it can play."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Answer: an episode is over."""
+    """Message from a worker: an episode has ended."""
 
     trajectory: Trajectory
 
 
 @dataclass(frozen=True)
 class Synced:
-    """Answer: the weights of this version are in use; loading took `seconds`."""
+    """Message from a worker: the weights of this version are in use; loading took `seconds`."""
 
     version: int
     seconds: float
@@ -95,8 +101,8 @@ class Synced:
 
 @dataclass(frozen=True)
 class Alive:
-    """A sign of life: `spans` (stage, start, end; seconds of the machine's monotonic clock) and the environment's
-    `metrics` since the last one; `waits` while the environment waits for a server."""
+    """Message from a worker: it runs. `spans` (stage, start, end; seconds of the machine's monotonic clock) and the
+    environment's `metrics` are those since the last one; `waits`: the environment waits for a server."""
 
     spans: tuple[tuple[str, float, float], ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
@@ -105,14 +111,14 @@ class Alive:
 
 @dataclass(frozen=True)
 class Said:
-    """A line for the user."""
+    """Message from a worker: a line for the user."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Answer: the actor ends with this error; `mistake` says that it is the user's to mend."""
+    """Message from a worker: it ends with this error; `mistake`: one that the user can fix (`UserError`)."""
 
     message: str
     mistake: bool
@@ -120,7 +126,7 @@ class Failed:
 
 @dataclass
 class _Clock:
-    """Collects spans of stages; the agent loop calls it as its `stage`. Nested stages keep their own spans."""
+    """Collects the spans of stages: the agent loop's `stage`. Nested stages keep their own spans."""
 
     spans: list[tuple[str, float, float]] = field(default_factory=list)
 
@@ -148,7 +154,7 @@ class _Stage:
 
 
 def main(connection: Connection, spec: WorkerSpec) -> None:
-    """The process. Ends when it is told to, or when the trainer is gone."""
+    """Runs the process until it is told to stop, or until the trainer is gone."""
     stop_signals.ignore_in_child()
     if spec.log is not None:
         log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -172,12 +178,12 @@ def main(connection: Connection, spec: WorkerSpec) -> None:
 
 
 def send_all(connection: Connection, outbox: queue.SimpleQueue) -> None:
-    """Sends what is put into the outbox until None is. A thread of each side runs it: one that is busy or hangs and
-    does not read must not hold up the other."""
+    """Sends what is put into the outbox, until None is. Runs in a thread on both sides: one side that is busy or hangs
+    and does not read must not hold up the other."""
     while (message := outbox.get()) is not None:
         try:
             connection.send(message)
-        except OSError:  # the other side is gone, or this one has closed
+        except OSError:  # the connection is closed
             return
 
 
@@ -200,34 +206,33 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: WorkerSpec) 
         if time.monotonic() - last > SIGN_OF_LIFE_S:
             show_life(waits=True)
 
-    loop, env, close = _build(spec)
-    loop.stage = clock
+    loop, env, close = _build(spec, clock)
     env.while_waiting(while_waiting)
     outbox.put(Ready())
     try:
         while True:
             while connection.poll(0 if loop.busy else None):
-                order = connection.recv()
-                if isinstance(order, Stop):
+                message = connection.recv()
+                if isinstance(message, Stop):
                     return
-                if isinstance(order, Play):
-                    loop.add(order.episodes, order.temperature)
-                if isinstance(order, LoadWeights):
+                if isinstance(message, Play):
+                    loop.add(message.requests, message.temperature)
+                if isinstance(message, LoadWeights):
                     with clock("sync"):
                         start = time.perf_counter()
-                        loop.engine.update_weights(order.version)
-                    outbox.put(Synced(order.version, time.perf_counter() - start))
+                        loop.engine.update_weights(message.version)
+                    outbox.put(Synced(message.version, time.perf_counter() - start))
             ended = loop.step()
             if time.monotonic() - last > SIGN_OF_LIFE_S or not loop.busy:
-                show_life()  # before the last episode's end, so that what it counted is there when its step ends
+                show_life()  # before the last trajectory, so that its counts are there when the step ends
             for trajectory in ended:
                 outbox.put(Ended(trajectory))
     finally:
         close()
 
 
-def _build(spec: WorkerSpec) -> tuple[AgentLoop, Env, Callable[[], None]]:
-    """The loop, the environment, and what closes it and the engine."""
+def _build(spec: WorkerSpec, stage: Stage) -> tuple[AgentLoop, Env, Callable[[], None]]:
+    """The loop, the environment, and a function that closes both it and the engine."""
     import torch
     import transformers
 
@@ -255,4 +260,4 @@ def _build(spec: WorkerSpec) -> tuple[AgentLoop, Env, Callable[[], None]]:
         engine.close()
         env.close()
 
-    return factory.make_loop(tokenizer, model_config, engine, env, spec.config), env, close
+    return factory.make_loop(tokenizer, model_config, engine, env, spec.config, stage), env, close

@@ -40,12 +40,24 @@ class Interrupted(BaseException):
 
 _installed = False
 _requested: int | None = None
+_deferred = 0
 
 
 def check() -> None:
-    """Raises `Interrupted` if a stop was requested. Cheap otherwise."""
-    if _requested is not None:
+    """Raises `Interrupted` if a stop was requested, unless within `deferred`. Cheap otherwise."""
+    if _requested is not None and not _deferred:
         raise Interrupted(_requested)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block `check` does not raise: for work that must not be left half done."""
+    global _deferred
+    _deferred += 1
+    try:
+        yield
+    finally:
+        _deferred -= 1
 
 
 def checked(items: Iterable[Item]) -> Iterator[Item]:

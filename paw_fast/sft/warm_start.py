@@ -31,7 +31,7 @@ from paw_fast.rollout.prompts import PromptTemplate, policy_view, write_action
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs.atomic_files import user_errors, write_text
-from paw_fast.types import Observation, Task, TokenSequence, Trajectory, Transition
+from paw_fast.types import EVALUATION, EpisodeId, Observation, Task, TokenSequence, Trajectory, Transition
 
 Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
 """The first observation, then (command, next observation, whether to imitate the command) for every turn."""
@@ -118,7 +118,7 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
         else:
             recent = history[-config.env.history :] if config.env.history else []
             prompt = chat.first(template.window(after, instruction, recent, len(history)))
-    return Trajectory(Task("demonstration"), 0, tuple(transitions), 0.0, 0.0, True)
+    return Trajectory(Task("demonstration"), EpisodeId(EVALUATION, 0, 0), tuple(transitions), 0.0, 0.0, True)
 
 
 def _num_imitated(sequence: TokenSequence, imitated: Sequence[bool]) -> int:

@@ -11,7 +11,7 @@ from paw_fast.learner.forward_backward import backward
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
-from paw_fast.types import Task, Trajectory, Transition
+from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
 
 def episodes(effect, count=60, seed=0):
@@ -24,7 +24,7 @@ def episodes(effect, count=60, seed=0):
         t = Transition(
             (5, 6), (20 + action,), (0.0,), (7, seen, seen), (False, True, True), f"act {action}", "o", "s", 0.0, True
         )
-        out.append(Trajectory(Task("t"), 0, (t,), 0.0, 0.0, False))
+        out.append(Trajectory(Task("t"), EpisodeId(0, 0, 0), (t,), 0.0, 0.0, False))
     return out
 
 
@@ -87,6 +87,6 @@ def test_what_is_drawn_depends_on_the_seed_alone():
 def test_without_an_observation_there_is_nothing_to_measure():
     policy = Policy(tiny.build_model(40, hidden=32, layers=1, heads=2, kv_heads=1, ffn=32), None)
     silent = Transition((5,), (20,), (0.0,), (7,), (False,), "a", "", "s", 0.0, True)
-    assert measure(policy, [Trajectory(Task("t"), 0, (silent,), 0.0, 0.0, False)]) is None
+    assert measure(policy, [Trajectory(Task("t"), EpisodeId(0, 0, 0), (silent,), 0.0, 0.0, False)]) is None
     one = measure(policy, episodes(True, count=1))
     assert one.action_gap == pytest.approx(0.0)

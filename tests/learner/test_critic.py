@@ -1,15 +1,14 @@
 """The value loss by hand and by finite differences; the critic's two backbones; its state."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paw_fast.config import CriticConfig, OptimConfig
-from paw_fast.learner.critic import Critic, value_loss
+from paw_fast.config import CriticConfig, OptimConfig, TrainConfig, algo_config
+from paw_fast.learner.critic import NoCritic, SeparateCritic, SharedCritic, make_critic, value_loss
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
 
@@ -51,25 +50,37 @@ def policy():
     return Policy(tiny.build_model(60, hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, seed=3), None)
 
 
+def make(policy, backbone, **settings):
+    critic = CriticConfig(backbone=backbone, **settings)
+    return make_critic(policy, TrainConfig(algo=algo_config("ppo"), critic=critic))
+
+
+def test_the_algorithm_and_the_backbone_decide_the_class(policy):
+    assert type(make(policy, "own")) is SeparateCritic
+    assert type(make(policy, "shared")) is SharedCritic
+    assert type(make_critic(policy, TrainConfig())) is NoCritic
+    assert make_critic(policy, TrainConfig()).parameter_groups() == []
+
+
 @pytest.mark.parametrize("backbone", ["own", "shared"])
 def test_values_begin_at_zero_and_a_state_comes_back(policy, backbone):
-    critic = Critic(policy, CriticConfig(backbone=backbone), OptimConfig())
+    critic = make(policy, backbone)
     hidden = torch.randn(5, 32)
     assert critic.values(hidden).tolist() == [0.0] * 5
     with torch.no_grad():
         critic.head.weight.normal_()
     saved = copy.deepcopy(critic.state_dict())
-    other = Critic(policy, CriticConfig(backbone=backbone), OptimConfig())
+    other = make(policy, backbone)
     other.load_state_dict(saved)
     torch.testing.assert_close(other.values(hidden), critic.values(hidden), rtol=0, atol=0)
-    wrong = Critic(policy, CriticConfig(backbone={"own": "shared", "shared": "own"}[backbone]), OptimConfig())
+    wrong = make(policy, {"own": "shared", "shared": "own"}[backbone])
     with pytest.raises(ValueError, match=r"--critic\.backbone"):
         wrong.load_state_dict(saved)
 
 
 def test_a_backbone_of_its_own_leaves_the_policy_alone(policy):
     before = copy.deepcopy(policy.model.state_dict())
-    critic = Critic(policy, dataclasses.replace(CriticConfig(), learning_rate=0.1), OptimConfig())
+    critic = SeparateCritic(policy, CriticConfig(learning_rate=0.1), OptimConfig())
     with torch.no_grad():
         critic.head.weight.normal_()
     ids = torch.arange(6)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from paw_fast.algorithms.base import Credit
+from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.config import load_preset
 from paw_fast.kernels import LossSettings
 from paw_fast.learner import Learner, packing
 from paw_fast.learner.forward_backward import backward, compute_token_stats
-from paw_fast.learner.loss_rows import WorldModelWeights, build_tables
-from paw_fast.learner.sequences import build_sequences
+from paw_fast.learner.loss_rows import build_tables
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
-from paw_fast.types import Task, TokenStats, Trajectory, Transition
+from paw_fast.types import EpisodeId, Task, TokenStats, Trajectory, Transition
 
 VOCAB = 120
 
@@ -27,10 +27,13 @@ def policy():
     return Policy(model, None)
 
 
-def config(**paw):
+def config(layout="trajectory", **paw):
     base = load_preset("tiny")
     return dataclasses.replace(
-        base, paw=dataclasses.replace(base.paw, **paw), algo=dataclasses.replace(base.algo, minibatches=1)
+        base,
+        layout=layout,
+        paw=dataclasses.replace(base.paw, **paw),
+        algo=dataclasses.replace(base.algo, minibatches=1),
     )
 
 
@@ -47,7 +50,9 @@ def episodes(count=6, seed=0, layout="trajectory"):
             turns.append(Transition(prompt, action, (-1.0,) * len(action), observed, mask, "c", "o", "s", 0.0, True))
             prompt = prompt + action + observed if layout == "trajectory" else draw(3, 12)
         reward = float(rng.integers(0, 2) * 10)
-        out.append(Trajectory(Task("t"), number // 2, tuple(turns), reward, reward, reward > 0))
+        out.append(
+            Trajectory(Task("t"), EpisodeId(0, number // 2, number % 2), tuple(turns), reward, reward, reward > 0)
+        )
     return out
 
 
@@ -59,14 +64,14 @@ def spread_credit(trajectories):
         for a, t in zip(values, trajectories, strict=True)
         for x in t.transitions
     ]
-    return Credit(turns, None, np.ones(len(trajectories), dtype=bool))
+    return Credit(turns, np.ones(len(trajectories), dtype=bool))
 
 
-def gradient(policy, learner, trajectories, sequences, scores, budget, chunk, lambdas):
+def gradient(policy, learner, trajectories, sequences, stats, budget, chunk, lambdas):
     """Gradient of one optimizer batch, with the given split into micro-batches and chunks of the head."""
     policy.model.zero_grad()
-    selected = np.arange(len(scores.entropies)) % 3 != 0
-    tables = build_tables(sequences, scores, spread_credit(trajectories), WorldModelWeights(lambdas, selected))
+    selected = np.arange(len(stats.entropies)) % 3 != 0
+    tables = build_tables(sequences, stats, spread_credit(trajectories), WorldModelWeights(lambdas, selected, selected))
     results = []
     for members in packing.plan_micro_batches([packing.input_length(t) for t in tables], budget):
         batch = packing.pack(sequences, tables, members, policy.device)
@@ -77,33 +82,33 @@ def gradient(policy, learner, trajectories, sequences, scores, budget, chunk, la
 @pytest.mark.parametrize("layout", ["trajectory", "window"])
 def test_any_split_into_micro_batches_gives_the_same_gradient(policy, layout):
     trajectories = episodes(layout=layout)
-    sequences = build_sequences(trajectories, layout)
-    learner = Learner(policy, None, config())
-    scores = learner.compute_token_stats(sequences)
+    learner = Learner(policy, None, config(layout))
+    batch = learner.make_batch(trajectories)
+    sequences, stats = batch.sequences, learner.compute_token_stats(batch)
     lambdas = np.linspace(0.2, 1.0, len(trajectories))
-    whole, _ = gradient(policy, learner, trajectories, sequences, scores, 10**6, 10**6, lambdas)
+    whole, _ = gradient(policy, learner, trajectories, sequences, stats, 10**6, 10**6, lambdas)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-4
     for budget, chunk in ((1, 7), (40, 10**6), (90, 3)):
-        split, _ = gradient(policy, learner, trajectories, sequences, scores, budget, chunk, lambdas)
+        split, _ = gradient(policy, learner, trajectories, sequences, stats, budget, chunk, lambdas)
         for name, expected in whole.items():
             torch.testing.assert_close(split[name], expected, atol=2e-6, rtol=2e-4)
 
 
 def test_without_lambda_the_update_is_that_of_reinforcement_learning_alone(policy):
     trajectories = episodes()
-    sequences = build_sequences(trajectories, "trajectory")
     learner = Learner(policy, None, config())
-    scores = learner.compute_token_stats(sequences)
+    batch = learner.make_batch(trajectories)
+    sequences, stats = batch.sequences, learner.compute_token_stats(batch)
     zero, (first,) = gradient(
-        policy, learner, trajectories, sequences, scores, 10**6, 10**6, np.zeros(len(trajectories))
+        policy, learner, trajectories, sequences, stats, 10**6, 10**6, np.zeros(len(trajectories))
     )
-    bare = build_sequences(trajectories, "trajectory")
+    bare = learner.make_batch(trajectories).sequences
     tables = [packing.action_rows(s) for s in bare]
     total = sum(len(t.positions) for t in tables)
     advantages = np.linspace(-1, 1, len(trajectories))
     for table, sequence in zip(tables, bare, strict=True):
         table.weights[:] = 1 / total
-        table.old_logprobs[:] = np.concatenate([scores.old_logprobs[s.transition] for s in sequence.spans])
+        table.old_logprobs[:] = np.concatenate([stats.old_logprobs[s.transition] for s in sequence.spans])
         table.advantages[:] = advantages[sequence.trajectory]
     policy.model.zero_grad()
     batch = packing.pack(bare, tables, first[0].members, policy.device)
@@ -115,7 +120,7 @@ def test_without_lambda_the_update_is_that_of_reinforcement_learning_alone(polic
 
 @pytest.mark.parametrize("layout", ["trajectory", "window"])
 def test_the_appended_observation_does_not_change_the_actions_logprobs(policy, layout):
-    sequences = build_sequences(episodes(layout=layout), layout)
+    sequences = Learner(policy, None, config(layout)).make_batch(episodes(layout=layout)).sequences
     plain = [packing.action_rows(s) for s in sequences]
     both = [
         packing.join_rows(packing.action_rows(s), packing.observation_rows(s, [1.0] * len(s.spans))) for s in sequences
@@ -127,9 +132,10 @@ def test_the_appended_observation_does_not_change_the_actions_logprobs(policy, l
         assert packing.input_length(both[i]) > packing.input_length(plain[i])
 
 
-def test_scores_match_a_plain_forward_pass(policy):
-    sequences = build_sequences(episodes(), "trajectory")
-    scores = Learner(policy, None, config()).compute_token_stats(sequences)
+def test_token_statistics_match_a_plain_forward_pass(policy):
+    learner = Learner(policy, None, config())
+    batch = learner.make_batch(episodes())
+    sequences, stats = batch.sequences, learner.compute_token_stats(batch)
     model = copy.deepcopy(policy.model).double()
     model.set_attn_implementation("eager")
     number = 0
@@ -139,19 +145,21 @@ def test_scores_match_a_plain_forward_pass(policy):
         for span in sequence.spans:
             at = torch.arange(*span.action)
             expected = rows[at - 1, torch.tensor(sequence.ids)[at]].tolist()
-            assert scores.old_logprobs[number].tolist() == pytest.approx(expected, abs=1e-5)
+            assert stats.old_logprobs[number].tolist() == pytest.approx(expected, abs=1e-5)
             entropy = -(rows[at - 1].exp() * rows[at - 1]).sum(-1).mean().item()
-            assert scores.entropies[number] == pytest.approx(entropy, abs=1e-5)
+            assert stats.entropies[number] == pytest.approx(entropy, abs=1e-5)
             number += 1
 
 
-def test_denominators_are_those_of_the_whole_optimizer_batch():
+def test_denominators_are_those_of_the_whole_optimizer_batch(policy):
     trajectories = episodes()
-    sequences = build_sequences(trajectories, "trajectory")
+    sequences = Learner(policy, None, config()).make_batch(trajectories).sequences
     sizes = [len(x.action_ids) for t in trajectories for x in t.transitions]
-    scores = TokenStats([np.zeros(n) for n in sizes], None, None, np.zeros(len(sizes)))
+    stats = TokenStats([np.zeros(n) for n in sizes], None, None, np.zeros(len(sizes)))
     selected = np.arange(len(sizes)) % 2 == 0
-    tables = build_tables(sequences, scores, spread_credit(trajectories), WorldModelWeights(np.ones(6), selected))
+    tables = build_tables(
+        sequences, stats, spread_credit(trajectories), WorldModelWeights(np.ones(6), selected, selected)
+    )
     policy_weight = sum(t.weights[t.kinds == 1].astype(float).sum() for t in tables)
     observed_weight = sum(t.weights[t.kinds == 2].astype(float).sum() for t in tables)
     assert (policy_weight, observed_weight) == (pytest.approx(1.0), pytest.approx(1.0))
@@ -159,13 +167,13 @@ def test_denominators_are_those_of_the_whole_optimizer_batch():
 
 def test_the_policy_loss_pulls_the_right_way(policy):
     """A step on positive advantages makes the sampled actions likelier, on negative ones less likely."""
-    sequences = build_sequences(episodes(), "trajectory")
     for sign in (1.0, -1.0):
         fresh = Policy(copy.deepcopy(policy.model), None)
         learner = Learner(fresh, None, config())
-        before = np.concatenate(learner.compute_token_stats(sequences).old_logprobs)
+        batch = learner.make_batch(episodes())
+        sequences, old = batch.sequences, learner.compute_token_stats(batch).old_logprobs
+        before = np.concatenate(old)
         tables = [packing.action_rows(s) for s in sequences]
-        old = learner.compute_token_stats(sequences).old_logprobs
         for table, sequence in zip(tables, sequences, strict=True):
             table.weights[:], table.advantages[:] = 1e-2, sign
             table.old_logprobs[:] = np.concatenate([old[s.transition] for s in sequence.spans])
@@ -173,5 +181,5 @@ def test_the_policy_loss_pulls_the_right_way(policy):
         with torch.no_grad():
             for parameter in fresh.model.parameters():
                 parameter -= 0.05 * parameter.grad
-        after = np.concatenate(learner.compute_token_stats(sequences).old_logprobs)
+        after = np.concatenate(learner.compute_token_stats(batch).old_logprobs)
         assert sign * (after - before).mean() > 0

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from make_records import update
 
 from paw_fast.config import load_preset
 from paw_fast.errors import UserError
@@ -14,7 +15,7 @@ from paw_fast.learner.sequences import build_sequences
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
 from paw_fast.rollout.chat_format import ChatFormat
-from paw_fast.types import Task, Trajectory, Transition
+from paw_fast.types import EpisodeId, RolloutBatch, Task, Trajectory, Transition
 
 VOCAB = 60
 
@@ -30,7 +31,11 @@ def episode(*of_turns, group=0):
     for number, passages in enumerate(of_turns):
         turns.append(turn(prompt, passages, tuple(range(20 + 5 * number + group, 25 + 5 * number + group))))
         prompt = prompt + turns[-1].action_ids + turns[-1].observation_ids
-    return Trajectory(Task("t"), group, tuple(turns), 0.0, 0.0, False)
+    return Trajectory(Task("t"), EpisodeId(0, group, 0), tuple(turns), 0.0, 0.0, False)
+
+
+def batch_of(trajectories, layout):
+    return RolloutBatch(tuple(trajectories), tuple(build_sequences(trajectories, layout)))
 
 
 @pytest.mark.parametrize("layout", ["trajectory", "window"])
@@ -38,10 +43,10 @@ def test_labels_stand_on_the_passages_own_tokens(layout):
     memory = SeenPassages()
     memory.add(1, ["a"])
     trajectory = episode(((1, 3, "a"), (3, 5, "b")), ((2, 4, "c"),))
-    sequences = build_sequences([trajectory], layout)
-    labels = memory.label([trajectory], sequences)
+    batch = batch_of([trajectory], layout)
+    labels = memory.label(batch)
     found = []
-    for sequence, of_tokens in zip(sequences, labels, strict=True):
+    for sequence, of_tokens in zip(batch.sequences, labels, strict=True):
         for span in sequence.spans:
             start = span.action[1]
             found.append(of_tokens[start : start + 5].tolist())
@@ -53,7 +58,7 @@ def test_labels_stand_on_the_passages_own_tokens(layout):
 
 def test_without_passages_there_is_nothing_to_tell_apart():
     trajectory = episode((), ())
-    assert SeenPassages().label([trajectory], build_sequences([trajectory], "trajectory")) is None
+    assert SeenPassages().label(batch_of([trajectory], "trajectory")) is None
 
 
 def test_a_run_keeps_what_was_shown_and_a_resumed_one_reads_it(tmp_path):
@@ -65,17 +70,17 @@ def test_a_run_keeps_what_was_shown_and_a_resumed_one_reads_it(tmp_path):
     memory.add(3, ["c"])
     assert path.read_text().count("\n") == 3  # nothing new in step 3
     trajectory = episode(((1, 2, "w"), (2, 3, "a"), (3, 4, "b\nline"), (4, 5, "c")))
-    sequences = build_sequences([trajectory], "trajectory")
+    batch = batch_of([trajectory], "trajectory")
 
     def known(memory):
-        (of_tokens,) = memory.label([trajectory], sequences)
+        (of_tokens,) = memory.label(batch)
         return of_tokens[5:9].tolist()
 
     with open(path, "a") as handle:
         handle.write('{"step": 4, "ne')  # cut short by a kill
     assert known(SeenPassages(path, 1)) == [REPEATED, REPEATED, REPEATED, NEW]
     assert known(SeenPassages(path, 9)) == [REPEATED, REPEATED, REPEATED, NEW]  # later steps were dropped before
-    assert known(SeenPassages(path)) == [NEW] * 4  # a new run begins anew
+    assert known(SeenPassages(path)) == [NEW] * 4  # a new run starts without any
     assert path.read_text() == ""
     path.write_text("[]\n{}\n")
     with pytest.raises(UserError, match=r"passages\.jsonl:1: not a line of passages"):
@@ -106,13 +111,13 @@ def test_stretches_of_a_text_become_stretches_of_its_tokens():
 def test_the_errors_are_those_of_the_policy_before_the_step(layout):
     base = load_preset("tiny")
     config = dataclasses.replace(
-        base, paw=dataclasses.replace(base.paw, alpha=1.0), token_budget=40,
+        base, layout=layout, paw=dataclasses.replace(base.paw, alpha=1.0), token_budget=40,
         algo=dataclasses.replace(base.algo, minibatches=1, kl_coef=0.0),
     )  # fmt: skip
     model = tiny.build_model(VOCAB, hidden=32, layers=1, heads=4, kv_heads=2, ffn=48, seed=1)
     policy = Policy(model, None)
     learner = Learner(policy, None, config)
-    learner.passages.add(1, ["a"])
+    learner.seen_passages.add(1, ["a"])
     trajectories = [
         episode(((1, 3, "a"), (3, 5, "b")), ((2, 4, "c"),)),
         episode(((1, 5, "b"),), group=1),
@@ -129,13 +134,12 @@ def test_the_errors_are_those_of_the_policy_before_the_step(layout):
             for start, end, name in t.passages:
                 for i in range(before + start, before + end):
                     errors[REPEATED if name == "a" else NEW].append(1 - float(p[i - 1, ids[i]]))
-    sequences = build_sequences(trajectories, layout)
-    metrics = learner.update(trajectories, sequences, learner.compute_token_stats(sequences), 1)
+    metrics = update(learner, learner.make_batch(trajectories), step=1)
     assert metrics["wm/repeated_passage_error"] == pytest.approx(np.mean(errors[REPEATED]), rel=1e-4)
     assert metrics["wm/new_passage_error"] == pytest.approx(np.mean(errors[NEW]), rel=1e-4)
     assert metrics["wm/new_passage_share"] == pytest.approx(
         len(errors[NEW]) / (len(errors[NEW]) + len(errors[REPEATED]))
     )
-    again = learner.update(trajectories, sequences, learner.compute_token_stats(sequences), 2)
+    again = update(learner, learner.make_batch(trajectories), step=2)
     assert again["wm/new_passage_share"] == 0.0
     assert "wm/new_passage_error" not in again

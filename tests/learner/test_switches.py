@@ -6,15 +6,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from make_records import update
 
-from paw_fast.algorithms.world_model import first_of_equals
-from paw_fast.config import load_preset
+from paw_fast.algorithms.world_model import first_of_equals, select
+from paw_fast.config import algo_config, load_preset
 from paw_fast.learner import Learner
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.learner.update_metrics import UpdateMetrics
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
-from paw_fast.types import Task, Trajectory, Transition
+from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
 VOCAB = 80
 
@@ -24,12 +25,12 @@ def policy():
     return Policy(tiny.build_model(VOCAB, hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, seed=2), None)
 
 
-def config(layout="trajectory", critic=None, paw=None, **algo):
+def config(layout="trajectory", critic=None, paw=None, name="grpo", **algo):
     base = load_preset("tiny")
     return dataclasses.replace(
         base, layout=layout, critic=dataclasses.replace(base.critic, **(critic or {})),
         paw=dataclasses.replace(base.paw, **(paw or {})),
-        algo=dataclasses.replace(base.algo, minibatches=1, kl_coef=0.0, **algo),
+        algo=dataclasses.replace(algo_config(name, base.algo), minibatches=1, kl_coef=0.0, **algo),
         optim=dataclasses.replace(base.optim, schedule="constant", learning_rate=1e-3),
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ def episodes(layout="trajectory", count=8, seed=0):
             )
             prompt = prompt + action + observed if layout == "trajectory" else (prompt[0], *observed)
         total = 10.0 * won
-        out.append(Trajectory(Task("t"), number // 4, tuple(turns), total, total, won))
+        out.append(Trajectory(Task("t"), EpisodeId(0, number // 4, number % 4), tuple(turns), total, total, won))
     return out
 
 
@@ -62,20 +63,16 @@ def moved(policy, before):
     return any(not torch.equal(v, before[k]) for k, v in policy.model.state_dict().items())
 
 
-def run(learner, layout="trajectory", horizon=1, steps=1):
-    trajectories = episodes(layout)
-    sequences = build_sequences(trajectories, layout, horizon)
-    out = []
-    for step in range(steps):
-        out.append(learner.update(trajectories, sequences, learner.compute_token_stats(sequences), step))
-    return out
+def run(learner, steps=1):
+    batch = learner.make_batch(episodes(learner.config.layout))
+    return [update(learner, batch, step=step) for step in range(steps)]
 
 
 @pytest.mark.parametrize("layout", ["trajectory", "window"])
 @pytest.mark.parametrize("backbone", ["own", "shared"])
 def test_the_critic_learns_the_returns(policy, backbone, layout):
     c = config(layout, {"backbone": backbone, "learning_rate": 1e-2, "value_clip": None, "coef": 1.0}, name="ppo")
-    metrics = run(Learner(policy, None, c), layout, steps=25)
+    metrics = run(Learner(policy, None, c), steps=25)
     assert metrics[-1]["critic/loss"] < 0.3 * metrics[0]["critic/loss"]
     assert metrics[-1]["critic/explained_variance"] > 0.6
 
@@ -141,15 +138,15 @@ def without_observation(trajectories, layout):
 @pytest.mark.parametrize("deduplicate", [False, True])
 def test_selection_is_among_what_can_be_predicted(policy, layout, deduplicate):
     trajectories = without_observation(episodes(layout), layout)
-    sequences = build_sequences(trajectories, layout)
     learner = Learner(policy, None, config(layout, paw={"alpha": 0.5, "deduplicate": deduplicate}))
-    got = learner.compute_token_stats(sequences)
+    batch = learner.make_batch(trajectories)
+    got = learner.compute_token_stats(batch)
     # The answers' entropies are the highest: counted among the rest they would fill the selection.
     got = dataclasses.replace(got, entropies=np.array([0.1, 0.2, 9.0] * 8) + np.arange(24) * 1e-3)
-    _, selected, has_target = learner._world_model(trajectories, sequences, got, 0)
-    assert has_target.tolist() == [True, True, False] * 8
-    assert selected.tolist() == [False, True, False] * 8
-    metrics = learner.update(trajectories, sequences, got, 0)
+    weights = select(batch, got, learner.config, 0)
+    assert weights.has_target.tolist() == [True, True, False] * 8
+    assert weights.selected.tolist() == [False, True, False] * 8
+    metrics = update(learner, batch, got)
     assert metrics["wm/selected_share"] == 0.5
     assert metrics["wm/target_share"] == pytest.approx(2 / 3)
     (one,) = without_observation(episodes("window", count=1), "window")
@@ -162,9 +159,8 @@ def test_selection_is_among_what_can_be_predicted(policy, layout, deduplicate):
 def test_nothing_to_predict_at_all(policy):
     trajectories = [dataclasses.replace(t, transitions=without_observation([t], "")[0].transitions[-1:]) for t in
                     episodes("window")]  # fmt: skip
-    sequences = build_sequences(trajectories, "window")
     learner = Learner(policy, None, config("window"))
-    metrics = learner.update(trajectories, sequences, learner.compute_token_stats(sequences), 0)
+    metrics = update(learner, learner.make_batch(trajectories))
     assert (metrics["wm/selected_share"], metrics["wm/target_share"], metrics["wm/loss"]) == (0.0, 0.0, 0.0)
     assert np.isfinite(list(metrics.values())).all()
 
@@ -193,30 +189,24 @@ def test_the_critics_rate_is_constant_and_its_warm_up_is_no_part_of_the_schedule
     base = config(critic={"backbone": backbone, "warmup_steps": 2, "learning_rate": 1e-2}, name="ppo")
     optim = dataclasses.replace(base.optim, schedule="linear", warmup_steps=1, learning_rate=1e-3)
     learner = Learner(policy, None, dataclasses.replace(base, steps=6, optim=optim))
-    of_critic = learner.critic.optimizer or learner.optimizer
+    of_critic = (learner.critic.own_optimizers() or [learner.optimizer])[0]
     rates, critics = [], []
     for step in range(6):
         critics.append(of_critic.param_groups[-1]["lr"])
-        rates.append(run_one(learner, step)["optim/learning_rate"])
+        rates.append(update(learner, learner.make_batch(episodes()), step=step)["optim/learning_rate"])
     # Two steps in which the policy stays, one of its own warm-up, and three from the peak down.
     assert rates == pytest.approx([0.0005, 0.0005, 0.0005, 0.001, 0.002 / 3, 0.001 / 3])
     assert critics == [1e-2] * 6
 
 
-def run_one(learner, step):
-    trajectories = episodes()
-    sequences = build_sequences(trajectories, "trajectory")
-    return learner.update(trajectories, sequences, learner.compute_token_stats(sequences), step)
-
-
 def test_values_are_the_same_in_both_layouts_of_the_critic(policy):
-    """A shared critic scored in one pass with the policy, and one of its own with the same weights."""
-    sequences = build_sequences(episodes(), "trajectory")
+    """A shared critic in one pass with the policy, and one of its own with the same weights."""
     own, shared = (Learner(policy, None, config(critic={"backbone": b}, name="ppo")) for b in ("own", "shared"))
     with torch.no_grad():
         own.critic.head.weight.normal_()
         shared.critic.head.weight.copy_(own.critic.head.weight)
-    a, b = own.compute_token_stats(sequences).values, shared.compute_token_stats(sequences).values
+    batch = own.make_batch(episodes())
+    a, b = own.compute_token_stats(batch).values, shared.compute_token_stats(batch).values
     assert len(a) == 24
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
@@ -238,11 +228,11 @@ def test_alternating_updates_leave_the_world_model_out_until_its_turn(policy):
     # Groups without spread have no policy loss, so an update without the world model moves nothing.
     flat = [dataclasses.replace(t, success_return=0.0, episode_return=0.0) for t in episodes()]
     learner = Learner(policy, None, alone)
-    sequences = build_sequences(flat, "trajectory")
+    batch = learner.make_batch(flat)
     before = weights(policy)
-    metrics = learner.update(flat, sequences, learner.compute_token_stats(sequences), 0)
+    metrics = update(learner, batch)
     assert metrics["policy/group_spread_share"] == 0.0
-    learner.update(flat, sequences, learner.compute_token_stats(sequences), 1)
+    update(learner, batch, step=1)
     assert moved(policy, before)
 
 
@@ -267,22 +257,22 @@ def test_a_longer_horizon_leaves_the_policy_part_as_it_is(policy):
     losses = []
     for horizon in (1, 3):
         fresh = Policy(copy.deepcopy(policy.model), None)
-        (metrics,) = run(Learner(fresh, None, config("window", normalize_std=True)), "window", horizon)
+        (metrics,) = run(Learner(fresh, None, config("window", paw={"horizon": horizon}, normalize_std=True)))
         losses.append(metrics["policy/loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_equal_transitions_are_predicted_once(policy):
     trajectories = episodes(count=4)
-    doubled = [*trajectories, *(dataclasses.replace(t, group=7) for t in trajectories)]
+    again = [dataclasses.replace(t, episode_id=EpisodeId(0, 7, i)) for i, t in enumerate(trajectories)]
+    doubled = [*trajectories, *again]
     turns = [x for t in doubled for x in t.transitions]
     assert first_of_equals(turns).tolist() == [True] * 12 + [False] * 12
     changed = dataclasses.replace(turns[0], observation_ids=(20, 21, 22, 23))
     assert first_of_equals([turns[0], changed, turns[0]]).tolist() == [True, True, False]
-    sequences = build_sequences(doubled, "trajectory")
     for deduplicate, share in ((False, 1.0), (True, 0.5)):
         learner = Learner(policy, None, config(paw={"deduplicate": deduplicate, "selection": "all"}))
-        metrics = learner.update(doubled, sequences, learner.compute_token_stats(sequences), 0)
+        metrics = update(learner, learner.make_batch(doubled))
         assert metrics["wm/selected_share"] == pytest.approx(share)
 
 

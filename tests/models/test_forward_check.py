@@ -8,7 +8,7 @@ import transformers
 
 from paw_fast.config import ModelConfig
 from paw_fast.errors import UserError
-from paw_fast.learner.critic import Critic
+from paw_fast.learner.critic import SeparateCritic
 from paw_fast.models import packed_attention, tiny
 from paw_fast.models.forward_check import check_forward, check_generation, tolerance_of
 from paw_fast.models.policy import Policy, load_policy
@@ -143,6 +143,14 @@ def test_weights_that_are_not_finite_are_an_error():
     model = build("llama", BASE)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match=r"the parameter model\.norm\.weight holds NaN or infinite numbers"):
+        load_policy(save(model), ModelConfig(device="cpu"))
+
+
+def test_a_forward_pass_that_overflows_is_named(save):
+    model = build("llama", BASE)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
     with pytest.raises(UserError, match="not finite; the weights are damaged"):
         check_forward(Policy(model, None), "x")
 
@@ -209,7 +217,7 @@ def test_reference_critic_and_engine_have_no_dropout(save, tokenizer):
     reference = load_policy(path, ModelConfig(device="cpu"), trainable=False)
     assert not any(p.requires_grad for p in reference.model.parameters())
     policy = Policy(build("phi", PHI).train(), tokenizer)
-    critic = Critic(policy, CriticConfig(backbone="own"), OptimConfig())
+    critic = SeparateCritic(policy, CriticConfig(), OptimConfig())
     for one in (reference, policy, critic.backbone):
         assert torch.equal(hidden(one), hidden(one))
     engine = TransformersEngine(build("phi", PHI).train(), ChatFormat(tokenizer), slots=1, max_length=64)

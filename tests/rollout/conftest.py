@@ -92,6 +92,6 @@ def generator(request):
 @pytest.fixture(scope="module")
 def pool(config, policy, small_env, tmp_path_factory):
     """A worker pool for test modules that define the fixtures `config` and `policy`."""
-    made = RolloutWorkerPool(config, policy, tmp_path_factory.mktemp("generators"))
+    made = RolloutWorkerPool(config, policy, tmp_path_factory.mktemp("workers"))
     yield made
     made.close()

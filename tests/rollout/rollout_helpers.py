@@ -1,28 +1,36 @@
-"""Episodes on a player, for the tests beside this file: what is played, what came out, whether its log-probs hold."""
+"""Plays episodes on a worker for the tests in this folder, and checks their log-probs."""
 
 import copy
 import time
 
 import pytest
 import torch
+from make_records import request_for
 
 
 def plan(env, seed=0, groups=2):
     """Two episodes of each of the first training tasks."""
-    return [(task, g, (seed, g, i)) for g, task in enumerate(env.tasks("train")[:groups]) for i in range(2)]
+    tasks = enumerate(env.tasks("train")[:groups])
+    return [request_for(task, g, i, seed=(seed, g, i)) for g, task in tasks for i in range(2)]
 
 
-def finish(player, count, limit_s=120):
-    """The next `count` episodes that end, in order of their seeds."""
+def in_order(trajectories):
+    return sorted(trajectories, key=lambda t: t.episode_id)
+
+
+def finish(worker, count, limit_s=120):
+    """The next `count` episodes that end, in order of their ids."""
     ended, deadline = [], time.monotonic() + limit_s
     while len(ended) < count:
         assert time.monotonic() < deadline
-        ended += player.poll()
-    return sorted(ended, key=lambda t: t.seed)
+        ended += worker.poll()
+    return in_order(ended)
 
 
 def shown(trajectories):
-    return [(t.seed, [(x.action_ids, x.command, x.observation_text) for x in t.transitions]) for t in trajectories]
+    return [
+        (t.episode_id, [(x.action_ids, x.command, x.observation_text) for x in t.transitions]) for t in trajectories
+    ]
 
 
 def check_logprobs(policy, trajectories, version):

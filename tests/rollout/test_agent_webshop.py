@@ -1,13 +1,13 @@
 """The agent loop on WebShop: reward for success alone beside the shop's own score, the form of the pages, limits."""
 
-import dataclasses
 import importlib.util
 
 import pytest
+from make_records import agent_settings, request_for
 
 from paw_fast import envs
 from paw_fast.envs.webshop.env import WebshopEnv
-from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings
+from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.engines.base import Completion
 from paw_fast.rollout.prompts import PromptTemplate
 
@@ -48,10 +48,10 @@ def env(tmp_path_factory):
 
 def play(env, chat, scripts, template="compact", **settings):
     engine = Scripted(chat, scripts)
-    options = dataclasses.replace(AgentSettings(max_steps=15), **settings)
+    options = agent_settings(max_steps=15, **settings)
     loop = AgentLoop(engine, [env.spawn()], chat, PromptTemplate.load(template, "webshop"), options)
     task = env.tasks("train")[0]
-    return list(loop.play([(task, 0, (0, i)) for i in range(len(scripts))])), engine.prompts
+    return list(loop.play([request_for(task, 0, i) for i in range(len(scripts))])), engine.prompts
 
 
 def goal_of(env):
@@ -102,9 +102,9 @@ def test_a_long_history_and_long_pages_are_cut_and_counted(env, chat):
     template = PromptTemplate.load("verl", "webshop")
     template.max_chars = 3000
     engine = Scripted(chat, [list(script)])
-    settings = AgentSettings(max_steps=15, layout="window", max_sequence_tokens=10**6)
+    settings = agent_settings(max_steps=15, layout="window", max_sequence_tokens=10**6)
     loop = AgentLoop(engine, [env.spawn()], chat, template, settings)
-    (fallen,) = loop.play([(env.tasks("train")[0], 0, (0,))])
+    (fallen,) = loop.play([request_for(env.tasks("train")[0])])
     assert fallen.num_cut == 12  # the first histories hold the short start page
     assert "The latest of them" not in engine.prompts[5]
 

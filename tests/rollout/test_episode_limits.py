@@ -2,29 +2,32 @@
 
 import copy
 import dataclasses
-from contextlib import nullcontext
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
+from make_records import agent_settings, request_for, update
+from rollout_helpers import in_order
 
 from paw_fast.cli import main
+from paw_fast.config import algo_config
 from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import evaluate, overlong_warning
-from paw_fast.learner import Learner
+from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
-from paw_fast.orchestrator import Orchestrator
-from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings, check_first_prompts
+from paw_fast.orchestrator import make_orchestrator
+from paw_fast.rollout.agent_loop import AgentLoop, check_first_prompts
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import Completion
 from paw_fast.rollout.factory import make_engine, make_loop
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.task_sampler import TaskSampler
 from paw_fast.rollout.worker import LocalRolloutWorker
-from paw_fast.types import Observation, Task, Trajectory
+from paw_fast.types import EpisodeId, Observation, Task, Trajectory
 
 LAYOUTS = pytest.mark.parametrize("layout", ["trajectory", "window"])
 
@@ -86,13 +89,13 @@ def room(name, words, **info):
 
 
 def loop_of(chat, max_steps=3, **settings):
-    options = AgentSettings(**{"max_steps": max_steps, "max_action_tokens": 8, "max_sequence_tokens": 256, **settings})
+    options = agent_settings(**{"max_steps": max_steps, "max_action_tokens": 8, "max_sequence_tokens": 256, **settings})
     envs = [Rooms(max_steps), Rooms(max_steps)]
     return AgentLoop(Saying(chat), envs, chat, PromptTemplate.load("compact"), options)
 
 
 def play(loop, *tasks):
-    return sorted(loop.play([(task, i, (i,)) for i, task in enumerate(tasks)]), key=lambda t: t.seed)
+    return in_order(loop.play([request_for(task, i) for i, task in enumerate(tasks)]))
 
 
 # ------------------------------------------------------------------------------------------------ the step limit
@@ -116,7 +119,7 @@ def test_an_episode_of_alfworld_that_runs_out_of_steps_is_truncated(small_env, c
     env.reset(task)
     steps = [env.step("look") for _ in range(3)]
     assert [(s.done, s.truncated) for s in steps] == [(False, False), (False, False), (True, True)]
-    options = AgentSettings(max_steps=3, max_action_tokens=8, max_sequence_tokens=2048)
+    options = agent_settings(max_steps=3, max_action_tokens=8, max_sequence_tokens=2048)
     loop = AgentLoop(Saying(chat), [small_env.spawn()], chat, PromptTemplate.load("compact"), options)
     (lost,) = play(loop, task)
     assert (lost.truncated, lost.won, len(lost.transitions), lost.overrun) == (True, False, 3, "")
@@ -156,15 +159,21 @@ class Run:
         self.warnings = []
         self.tasks = [room(f"r{i}", n) for i, n in enumerate(words)]
         sampler = TaskSampler(self.tasks, 0)
-        stage = lambda name: nullcontext()  # noqa: E731
-        self.pipeline = Orchestrator(
-            self.config, LocalRolloutWorker(loop), sampler, self.learner, stage, self.warnings.append
-        )  # fmt: skip
+        self.worker = LocalRolloutWorker(loop, sync_timeout_s=60.0)
+        self.orchestrator = make_orchestrator(self.config, self.worker, sampler, self.warnings.append)
+
+    def collect(self, number):
+        groups = []
+        with closing(self.orchestrator.next_batch(number)) as ended:
+            for trajectories in ended:
+                group = self.learner.make_batch(trajectories)
+                groups.append((group, self.learner.compute_token_stats(group)))
+        return join_groups(groups)
 
     def step(self, number):
-        batch = self.pipeline.batch(number, lambda: None)
-        metrics = self.learner.update(batch.trajectories, batch.sequences, batch.scores, number)
-        self.pipeline.player.update_weights(number + 1)
+        batch, stats = self.collect(number)
+        metrics = update(self.learner, batch, stats, number)
+        self.worker.update_weights(number + 1)
         return batch, metrics
 
 
@@ -178,7 +187,7 @@ def test_training_leaves_such_tasks_out_and_draws_others(small_config, start, pi
         assert len(batch.trajectories) == 4
         assert all(t.transitions and t.task.info["words"] == 5 for t in batch.trajectories)
         assert np.isfinite(metrics["policy/loss"])
-        left_out += batch.metrics.get("rollout/overlong_tasks", 0)
+        left_out += run.orchestrator.take_metrics().get("rollout/overlong_tasks", 0)
     assert left_out >= 2
     (warning,) = run.warnings
     assert "r1" in warning or "r3" in warning
@@ -196,19 +205,19 @@ def test_training_on_nothing_but_such_tasks_is_one_line(small_config, start, pip
 @pytest.mark.parametrize("algo", ["grpo", "rloo", "gigpo"])
 def test_an_update_takes_a_trajectory_without_transitions(small_config, start, layout, algo):
     run = Run(small_config(), start, "sync", layout, [5, 5])
-    run.config = dataclasses.replace(run.config, algo=dataclasses.replace(run.config.algo, name=algo))
+    run.config = dataclasses.replace(run.config, algo=algo_config(algo, run.config.algo))
     learner = Learner(run.learner.policy, None, run.config)
-    batch = run.pipeline.batch(0, lambda: None)
-    empty = Trajectory(Task("long"), 7, (), 0.0, 0.0, False, truncated=True)
-    trajectories = [empty, *batch.trajectories[:2], dataclasses.replace(empty, group=0), *batch.trajectories[2:]]
-    sequences = build_sequences(trajectories, layout)
-    assert {s.trajectory for s in sequences} == {1, 2, 4, 5}
-    metrics = learner.update(trajectories, sequences, learner.compute_token_stats(sequences), 0)
+    played = run.collect(0)[0].trajectories
+    empty = Trajectory(Task("long"), EpisodeId(0, 7, 0), (), 0.0, 0.0, False, truncated=True)
+    other = dataclasses.replace(empty, episode_id=EpisodeId(0, 0, 2))
+    batch = learner.make_batch([empty, *played[:2], other, *played[2:]])
+    assert {s.trajectory for s in batch.sequences} == {1, 2, 4, 5}
+    metrics = update(learner, batch)
     assert np.isfinite(metrics["policy/loss"])
 
 
 def test_a_run_is_refused_before_it_begins_where_most_tasks_do_not_fit(chat):
-    settings = AgentSettings(max_action_tokens=8, max_sequence_tokens=256)
+    settings = agent_settings(max_action_tokens=8, max_sequence_tokens=256)
     check = lambda words: check_first_prompts(  # noqa: E731
         Rooms(), [room(f"r{n}-{i}", n) for i, n in enumerate(words)], chat, PromptTemplate.load("compact"), settings
     )
@@ -271,6 +280,6 @@ def test_positions_past_the_model_s_are_never_asked_for(small_config, start):
     policy = Policy(model.eval(), start.tokenizer)
     loop = make_loop(start.tokenizer, model.config, make_engine(policy, config), Rooms(9), config)
     with torch.no_grad():
-        played = list(loop.play([(room("a", 5, later=30), 0, (0,))]))
+        played = list(loop.play([request_for(room("a", 5, later=30))]))
     assert max(len(s.ids) for s in build_sequences(played, "trajectory")) <= 64
     assert ChatFormat(start.tokenizer).stop_ids == loop.chat.stop_ids

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from rollout_helpers import check_logprobs, finish, plan, shown
+from rollout_helpers import check_logprobs, finish, in_order, plan, shown
 
 from paw_fast.errors import UserError
 from paw_fast.models.policy import Policy
@@ -39,20 +39,20 @@ def plan4(env, seed=0):
 def test_each_plays_half_of_the_groups_whole(pool, config, policy, small_env):
     episodes = plan4(small_env)
     pool.submit(episodes)
-    held = [{planned[1] for planned, _ in actor.playing.values()} for actor in pool._actors]
+    held = [{one.group for one in worker.playing} for worker in pool._workers]
     assert [len(groups) for groups in held] == [2, 2]
     assert not held[0] & held[1]
     got = finish(pool, 8)
     check_logprobs(policy, got, 0)
     if config.rollout.engine == "transformers":
         loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), small_env, config)
-        assert shown(got) == shown(sorted(loop.play(episodes), key=lambda t: t.seed))
+        assert shown(got) == shown(in_order(loop.play(episodes)))
     spans, deadline = {}, time.monotonic() + 30
     while len(spans) < 2 and time.monotonic() < deadline:
         pool._receive(0.1)
         for name, rows in pool.take_spans().items():
             spans.setdefault(name, []).extend(rows)
-    assert sorted(spans) == ["generator 0", "generator 1"]
+    assert sorted(spans) == ["worker 0", "worker 1"]
     assert all("generate" in {name for name, _, _ in rows} for rows in spans.values())
 
 
@@ -61,18 +61,18 @@ def test_both_get_new_weights(pool, policy, small_env):
         for parameter in policy.model.parameters():
             parameter.mul_(1.1)
     pool.update_weights(1)
-    assert [actor.version for actor in pool._actors] == [1, 1]
+    assert [worker.version for worker in pool._workers] == [1, 1]
     pool.submit(plan4(small_env, seed=1))
     check_logprobs(policy, finish(pool, 8), 1)
 
 
 def test_the_death_of_one_leaves_the_other_alone(pool, policy, small_env):
     pool.submit(plan4(small_env, seed=2))
-    victim, other = (actor.process.pid for actor in pool._actors)
+    victim, other = (worker.process.pid for worker in pool._workers)
     os.kill(victim, signal.SIGKILL)
     check_logprobs(policy, finish(pool, 8), pool.policy_version)
-    assert pool._actors[0].process.pid != victim
-    assert pool._actors[1].process.pid == other
+    assert pool._workers[0].process.pid != victim
+    assert pool._workers[1].process.pid == other
 
 
 def test_a_run_trains_on_both(config, policy, small_env, tmp_path):
@@ -94,7 +94,7 @@ def test_a_run_trains_on_both(config, policy, small_env, tmp_path):
     assert all(0 <= row["idle/generator"] <= 1 for row in steps)
     events = json.loads((tmp_path / "run" / "trace.json").read_text())
     names = {e["pid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
-    assert sorted(names.values()) == ["generator 0", "generator 1", "trainer"]
+    assert sorted(names.values()) == ["trainer", "worker 0", "worker 1"]
     assert sum(e["name"] == "sync" and names[e["pid"]] == "trainer" for e in events if e["ph"] == "X") == 3
 
 

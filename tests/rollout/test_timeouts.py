@@ -7,20 +7,20 @@ import sys
 import time
 
 import pytest
-from rollout_helpers import finish, plan
+from rollout_helpers import finish, in_order, plan
 
 from paw_fast.rollout.engines.base import EngineError
+from paw_fast.rollout.episode_metrics import episode_metrics
 from paw_fast.rollout.factory import make_engine, make_loop
 from paw_fast.rollout.timeouts import time_limit
 from paw_fast.rollout.worker import LocalRolloutWorker
 from paw_fast.rollout.worker_pool import RolloutWorkerPool
-from paw_fast.train import episode_metrics
 
 
 def play(config, policy, env):
     """Runs the episodes with the transformers engine in this process."""
     loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
-    return sorted(loop.play(plan(env)), key=lambda t: t.seed)
+    return in_order(loop.play(plan(env)))
 
 
 def sampled(trajectory):
@@ -62,8 +62,8 @@ def test_an_episode_ends_during_an_action_when_its_time_is_up(small_config, smal
             late = under_way[0]
             late.started_s -= 7200
         ended += loop.step()
-    ended.sort(key=lambda t: t.seed)
-    assert [t.overrun for t in ended] == ["time" if t.seed == late.seed else "" for t in ended]
+    ended = in_order(ended)
+    assert [t.overrun for t in ended] == ["time" if t.episode_id == late.request.episode_id else "" for t in ended]
     for one, full in zip(ended, whole, strict=True):
         assert actions(one) == actions(full)[: len(one.transitions)]
         assert one.overrun or len(one.transitions) == len(full.transitions)
@@ -109,7 +109,7 @@ def test_a_blocked_weight_update_is_reported_within_its_limit(small_config, smal
     config = small_config()
     loop = make_loop(start.tokenizer, start.model.config, Hanging(chat), small_env, config)
     start_s = time.monotonic()
-    with pytest.raises(EngineError, match=r"waited 0\.2 s for the generator .* version 7; see --rollout\.sync-timeout"):
+    with pytest.raises(EngineError, match=r"waited 0\.2 s for the engine .* version 7; see --rollout\.sync-timeout"):
         LocalRolloutWorker(loop, sync_timeout_s=0.2).update_weights(7)
     assert time.monotonic() - start_s < 30
 

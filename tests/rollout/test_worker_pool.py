@@ -1,4 +1,4 @@
-"""Actors in processes of their own, with each generator: the same episodes, new weights, deaths, hangs, time limits."""
+"""Worker processes, with each engine: the same episodes, new weights, deaths, hangs, time limits."""
 
 import copy
 import dataclasses
@@ -33,20 +33,20 @@ def policy(start):
 
 
 def inline(config, policy, env, episodes):
-    """The same episodes with the transformers generator in this process."""
+    """The same episodes with the transformers engine in this process."""
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, engine="transformers"))
     loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
-    player = LocalRolloutWorker(loop)
-    player.submit(episodes)
-    return finish(player, len(episodes))
+    worker = LocalRolloutWorker(loop, sync_timeout_s=60.0)
+    worker.submit(episodes)
+    return finish(worker, len(episodes))
 
 
 def test_logprobs_are_those_of_the_policy(pool, config, policy, small_env):
-    """Both generators; the transformers one also samples the very tokens that it samples in this process."""
+    """Both engines; the transformers one also samples the very tokens that it samples in this process."""
     episodes = plan(small_env)
     pool.submit(episodes)
     got = finish(pool, len(episodes))
-    assert [t.seed for t in got] == [seed for _, _, seed in episodes]
+    assert [t.episode_id for t in got] == [one.episode_id for one in episodes]
     if config.rollout.engine == "transformers":
         assert shown(got) == shown(inline(config, policy, small_env, episodes))
     check_logprobs(policy, got, 0)
@@ -75,77 +75,77 @@ def test_signs_of_life_tell_what_it_was_busy_with(pool, small_env):
     while not spans and time.monotonic() < deadline:
         pool._receive(0.1)
         spans = pool.take_spans()
-    rows = spans["generator 0"]
+    rows = spans["worker 0"]
     assert {"generate", "prompt", "environment"} <= {name for name, _, _ in rows}
     assert all(start <= end < time.perf_counter() for _, start, end in rows)
 
 
-def test_a_killed_actor_is_started_anew_and_its_episodes_are_played_again(pool, small_env, capfd):
+def test_a_killed_process_is_restarted_and_its_episodes_are_played_again(pool, small_env, capfd):
     episodes = plan(small_env, seed=1)
     pool.submit(episodes)
     expected = finish(pool, 4)
     pool.submit(episodes)
-    victim = pool._actors[0].process.pid
+    victim = pool._workers[0].process.pid
     os.kill(victim, signal.SIGKILL)
     got = finish(pool, 4)
-    assert pool._actors[0].process.pid != victim
+    assert pool._workers[0].process.pid != victim
     assert {v for t in got for x in t.transitions for v in x.policy_versions} == {pool.policy_version}
     assert shown(got) == shown(expected)
     said = " ".join(capfd.readouterr().err.split())
-    assert f"generator 0 (process {victim}" in said
+    assert f"worker 0 (process {victim}" in said
     assert "4 episodes are played again" in said
 
 
-def test_an_actor_that_hangs_in_a_sync_is_started_anew(pool, config, policy, small_env, capfd):
+def test_a_process_that_hangs_in_a_sync_is_restarted(pool, config, policy, small_env, capfd):
     """With the weights that it was to load, as one that hangs while it plays."""
     quick = dataclasses.replace(config.rollout, sync_timeout_s=1.0)
     pool.config = dataclasses.replace(config, rollout=quick)
-    process = pool._actors[0].process.pid
+    process = pool._workers[0].process.pid
     os.kill(process, signal.SIGSTOP)
     try:
         pool.submit(plan(small_env))
         pool.update_weights(9)
     finally:
         pool.config = config
-    assert pool._actors[0].process.pid != process
+    assert pool._workers[0].process.pid != process
     check_logprobs(policy, finish(pool, 4), 9)
     said = " ".join(capfd.readouterr().err.split())
-    assert f"generator 0 (process {process}" in said
+    assert f"worker 0 (process {process}" in said
     assert "has not loaded the weights of version 9 in 1 s (transport: shared; see --rollout.sync-timeout-s)" in said
     assert "4 episodes are played again" in said
 
 
 def hang_while_playing(pool, config, episodes):
-    """Stops the actor, hands it the episodes, and waits until another process is in its place."""
+    """Stops the process, submits the episodes, and waits until another process has replaced it."""
     pool.config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, hang_timeout_s=2.0))
-    process = pool._actors[0].process.pid
+    process = pool._workers[0].process.pid
     os.kill(process, signal.SIGSTOP)
     try:
         pool.submit(episodes)
-        pool._actors[0].seen_s = time.monotonic()
-        while pool._actors[0].process.pid == process:
+        pool._workers[0].seen_s = time.monotonic()
+        while pool._workers[0].process.pid == process:
             pool.poll()
     finally:
         pool.config = config
 
 
-def test_an_actor_that_hangs_is_started_anew(pool, config, small_env, capfd):
+def test_a_process_that_hangs_is_restarted(pool, config, small_env, capfd):
     hang_while_playing(pool, config, plan(small_env))
     assert len(finish(pool, 4)) == 4
     assert "no sign of life for 2 s" in " ".join(capfd.readouterr().err.split())
 
 
-def test_orders_to_an_actor_that_does_not_read_hold_nothing_up(pool, config, small_env):
+def test_messages_to_a_process_that_does_not_read_hold_nothing_up(pool, config, small_env):
     """More than a pipe takes is handed to a stopped process; the trainer goes on, and notices by its time limit."""
     episodes = [
-        (dataclasses.replace(task, info={**task.info, "weight": "x" * (1 << 20)}), group, seed)
-        for task, group, seed in plan(small_env, seed=3)
+        dataclasses.replace(one, task=dataclasses.replace(one.task, info={**one.task.info, "weight": "x" * (1 << 20)}))
+        for one in plan(small_env, seed=3)
     ]
     hang_while_playing(pool, config, episodes)
     assert len(finish(pool, 4)) == 4
 
 
-def test_an_actor_that_cannot_start_says_why_in_one_line(config, start, small_env, tmp_path):
+def test_a_process_that_cannot_start_says_why_in_one_line(config, start, small_env, tmp_path):
     broken = dataclasses.replace(config, env=dataclasses.replace(config.env, template="/nowhere.toml"))
     with pytest.raises(UserError, match=r"/nowhere\.toml") as error:
         RolloutWorkerPool(broken, start, tmp_path)

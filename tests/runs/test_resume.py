@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from paw_fast.cli import main
-from paw_fast.config import load_preset
+from paw_fast.config import algo_config, load_preset
 from paw_fast.config.resume import MAY_CHANGE, may_change
 from paw_fast.errors import UserError
 from paw_fast.evaluation import world_model
@@ -165,7 +165,7 @@ def test_a_stop_during_set_up_prints_the_resume_command(model, tmp_path, monkeyp
     make = main.load_preset  # anything before the set-up
     monkeypatch.setattr(main, "load_preset", lambda *args: (signal.raise_signal(signal.SIGTERM), make(*args))[1])
     assert train(model, run, "--steps", 1) == 75
-    assert f"begin again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
+    assert f"start again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
     monkeypatch.undo()
     assert resume(run) == 0
 
@@ -248,7 +248,7 @@ def test_changed_settings_reach_every_group_of_both_optimizers():
     """The saved state is restored first, then the new settings are applied with the factor of the schedule."""
     base = load_preset("tiny")
     base = dataclasses.replace(
-        base, algo=dataclasses.replace(base.algo, name="ppo"), steps=4,
+        base, algo=algo_config("ppo", base.algo), steps=4,
         optim=dataclasses.replace(base.optim, schedule="linear"),
     )  # fmt: skip
     optim = dataclasses.replace(base.optim, learning_rate=0.5, beta1=0.1, beta2=0.2, weight_decay=0.3)
@@ -272,8 +272,9 @@ def test_changed_settings_reach_every_group_of_both_optimizers():
         groups = list(learner.optimizer.param_groups)
         assert [group["lr"] for group in groups] == rates == learner.scheduler.get_last_lr()
         if backbone == "own":
-            assert isinstance(learner.critic.optimizer, MasterAdamW)
-            (group,) = learner.critic.optimizer.param_groups
+            (optimizer,) = learner.critic.own_optimizers()
+            assert isinstance(optimizer, MasterAdamW)
+            (group,) = optimizer.param_groups
             assert group["lr"] == 0.25
             groups.append(group)
         assert all((*group["betas"], group["weight_decay"]) == (0.1, 0.2, 0.3) for group in groups)
@@ -470,13 +471,13 @@ def test_a_model_with_non_finite_parameters_is_refused(model, tmp_path, value):
 
 def test_a_diverging_warm_start_is_a_user_error():
     from paw_fast.learner.sequences import build_sequences
-    from paw_fast.types import Task, Trajectory, Transition
+    from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
     policy = load_tiny()
     with torch.no_grad():
         policy.model.model.norm.weight[:] = math.nan
     turn = Transition((5, 6), (7, 1), (0.0, 0.0), (8, 9), (True, True), "c", "o", "", 0.0, True)
-    sequences = build_sequences([Trajectory(Task("t"), 0, (turn,), 0.0, 0.0, True)], "trajectory")
+    sequences = build_sequences([Trajectory(Task("t"), EpisodeId(0, 0, 0), (turn,), 0.0, 0.0, True)], "trajectory")
     with pytest.raises(UserError, match=r"diverged .*step 1 is nan\): lower --warm-start\.learning-rate"):
         imitate(policy, sequences, [True], load_preset("tiny"), lambda done, loss: None)
 

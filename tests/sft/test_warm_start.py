@@ -13,7 +13,7 @@ from paw_fast.learner.sequences import build_sequences
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
 from paw_fast.sft.warm_start import imitate
-from paw_fast.types import Task, Trajectory, Transition
+from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
 VOCAB = 60
 
@@ -36,7 +36,7 @@ def windows(count=6, observed=3):
         Transition(draw(4), draw(3), (0.0,) * 3, draw(observed), (True,) * observed, "c", "o", "s", 0.0, True)
         for _ in range(count)
     ]
-    return build_sequences([Trajectory(Task("t"), 0, tuple(turns), 0.0, 0.0, True)], "window")
+    return build_sequences([Trajectory(Task("t"), EpisodeId(0, 0, 0), tuple(turns), 0.0, 0.0, True)], "window")
 
 
 def finite(policy):

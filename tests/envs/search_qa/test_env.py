@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from make_records import agent_settings, request_for
 from search_extras import need
 
 from paw_fast import envs
@@ -16,7 +17,7 @@ from paw_fast.errors import UserError
 from paw_fast.learner.packing import action_rows, observation_rows
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.models import tiny
-from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings
+from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import Completion
 from paw_fast.rollout.prompts import PromptTemplate, write_action
@@ -194,9 +195,9 @@ def play(env, chat, scripts, **settings):
     engine = ScriptedEngine(chat, {number: list(script) for number, script in enumerate(scripts)})
     loop = AgentLoop(
         engine, [env.spawn() for _ in scripts], chat, template,
-        AgentSettings(max_steps=5, success_reward=1.0, invalid_penalty=0.25, **settings),
+        agent_settings(max_steps=5, success_reward=1.0, invalid_penalty=0.25, **settings),
     )  # fmt: skip
-    tasks = [(task, i, (0, i)) for i, task in enumerate(env.tasks("train")[: len(scripts)])]
+    tasks = [request_for(task, i) for i, task in enumerate(env.tasks("train")[: len(scripts)])]
     return sorted(loop.play(tasks), key=lambda t: t.group)
 
 

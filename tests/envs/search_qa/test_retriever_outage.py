@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from make_records import request_for
 from search_extras import need
 
 from paw_fast.config import load_preset
@@ -79,17 +80,17 @@ def config(tmp_path):
 
 
 def test_worker_waits_for_the_retriever_and_is_not_restarted(config, policy, tmp_path, capfd):
-    pool = RolloutWorkerPool(config, policy, tmp_path / "generators")
+    pool = RolloutWorkerPool(config, policy, tmp_path / "workers")
     server = None
     try:
-        process = pool._actors[0].process.pid
+        process = pool._workers[0].process.pid
         tasks = make_env(config.env).tasks("train")
-        pool.submit([(tasks[0], 0, (0, 0, i)) for i in range(2)])
+        pool.submit([request_for(tasks[0], 0, i) for i in range(2)])
         end = time.monotonic() + 5.0  # nearly twice the hang timeout of a worker
         while time.monotonic() < end:
             assert pool.poll() == []
         stderr = " ".join(capfd.readouterr().err.split())
-        assert f"generator 0: paused: the retriever at {config.env.retriever}/retrieve does not answer" in stderr
+        assert f"worker 0: paused: the retriever at {config.env.retriever}/retrieve does not answer" in stderr
 
         def come_up():
             nonlocal server
@@ -104,7 +105,7 @@ def test_worker_waits_for_the_retriever_and_is_not_restarted(config, policy, tmp
         while len(ended) < 2:
             assert time.monotonic() < deadline
             ended += pool.poll()
-        assert pool._actors[0].process.pid == process
+        assert pool._workers[0].process.pid == process
         assert all("A mug holds tea" in t.transitions[0].observation_text for t in ended)
         counts = pool.take_metrics()
         assert counts["retrieval/queries"] == 2  # the last step of an episode does not search
@@ -112,8 +113,8 @@ def test_worker_waits_for_the_retriever_and_is_not_restarted(config, policy, tmp
         assert counts["retrieval/failures"] >= 1
         assert counts["retrieval/paused_s"] > 5
         stderr = " ".join(capfd.readouterr().err.split())
-        assert "generator 0: the retriever" in stderr
-        assert "starting it anew" not in stderr
+        assert "worker 0: the retriever" in stderr
+        assert "restarting it" not in stderr
         assert pool.take_metrics() == {}
     finally:
         pool.close()

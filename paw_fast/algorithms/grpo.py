@@ -1,0 +1,32 @@
+"""GRPO (arXiv 2402.03300): an episode's return relative to those of its group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paw_fast.algorithms.base import Algorithm, Credit, policy_mask, repeat_over_tokens
+from paw_fast.algorithms.group_relative import GroupRelativeConfig, GroupReturns
+from paw_fast.config.schema import AlgoName
+from paw_fast.types import RolloutBatch, TokenStats
+
+
+@dataclass(frozen=True)
+class GrpoConfig(GroupRelativeConfig):
+    """Settings of GRPO."""
+
+    name: AlgoName = "grpo"
+    normalize_std: bool = True
+    """Divide by the group's standard deviation; off is Dr. GRPO."""
+
+
+class Grpo(Algorithm[GrpoConfig]):
+    """Every action token of an episode has the advantage (R - mean) / std of the episode's return R in its group."""
+
+    config = GrpoConfig
+
+    def credit(self, batch: RolloutBatch, stats: TokenStats) -> Credit:
+        from paw_fast.algorithms.advantages import grpo_advantages
+
+        returns = GroupReturns.of(batch, stats, self.settings)
+        advantages = returns.advantages(lambda r, groups: grpo_advantages(r, groups, self.settings.normalize_std))
+        return Credit(repeat_over_tokens(advantages.tolist(), stats), policy_mask(batch, self.settings))

@@ -1,0 +1,29 @@
+"""RLOO (arXiv 2402.14740): an episode's return against the mean of the others of its group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paw_fast.algorithms.base import Algorithm, Credit, policy_mask, repeat_over_tokens
+from paw_fast.algorithms.group_relative import GroupRelativeConfig, GroupReturns
+from paw_fast.config.schema import AlgoName
+from paw_fast.types import RolloutBatch, TokenStats
+
+
+@dataclass(frozen=True)
+class RlooConfig(GroupRelativeConfig):
+    """Settings of RLOO."""
+
+    name: AlgoName = "rloo"
+
+
+class Rloo(Algorithm[RlooConfig]):
+    """Every action token of an episode has the advantage R - (mean return of the group's other episodes)."""
+
+    config = RlooConfig
+
+    def credit(self, batch: RolloutBatch, stats: TokenStats) -> Credit:
+        from paw_fast.algorithms.advantages import rloo_advantages
+
+        advantages = GroupReturns.of(batch, stats, self.settings).advantages(rloo_advantages)
+        return Credit(repeat_over_tokens(advantages.tolist(), stats), policy_mask(batch, self.settings))
