@@ -1,7 +1,7 @@
 """Model families with random weights through the packed forward pass, the generators and the chat format.
 
-`docs/model_families.md` holds the result; `python tests/models/test_families.py` writes it, and the tests here
-compare it with what they get. Differences are upper bounds, so that the page is the same on every machine.
+`docs/reference/model_families.md` holds the result; `python tests/models/test_families.py` writes it, and the tests
+here compare it with what they get. Differences are upper bounds, so that the page is the same on every machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest
 from paw_fast.rollout.engines.transformers import TransformersEngine
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "model_families.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "model_families.md"
 WINDOW = 8
 TEXTS = ["go to desk 1", "You see a mug 2, and a plate 1.", "look"] * 20
 BASE: dict[str, Any] = {
