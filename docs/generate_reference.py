@@ -71,6 +71,21 @@ def field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
+def range_text(mark: Any) -> str:
+    """A range in words; bounds that only keep a number within the machine's are left out.
+
+    >>> range_text(types.SimpleNamespace(low=0, high=1, open_low=True, open_high=False))
+    'above 0, at most 1'
+    >>> range_text(types.SimpleNamespace(low=1, high=2**63 - 1))
+    'at least 1'
+    """
+    low, high = getattr(mark, "low", None), getattr(mark, "high", None)
+    parts = [] if low is None else [f"{'above' if getattr(mark, 'open_low', False) else 'at least'} {low}"]
+    if high is not None and high < 2**31:
+        parts.append(f"{'below' if getattr(mark, 'open_high', False) else 'at most'} {high}")
+    return ", ".join(parts)
+
+
 def type_text(hint: Any) -> str:
     """The type as a reader of the command line sees it.
 
@@ -79,8 +94,8 @@ def type_text(hint: Any) -> str:
     """
     if typing.get_origin(hint) is typing.Annotated:
         inner, *marks = typing.get_args(hint)
-        ranges = [str(mark) for mark in marks if type(mark).__name__ == "Range"]
-        return ", ".join([type_text(inner), *ranges])
+        ranges = [range_text(mark) for mark in marks if type(mark).__name__ == "Range"]
+        return ", ".join(one for one in [type_text(inner), *ranges] if one)
     if typing.get_origin(hint) is Literal:
         return ", ".join(f"`{one}`" for one in typing.get_args(hint))
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -128,21 +143,30 @@ def default_of(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
-def table(cls: type, prefix: str = "", skip: frozenset[str] = frozenset()) -> str:
-    """A table of the fields of a dataclass that are no dataclasses themselves."""
+def rows(cls: type, prefix: str = "", skip: frozenset[str] = frozenset(), nested: bool = True) -> list[str]:
+    """The rows of `table`; those of a dataclass inside this one follow in its place, unless `nested` is False."""
     hints, texts = typing.get_type_hints(cls, include_extras=True), field_texts(cls)
-    lines = ["| flag | values | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = []
     for f in dataclasses.fields(cls):
         hint = hints[f.name]
         inner = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-        if f.name in skip or dataclasses.is_dataclass(inner) or not f.init:
+        if f.name in skip or not f.init:
+            continue
+        if dataclasses.is_dataclass(inner):
+            lines += rows(typing.cast(type, inner), f"{prefix}{f.name}.") if nested else []
             continue
         cells = (
             f"`{flag_of(f.name, hint, prefix)}`", type_text(hint), f"`{default_text(default_of(f))}`",
             texts.get(f.name, ""),
         )  # fmt: skip
         lines.append("| " + " | ".join(map(cell, cells)) + " |")
-    return "\n".join(lines)
+    return lines
+
+
+def table(cls: type, prefix: str = "", skip: frozenset[str] = frozenset(), nested: bool = True) -> str:
+    """A table of the fields of a dataclass, as flags of the command line; empty where there are none."""
+    lines = rows(cls, prefix, skip, nested)
+    return "\n".join(["| flag | values | default | meaning |", "| --- | --- | --- | --- |", *lines]) if lines else ""
 
 
 def summary(cls: type) -> str:
@@ -155,16 +179,17 @@ def summary(cls: type) -> str:
 
 
 def chosen_configs(group: str) -> dict[str, type]:
-    """The config class of every registered environment or algorithm."""
+    """The config class of every environment or algorithm of this package; installed ones of others are left out."""
     registry = importlib.import_module("paw_fast.registry")
-    return {name: registry.find(group, name).config for name in registry.names(group)}
+    found = {name: registry.find(group, name).config for name in registry.names(group)}
+    return {name: config for name, config in found.items() if config.__module__.startswith("paw_fast.")}
 
 
 def configuration() -> str:
     """Every setting of a training run."""
     from paw_fast.config import schema
 
-    parts = ["## Top level", summary(schema.TrainConfig), table(schema.TrainConfig)]
+    parts = ["## Top level", summary(schema.TrainConfig), table(schema.TrainConfig, nested=False)]
     hints = typing.get_type_hints(schema.TrainConfig)
     for f in dataclasses.fields(schema.TrainConfig):
         cls = hints[f.name]
@@ -177,7 +202,6 @@ def configuration() -> str:
             continue
         shared = frozenset(one.name for one in dataclasses.fields(cls))
         for name, own in chosen_configs(group).items():
-            rows = table(own, f"{f.name}.", shared)
             parts += [f"### `[{f.name}]` with `--{f.name} {name}`", summary(own)]
             changed = [
                 f"`{one.name}` is `{default_text(default_of(one))}`"
@@ -186,7 +210,7 @@ def configuration() -> str:
             ]
             if changed:
                 parts.append(f"Other defaults: {', '.join(changed)}.")
-            parts.append(rows if rows.count("\n") > 1 else "No settings of its own.")
+            parts.append(table(own, f"{f.name}.", shared) or "No settings of its own.")
     return "\n\n".join(part for part in parts if part)
 
 
