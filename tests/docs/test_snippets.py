@@ -18,6 +18,11 @@ import torch
 from docs.snippets import ROOT, Block, blocks, pages
 from paw_fast.cli.main import run
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 TESTED_ELSEWHERE = {"docs/howto/add_algorithm.md", "docs/howto/add_env.md", "docs/howto/add_kernel.md"}
 """Pages with a test of their own, which builds the files that they show."""
 
@@ -163,8 +168,6 @@ def test_commands_that_may_not_run_here_are_parsed(block, capsys):
 
 
 def extras() -> set[str]:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return set(project["optional-dependencies"])
 
