@@ -1,4 +1,4 @@
-# just build | test | bench | lint
+# just build | test | bench | lint | docs
 
 # An editable install with what the tests and the linters need; compiles the kernels.
 build:
@@ -17,3 +17,8 @@ lint:
     ruff format --check .
     pyright
     clang-format --dry-run -Werror $(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+# Writes the generated pages, and builds the documentation in build/site. Needs `pip install -e '.[docs]'`.
+docs:
+    python docs/generate_reference.py
+    mkdocs build --strict

@@ -26,7 +26,7 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest
 from paw_fast.rollout.engines.transformers import TransformersEngine
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "model_families.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "model_families.md"
 WINDOW = 8
 TEXTS = ["go to desk 1", "You see a mug 2, and a plate 1.", "look"] * 20
 BASE: dict[str, Any] = {
