@@ -51,7 +51,7 @@ class ParsedAction:
     >>> parse_action("<think>hm</think><action> Look </action>", "think_action")
     ParsedAction(command='look', well_formed=True)
     >>> parse_action("I would rather go to bed now", "think_action")
-    ParsedAction(command='ther go to bed now', well_formed=False)
+    ParsedAction(command='rather go to bed now', well_formed=False)
     """
 
     command: str
