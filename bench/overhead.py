@@ -109,9 +109,7 @@ def with_paw(config: TrainConfig, enabled: bool) -> TrainConfig:
 
 def fit(policy: Policy, trajectories: Sequence[Trajectory], config: TrainConfig, epochs: int) -> None:
     """Imitates the episodes, so that most of their tokens become likely."""
-    settings = dataclasses.replace(
-        config.warm_start, epochs=epochs, noop_share=0.0, early_answer_prob=0.0, batch_tokens=4096
-    )
+    settings = dataclasses.replace(config.warm_start, epochs=epochs, noop_share=0.0, batch_tokens=4096)
     config = dataclasses.replace(config, warm_start=settings)
     sequences = build_sequences(trajectories, config.layout)
     imitated = [True] * sum(len(t.transitions) for t in trajectories)

@@ -25,12 +25,13 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from paw_fast import envs
 from paw_fast.config import TrainConfig, WarmStartConfig
+from paw_fast.envs.base import Env
 from paw_fast.rollout.agent_loop import AgentLoop, AgentSettings
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion
 from paw_fast.rollout.prompts import PromptTemplate, write_action
 from paw_fast.sft.warm_start import Demonstration, demonstrate
-from paw_fast.types import Env, EpisodeId, EpisodeRequest, Task, Trajectory
+from paw_fast.types import EpisodeId, EpisodeRequest, Task, Trajectory
 
 VOCAB = 4096
 CHAT_TEMPLATE = (
@@ -130,7 +131,7 @@ def episodes_of(
     return of a lost one, so that no advantage and no lambda is zero."""
     env, played = play(name, data, groups * group_size, config)
     template = PromptTemplate.load(config.env.template, name)
-    texts = [template.window(first, str(first.info.get("task", "")), [], 0) for _, (first, _) in played]
+    texts = [template.window(first, first.task, [], 0) for _, (first, _) in played]
     texts += [after.text for _, (_, turns) in played for _, after, _ in turns]
     tokenizer = train_tokenizer(texts)
     chat = ChatFormat(tokenizer)

@@ -8,7 +8,6 @@ import os
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from types import SimpleNamespace
 from typing import Any
 
 from paw_fast.errors import UserError
@@ -33,7 +32,7 @@ _GROUPS = {
             "webshop": "paw_fast.envs.webshop.spec:SPEC",
             "search": "paw_fast.envs.search_qa.spec:SPEC",
         },
-        adapt="paw_fast.envs.base:as_spec",
+        adapt="paw_fast.envs.user_class:as_spec",
     ),
     "algorithms": _Group(
         "algorithm",
@@ -44,6 +43,7 @@ _GROUPS = {
             "gigpo": "paw_fast.algorithms.gigpo:Gigpo",
             "ppo": "paw_fast.algorithms.ppo:Ppo",
         },
+        adapt="paw_fast.algorithms.base:as_algorithm",
     ),
 }
 """Entry points are those of the group `paw_fast.<name>`, as in `paw_fast.environments`."""
@@ -56,9 +56,13 @@ def find(group: str, name: str) -> Any:
 
     name: a built-in name, `module:Name` (the current folder is searched too), or the name of an entry point. The
     answer is remembered. Raises `UserError` for a name that does not exist or cannot be imported.
+
+    >>> find("environments", "alfworld").name
+    'alfworld'
+    >>> find("environments", "alfwrld")
+    Traceback (most recent call last):
+    paw_fast.errors.UserError: --env alfwrld: no such environment; did you mean alfworld? There are alfworld, ...
     """
-    if group == "environments":  # until the environments' specs are there
-        return SimpleNamespace(has_state_text=name != "search")
     if (group, name) not in _found:
         kind = _GROUPS[group]
         target = kind.built_in.get(name)

@@ -93,8 +93,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
         self.env = make_env(config.env)
-        if wait := getattr(self.env, "while_waiting", None):
-            wait(stop_signals.check)
+        self.env.while_waiting(stop_signals.check)
         stop_signals.check()
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)

@@ -1,4 +1,4 @@
-"""Defines the records that pass between the stages, and the protocol of an environment. Imports no torch.
+"""Defines the records that pass between the stages. Imports no torch.
 
 A *task* is one initial state of an environment. A *group* is G episodes of one task. A *trajectory* is one finished
 episode. A *transition* is what the policy saw (`prompt_ids`), the tokens it sampled (`action_ids`) and the
@@ -15,17 +15,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-
-from paw_fast.errors import UserError
 
 
 @dataclass(frozen=True)
 class Task:
     """One initial state of an environment. Produced by `Env.tasks`, consumed by `Env.reset`.
 
+    `task_type` groups tasks in the metrics: letters, digits, `_` and `-`.
     `key` is what the task asks for, where that can be said in a text: equal exactly where two tasks are the same,
     whatever their ids. Without it a task is known by its file's contents, else by its id.
 
@@ -35,92 +34,37 @@ class Task:
     """
 
     task_id: str
-    env: str = "alfworld"
+    env: str = ""
     split: str = ""
-    task_type: str = ""
+    task_type: str = "any"
     path: Path | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
 
-    @classmethod
-    def from_file(cls, path: str | Path, env: str = "alfworld", split: str = "") -> Task:
-        """The task of one game file (ALFWorld: `.../<task>-<Object>-...-<scene>/trial_*/game.tw-pddl`).
-
-        The task type is the part of the grandparent folder's name before the first `-`. Raises `UserError`
-        when there is no such file; what is wrong inside a file is reported by `Env.reset`.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"no game file at {path}: give the path of a game.tw-pddl file")
-        path = path.resolve()
-        kind, trial = path.parent.parent.name, path.parent.name
-        return cls(task_id=f"{kind}/{trial}", env=env, split=split, task_type=kind.split("-")[0], path=path)
-
 
 @dataclass(frozen=True)
 class Observation:
-    """What an environment shows. Produced by `Env.reset` and `Env.step`, consumed by the agent loop.
+    """What an environment shows. Produced by `Env.reset` and in `StepResult`, consumed by the agent loop.
 
-    `text` is the environment's own text; `admissible` the commands that it would accept now, in its order.
-    `info` holds `won` (bool), `task_type` (str), `state_text` (str: equal exactly where the environment's
-    state looks equal; GiGPO's anchor observation) and, after a reset, `task` (the instruction's text). It may hold
-    `shown` (str), the form in which the policy reads the text, and `passages`: (first, end, id) of the stretches of
-    the text that come from a corpus, in characters.
+    text        the environment's own text
+    admissible  the commands that it would accept now, in its order; empty where they cannot be listed
+    task        the instruction; needed in the first observation of an episode only
+    state_text  equal exactly where the environment's state looks equal: GiGPO's anchor; None where that is `text`
+    shown       the form in which the policy reads the text; None where that is `text`
+    passages    (first, end, id) of the stretches of the text that come from a corpus, in characters
+    notes       what an expert may know and no prompt shows
 
-    >>> Observation("You arrive at cabinet 1. The cabinet 1 is closed.", ("open cabinet 1",), {"won": False}).text
+    >>> Observation("You arrive at cabinet 1. The cabinet 1 is closed.", ("open cabinet 1",)).text
     'You arrive at cabinet 1. The cabinet 1 is closed.'
     """
 
     text: str
     admissible: tuple[str, ...] = ()
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The answer to one command. Produced by `Env.step`, consumed by the agent loop.
-
-    `reward` is the environment's own score, 0 to 1 (ALFWorld: 1.0 at the step that wins, else 0.0; WebShop: how well
-    the bought product fits). What the policy is rewarded for is `info["won"]`, or where present `info["reward"]`
-    (float, a share of the reward of winning). `info["admissible"]` (bool), where present, says whether the command
-    was one that the environment accepts; `info["truncated"]` (bool), where present, that `done` only means that no
-    command is left; `info["scores"]` holds further scores of an episode by name, at its end.
-
-    >>> Step(Observation("Nothing happens."), 0.0, False).done
-    False
-    """
-
-    observation: Observation
-    reward: float
-    done: bool
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Env(Protocol):
-    """One episode at a time. Not thread-safe; `spawn` gives another episode slot over the same data."""
-
-    name: str
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of a split in a fixed order. Raises `UserError` for a split that does not exist."""
-        ...
-
-    def reset(self, task: Task) -> Observation:
-        """Starts an episode. Raises `UserError` naming file and place when the task cannot be loaded."""
-        ...
-
-    def step(self, command: str) -> Step:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
-        ...
-
-    def spawn(self) -> Env:
-        """An independent environment that shares this one's read-only data."""
-        ...
-
-    def close(self) -> None:
-        """Gives back processes and files. Safe to call twice."""
-        ...
+    task: str = ""
+    state_text: str | None = None
+    shown: str | None = None
+    passages: tuple[tuple[int, int, str], ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 EVALUATION = -1

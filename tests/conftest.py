@@ -28,6 +28,17 @@ def test_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small_env(tmp_path_factory):
+    """ALFWorld on small generated games."""
+    from paw_fast import envs
+
+    cache = tmp_path_factory.mktemp("games")
+    env = envs.make("alfworld", size="small", num_train=24, num_unseen=12, cache_dir=cache)
+    yield env
+    env.close()
+
+
 # Tests hold no timing: a busy machine is no failure.
 hypothesis.settings.register_profile("paw_fast", deadline=None)
 hypothesis.settings.load_profile("paw_fast")

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "rollout": "config envs errors models runs types",
     "learner": "algorithms config errors kernels models runs types",
     "sft": "config envs errors kernels learner models rollout runs types",
-    "evaluation": "config errors learner models rollout runs types",
+    "evaluation": "config envs errors learner models rollout runs types",
     "orchestrator": "algorithms config errors learner rollout types",
     "train": "algorithms config envs errors evaluation learner models orchestrator registry rollout runs sft types",
     "cli": "algorithms config envs errors evaluation learner models registry rollout runs sft train types",
@@ -35,7 +35,7 @@ NO_TORCH = {"errors", "types", "registry", "config", "envs"}
 """Folders that load without torch, also through another module of the package."""
 
 NO_TORCH_AT_IMPORT = {
-    "cli.main", "cli.options", "cli.doctor", "cli.doctor_data", "cli.play", "cli.retriever", "runs.atomic_files",
+    "cli.main", "cli.options", "cli.doctor", "cli.play", "cli.retriever", "runs.atomic_files",
     "runs.console", "runs.figures", "runs.metrics", "runs.report", "runs.run_dir", "runs.stop_signals",
 }  # fmt: skip
 """Modules that import torch inside functions only, so that `--help` is quick and a broken torch can be reported."""

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from paw_fast.cli import main
-from paw_fast.config import load_preset, to_toml, with_chat_date
-from paw_fast.config.env import EnvConfig, with_full_paths
+from paw_fast.config import env_config, load_preset, to_toml, with_full_paths
 from paw_fast.errors import UserError
 from paw_fast.runs import run_dir as runs
 
@@ -59,7 +58,9 @@ def test_a_run_that_stopped_later_keeps_what_it_made(tmp_path):
         (["--optim.beta1", "2"], "--optim.beta1 is 2.0"),
         (["--optim.weight-decay", "-1"], "--optim.weight-decay is -1.0"),
         (["--optim.warmup-steps", "-5"], "--optim.warmup-steps is -5"),
-        (["--algo.step-weight", "-3"], "--algo.step-weight is -3.0"),
+        (["--algo.step-weight", "3"], "--algo.step-weight is a setting of gigpo, and --algo is grpo"),
+        (["--critic.lam", "0.9"], "--critic.lam is a setting of algorithms that need a critic, and --algo is grpo"),
+        (["--algo", "gigpo", "--algo.step-weight", "-3"], "--algo.step-weight is -3.0"),
         (["--warm-start.learning-rate", "-1"], "--warm-start.learning-rate is -1.0"),
         (["--warm-start.batch-tokens", "0"], "--warm-start.batch-tokens is 0"),
         (["--rollout.max-sequence-tokens", "0"], "--rollout.max-sequence-tokens is 0"),
@@ -88,12 +89,12 @@ def test_the_data_of_a_run_is_written_down(tmp_path, monkeypatch):
     assert runs.config_of(run_dir) == generated
     monkeypatch.setenv("WEBSHOP_DATA", "here")
     monkeypatch.chdir(tmp_path)
-    assert with_full_paths(EnvConfig(name="webshop")).data == tmp_path / "here"
-    assert with_full_paths(EnvConfig(name="webshop", data=Path("there"))).data == tmp_path / "there"
-    assert with_full_paths(EnvConfig(name="alfworld")).data is None
-    asked = with_full_paths(EnvConfig(name="search", train=("a.json:2",), corpus=Path("c.jsonl"), template="t.toml"))
+    assert with_full_paths(env_config("webshop")).data == tmp_path / "here"
+    assert with_full_paths(env_config("webshop", data=Path("there"))).data == tmp_path / "there"
+    assert with_full_paths(env_config("alfworld")).data is None
+    asked = with_full_paths(env_config("search", train=("a.json:2",), corpus=Path("c.jsonl"), template="t.toml"))
     assert (asked.train, asked.corpus) == ((f"{tmp_path}/a.json:2",), tmp_path / "c.jsonl")
-    assert (asked.template, asked.data) == (f"{tmp_path}/t.toml", None)
+    assert asked.template == f"{tmp_path}/t.toml"
     with pytest.raises(UserError, match="WEBSHOP_DATA is set now: unset it"):
         runs.config_of(run_dir)
 
@@ -120,7 +121,8 @@ def presets_of(monkeypatch, *options):
     monkeypatch.setattr(runs, "create_run", lambda config: seen.append(config) or (_ for _ in ()).throw(UserError("x")))
     with pytest.raises(UserError, match=r"^x$"):
         main.run(["train", *map(str, options)])
-    return seen[0], said
+    config = seen[0]
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, chat_date="")), said
 
 
 @pytest.mark.parametrize("env", ["alfworld", "webshop"])
@@ -130,18 +132,18 @@ def test_a_file_alone_lies_over_the_preset_of_the_hardware(tmp_path, monkeypatch
     (tmp_path / "mine.toml").write_text(f'steps = 2\n[env]\nname = "{env}"\n')
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config, said = presets_of(monkeypatch, "--config", tmp_path / "mine.toml")
-    assert config == with_chat_date(dataclasses.replace(load_preset("tiny", env), steps=2))
+    assert config == dataclasses.replace(load_preset("tiny", env), steps=2)
     assert said == ["preset tiny: no CUDA device was found (--preset takes another; see `paw-fast recipes`)"]
 
 
 def test_a_file_with_a_base_or_with_everything_asks_for_no_preset(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text('base = "tapo"\nsteps = 2\n')
     config, said = presets_of(monkeypatch, "--config", tmp_path / "mine.toml")
-    assert (config, said) == (with_chat_date(dataclasses.replace(load_preset("tapo"), steps=2)), [])
+    assert (config, said) == (dataclasses.replace(load_preset("tapo"), steps=2), [])
     whole = dataclasses.replace(load_preset("webshop-qwen2.5-3b"), seed=7)
     (tmp_path / "config.toml").write_text(to_toml(whole))
     config, said = presets_of(monkeypatch, "--config", tmp_path / "config.toml")
-    assert (config, said) == (with_chat_date(whole), [])
+    assert (config, said) == (whole, [])
 
 
 def test_slots_that_do_not_fit_into_memory_are_one_line(monkeypatch):

@@ -21,17 +21,16 @@ from pathlib import Path
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import engine
-from paw_fast.envs.alfworld.games import load_world
+from paw_fast.envs.alfworld.games import load_world, read_task
 from paw_fast.envs.alfworld.textworld.caching import speed_up
 from paw_fast.envs.alfworld.textworld.worker import answer_request
-from paw_fast.types import Task
 
 
 def native(path: Path, num_steps: int, num_resets: int) -> dict[str, float]:
     """Seconds a step and a reset take, through the environment."""
     env, task, rng = (
         envs.make("alfworld", data=path.parents[3], max_steps=1 << 30),
-        Task.from_file(path),
+        read_task(path),
         random.Random(0),
     )
     started = time.process_time()

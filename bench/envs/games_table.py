@@ -15,6 +15,7 @@ from pathlib import Path
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import Planner, SearcherExpert
+from paw_fast.envs.alfworld.games import read_task
 from paw_fast.envs.alfworld.tables import ROOMS
 from paw_fast.envs.alfworld.text import OFFICIAL, Rules
 from paw_fast.types import Task
@@ -51,7 +52,7 @@ def measure(env, tasks: list[Task]) -> dict[str, list[float]]:
             add("words of a later observation", len(observation.text.split()))
             if step.done:
                 break
-        add("searcher's success, %", 100 * step.reward)
+        add("searcher's success, %", 100 * step.score)
         add("searcher's episode, steps", steps)
     return rows
 
@@ -77,7 +78,7 @@ def main() -> None:
     columns: dict[str, dict[str, list[float]]] = {}
     if options.data:
         env = envs.make("alfworld", data=options.data)
-        tasks = [Task.from_file(path) for path in sorted(options.data.glob("**/game.tw-pddl"))]
+        tasks = [read_task(path) for path in sorted(options.data.glob("**/game.tw-pddl"))]
         tasks = [task for task in tasks if in_room(task, options.room)]
         columns[f"official ({len(tasks)})"] = measure(env, tasks)
     with tempfile.TemporaryDirectory() as cache:

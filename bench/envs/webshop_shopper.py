@@ -20,7 +20,7 @@ def wins(env, expert, task) -> bool:
         step = env.step(expert.act(observation))
         observation = step.observation
         if step.done:
-            return step.info["won"]
+            return step.won
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     for early_answer_prob in (0.0, 0.75, 1.0):
         expert = envs.make_expert("webshop", early_answer_prob=early_answer_prob)
         won = sum(wins(env, expert, task) for task in tasks)
-        print(f"haste {early_answer_prob}: {won} of {len(tasks)} won, {won / len(tasks):.1%}")
+        print(f"early answers {early_answer_prob}: {won} of {len(tasks)} won, {won / len(tasks):.1%}")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ def anonymous_mb() -> float:
 
 def search_times(env, num_queries: int) -> list[float]:
     """Milliseconds of searches for words of random goals, none of them cached."""
-    rng, goals = random.Random(1), env.shop.goals
+    rng, goals = random.Random(1), env.catalogue.goals
     times = []
     for _ in range(num_queries):
         words = goals[rng.randrange(len(goals))].instruction_text.split()
         query = " ".join(rng.sample(words, min(6, len(words))))
         started = time.perf_counter()
-        env.shop.results(query)
+        env.catalogue.results(query)
         times.append(1000 * (time.perf_counter() - started))
     return times
 
@@ -95,13 +95,15 @@ def one_start(options) -> dict:
     env.reset(tasks[0])
     result = {
         "import_s": imported, "start_s": time.perf_counter() - wall, "start_cpu_s": time.process_time() - cpu,
-        "products": len(env.shop.store), "goals": len(env.shop.goals), "resident_mb": resident_mb(),
+        "products": len(env.catalogue.store), "goals": len(env.catalogue.goals), "resident_mb": resident_mb(),
         "anonymous_mb": anonymous_mb(),
     }  # fmt: skip
     if options.measure:
         times = sorted(search_times(env, options.queries))
         result |= {"search_ms_median": statistics.median(times), "search_ms_p95": times[int(0.95 * len(times))]}
-        env.shop.judge(env.shop.goals[0], env.shop.goals[0].asin, {})  # loads the language model where one is needed
+        env.catalogue.judge(
+            env.catalogue.goals[0], env.catalogue.goals[0].asin, {}
+        )  # loads the language model where one is needed
         result |= play(env, 128, options.steps) | {
             "resident_after_mb": resident_mb(), "anonymous_after_mb": anonymous_mb(),
         }  # fmt: skip

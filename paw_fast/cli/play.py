@@ -1,4 +1,4 @@
-"""A person plays an episode in the terminal."""
+"""Lets a person play an episode in the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import difflib
 import io
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from paw_fast.types import Env, Observation, Task
+from paw_fast.envs.base import Env
+from paw_fast.types import Observation, Task
 
 HINT = "Type a command, ? for the commands that are possible now, task for the task, quit to stop."
 
@@ -30,9 +31,9 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
         source.reconfigure(errors="replace")  # bytes that are no text are an unknown command, and no end
     prompt = "> " if source.isatty() else ""
     observation = env.reset(task)
-    sentence = str(observation.info.get("task", ""))
+    sentence = observation.task
     console.print(Panel(escape(sentence) or "(no task text)", title=f"task: {task.task_type}", expand=False))
-    console.print(escape(observation.text.split("Your task is to:")[0].strip()))
+    console.print(escape(observation.text.strip()))
     console.print(HINT, style="dim")
     num_steps = 0
     try:
@@ -46,26 +47,19 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
             if command in ("quit", "exit", "q"):
                 console.print(f"Left after {_steps(num_steps)}.", style="yellow")
                 return False
-            if f"click[{command}]" in observation.admissible:  # a shop's button, by its name alone
-                command = f"click[{command}]"
-            accepts = getattr(env, "accepts", None)
-            possible = accepts(command) if accepts else command in observation.admissible
+            command = env.from_keyboard(command, observation)
+            possible = env.accepts(command, observation)
             if _answer_locally(command, sentence, observation, possible, console.print):
                 continue
             step = env.step(command)
             observation, num_steps = step.observation, num_steps + 1
             console.print(escape(observation.text))
             if step.done:
-                if observation.info.get("won"):
+                if step.won:
                     console.print(f"You won, in {_steps(num_steps)}.", style="bold green")
                     return True
-                if verdict := step.info.get("verdict"):
-                    console.print(escape(str(verdict)), style="bold red")
-                    return False
-                if parts := step.info.get("parts"):
-                    console.print(f"Not quite what was asked for: {_judgement(parts)}.", style="bold red")
-                    return False
-                console.print(f"You lost: {num_steps} steps are all an episode has.", style="bold red")
+                limit = f"You lost: {num_steps} steps are all an episode has." if step.truncated else "You lost."
+                console.print(escape(step.verdict or limit), style="bold red")
                 return False
     except KeyboardInterrupt:
         console.print(f"\nInterrupted after {_steps(num_steps)}.", style="yellow")
@@ -74,13 +68,6 @@ def play(env: Env, task: Task, console: Console | None = None, stdin: TextIO | N
 
 def _steps(num: int) -> str:
     return f"{num} step" if num == 1 else f"{num} steps"
-
-
-def _judgement(parts: Any) -> str:
-    """WebShop's reward in words."""
-    shares = [("attributes", parts.r_att), ("options", parts.r_option), ("type of product", parts.r_type)]
-    said = [f"{name} {share:.0%}" for name, share in shares if share is not None]
-    return f"score {parts.reward:.2f} ({', '.join(said)}, price {'kept' if parts.r_price else 'too high'})"
 
 
 def _answer_locally(
@@ -94,7 +81,7 @@ def _answer_locally(
         say(escape(sentence))
     elif not command:
         say(HINT, style="dim")
-    elif observation.admissible and not possible:
+    elif not possible:
         close = difflib.get_close_matches(command, observation.admissible, n=1)
         hint = f"did you mean: {close[0]}" if close else "type ? to see what is"
         say(escape(f"That is not possible here; {hint}"), style="yellow")

@@ -1,6 +1,7 @@
-"""Every setting of a run: what there is (`settings`), what is refused (`rules`), how it is read (`files`)."""
+"""The settings of a run: `schema` defines them, `validation` checks them, `toml` reads and writes them, `choice` finds
+the classes of environments and algorithms."""
 
-from paw_fast.config.choice import algo_config, with_algo
+from paw_fast.config.choice import algo_config, data_variable, env_config, with_algo, with_env, with_full_paths
 from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.schema import (
     AlgoConfig,
@@ -31,7 +32,9 @@ __all__ = [
     "WarmStartConfig",
     "algo_config",
     "changes_on_resume",
+    "data_variable",
     "describe",
+    "env_config",
     "from_mapping",
     "load_preset",
     "load_toml",
@@ -41,4 +44,6 @@ __all__ = [
     "validate",
     "with_algo",
     "with_chat_date",
+    "with_env",
+    "with_full_paths",
 ]

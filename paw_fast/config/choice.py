@@ -1,11 +1,25 @@
-"""Chooses the config classes of algorithms by name."""
+"""Chooses the config classes of environments and algorithms by name."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from pathlib import Path
+from typing import Any
 
 from paw_fast import registry
-from paw_fast.config.schema import AlgoConfig, TrainConfig
+from paw_fast.config.schema import AlgoConfig, EnvConfig, TrainConfig
+from paw_fast.errors import UserError
+
+
+def env_config(name: str, **changes: Any) -> EnvConfig:
+    """The settings of an environment with its own defaults. Raises `UserError` for an unknown name.
+
+    >>> env_config("webshop").max_steps
+    15
+    """
+    return registry.find("environments", name).make_config(**changes)
 
 
 def algo_config(name: str, base: AlgoConfig | None = None) -> AlgoConfig:
@@ -16,6 +30,36 @@ def algo_config(name: str, base: AlgoConfig | None = None) -> AlgoConfig:
     return cls(**{key: value for key, value in {**kept, "name": name}.items() if key in own})
 
 
+def registered_configs(group: str) -> list[tuple[str, EnvConfig | AlgoConfig]]:
+    """Name and default settings of every registered environment or algorithm that can be loaded."""
+    found: list[tuple[str, EnvConfig | AlgoConfig]] = []
+    for name in registry.names(group):
+        with contextlib.suppress(UserError):  # an entry point that cannot be loaded
+            found.append((name, env_config(name) if group == "environments" else algo_config(name)))
+    return found
+
+
+def with_env(config: TrainConfig, name: str) -> TrainConfig:
+    """The same run on another environment, with that one's defaults and the same prompt template."""
+    if config.env.name == name:
+        return config
+    return dataclasses.replace(config, env=env_config(name, template=config.env.template))
+
+
 def with_algo(config: TrainConfig, name: str) -> TrainConfig:
     """The same run with another algorithm; settings that both have keep their values."""
     return config if config.algo.name == name else dataclasses.replace(config, algo=algo_config(name, config.algo))
+
+
+def data_variable(env: EnvConfig) -> str | None:
+    """The variable that decides where this environment's data comes from; None where it is unset or overridden."""
+    name = registry.find("environments", env.name).data_variable
+    return name if name and getattr(env, "data", None) is None and os.environ.get(name) else None
+
+
+def with_full_paths(env: EnvConfig) -> EnvConfig:
+    """The settings with the data folder that the environment variable names, and with all paths absolute."""
+    if variable := data_variable(env):
+        changes: dict[str, Any] = {"data": Path(os.environ[variable])}
+        env = dataclasses.replace(env, **changes)
+    return env.with_full_paths()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,22 +18,22 @@ MAY_CHANGE: dict[str, bool] = {
     # Evaluations before and after must be of one kind.
     "rollout.eval_temperature": False,
     "rollout.*": True, "pipeline.*": True,
-    # Where a retrieval server is, not what it serves.
-    "env.retriever": True, "env.dialect": True, "env.retriever_timeout_s": True, "env.retriever_retries": True,
     # Coefficients are read at every update, and optimizer settings are put over the restored ones.
     "algo.name": False, "algo.*": True, "critic.backbone": False, "critic.*": True, "paw.*": True, "optim.*": True,
     # Everything else makes another run of it: the model, the tasks, the seed, the layout, the warm start.
     "*": False,
 }  # fmt: skip
 """Settings by their names in config.toml (`*` stands for any), and whether they may differ on resuming. The first
-pattern that fits decides."""
+pattern that fits decides. Fields of the environment are added by its `CHANGEABLE_ON_RESUME`."""
 
 
-def may_change(name: str) -> bool:
+def may_change(name: str, of_env: Collection[str] = ()) -> bool:
     """
-    >>> may_change("optim.learning_rate"), may_change("seed")
-    (True, False)
+    >>> may_change("optim.learning_rate"), may_change("seed"), may_change("env.retriever", ("retriever",))
+    (True, False, True)
     """
+    if name.startswith("env.") and name.removeprefix("env.") in of_env:
+        return True
     return next(allowed for pattern, allowed in MAY_CHANGE.items() if fnmatchcase(name, pattern))
 
 
@@ -55,7 +56,7 @@ def changes_on_resume(run_dir: Any, begun: TrainConfig, now: TrainConfig) -> lis
     """
     changed = differences(begun, now)
     for name, before, after in changed:
-        if not may_change(name):
+        if not may_change(name, begun.env.CHANGEABLE_ON_RESUME):
             raise UserError(
                 f"--{flag(name)} {after}: {run_dir} was begun with {before}, and another value makes another run; "
                 "leave it out, or begin a new run without --resume"

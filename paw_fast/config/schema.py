@@ -1,5 +1,8 @@
 """Every setting of a run, as typed dataclasses; recipes and run directories hold them as TOML. Imports no torch.
 
+`EnvConfig` and `AlgoConfig` are what all environments and algorithms have in common: each environment and algorithm
+adds its own settings in a subclass in its own module, which `config.choice` finds by name.
+
 Where a default comes from stands beside it: P stated by the PaW paper (arXiv 2606.02388) or its authors,
 S reported by a second-hand summary of it, V the verl-agent recipe that the paper's baselines follow,
 I inferred by us.
@@ -8,17 +11,61 @@ I inferred by us.
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from paw_fast import registry
-from paw_fast.config.env import EnvConfig
 from paw_fast.config.ranges import Range
 
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
+
+
+EnvName = Annotated[str, TopLevel("env")]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Settings that every environment has. An environment's own settings are the fields of a subclass."""
+
+    name: EnvName = ""
+    """The environment: `alfworld`, `webshop`, `search`, one of another installed package, or `module:Class` from a
+    Python file in the current folder."""
+    max_steps: Annotated[int, Range(1)] = 50
+    """An episode ends after this many actions."""
+    template: str = "verl"
+    """Prompt template: `verl` (thinks, then acts), `compact` (action only), or the path of a TOML file."""
+    history: Annotated[int, Range(0)] = 2
+    """Earlier turns shown in the prompt, in the `window` layout (default from the verl-agent recipe)."""
+    max_observation_chars: Annotated[int, Range(0)] = 0
+    """Longer observations are cut to this many characters in the prompt; 0 cuts none."""
+    max_observation_tokens: Annotated[int, Range(0)] = 0
+    """The same in tokens of the policy's tokenizer; a closing tag at the end is kept."""
+
+    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ()
+    """Fields that a resumed run may change, because they do not change what the run learns from."""
+    CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Fields by which a command line allows code from data files to run (see `code_in_data`)."""
+
+    def check(self) -> None:
+        """Raises `UserError` for fields that contradict each other; ranges of single fields are checked before."""
+
+    def with_full_paths(self) -> EnvConfig:
+        """The same with absolute paths, so that they mean the same in another folder."""
+        paths = {f.name: getattr(self, f.name) for f in fields(self)}
+        full = {name: path.expanduser().absolute() for name, path in paths.items() if isinstance(path, Path)}
+        template = str(Path(self.template).absolute()) if self.template.endswith(".toml") else self.template
+        return replace(self, template=template, **full)
+
+    def code_in_data(self) -> str:
+        """What code from data files these settings run, as the start of a sentence; empty where they run none."""
+        return ""
+
+    def with_consent(self, given: bool) -> EnvConfig:
+        """The same with or without permission to run code from data files."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -235,31 +282,27 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Imitation of the searcher's episodes, for the `tiny` model only; deliberately weak, so that RL has room."""
+    """Imitation of expert demonstrations, for the `tiny` model only; deliberately weak, so that RL has room."""
 
     episodes: int = 1600
-    """Episodes of the searcher, on distinct training games."""
+    """Demonstrations, on distinct training tasks."""
     epochs: int = 1
     """Passes over them."""
     learning_rate: float = 2e-3
     """Peak, with linear warm-up over a tenth of the steps and linear decay."""
     noop_share: float = 0.15
-    """Share of the episodes, the last ones, in which the searcher hesitates: a habit for the training to break."""
+    """Share of the episodes, the last ones, with needless commands: a habit for the training to break."""
     noop_prob: float = 0.7
-    """In those, the chance of a needless `look` before each of its commands."""
-    early_answer_prob: float = 0.0
-    """Search: the chance, in each turn, that the expert answers before the end is reached. WebShop: the chance that an
-    episode's shopper searches with two words and takes the first product. Such episodes are imitated, won or lost."""
-    early_answer_share: float = 1.0
-    """Share of the episodes, the last ones, in which that may happen."""
+    """In those, the chance of a command that does nothing before each of the expert's; it is imitated too. Only for
+    environments that have such a command."""
     mistake_prob: float = 0.15
-    """Chance of a command that does nothing before each of the searcher's; not imitated, teaches to go on."""
+    """Chance of a useless command before each of the expert's; it is not imitated, and shows how to recover."""
     vocab_size: int = 1024
     """Of the tokenizer that is trained on the episodes' text."""
     layers: int = 2
     """Of the model."""
     copying: bool = False
-    """The model's last layer begins as one that copies the tokens it looks at."""
+    """Initialize the model's last layer so that it copies the tokens it attends to."""
     batch_tokens: int = 1024
     """Tokens of an optimizer step."""
     observation_weight: float = 1.0
@@ -270,7 +313,7 @@ class WarmStartConfig:
 class TrainConfig:
     """A training run."""
 
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: EnvConfig = field(default_factory=lambda: registry.find("environments", "alfworld").make_config())
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
@@ -320,7 +363,4 @@ def with_chat_date(config: TrainConfig) -> TrainConfig:
 def without_consent(config: TrainConfig) -> TrainConfig:
     """The config without what lets code run that comes with models and games: a file, which may be somebody else's,
     cannot say so, only the command line can."""
-    return replace(
-        config, model=replace(config.model, trust_remote_code=False),
-        env=replace(config.env, allow_reference_engine=False),
-    )  # fmt: skip
+    return replace(config, model=replace(config.model, trust_remote_code=False), env=config.env.with_consent(False))

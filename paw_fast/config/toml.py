@@ -1,29 +1,33 @@
-"""Settings as TOML files: recipes, run directories, files of the user."""
+"""Reads and writes settings as TOML: recipes, run directories, and users' files."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import logging
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 
-from paw_fast import registry
-from paw_fast.config.choice import algo_config
-from paw_fast.config.env import ENV_SETTINGS, env_config
-from paw_fast.config.schema import AlgoConfig, TrainConfig, without_consent
+from paw_fast.config.choice import algo_config, env_config, registered_configs, with_env
+from paw_fast.config.renames import rename_keys, say_new_name
+from paw_fast.config.schema import AlgoConfig, EnvConfig, TrainConfig, without_consent
 from paw_fast.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+_LOG = logging.getLogger("paw_fast.config")
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -42,10 +46,21 @@ def _plain(value: Any) -> Any:
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], base: Any = None, where: str = "config") -> Any:
-    """A config dataclass from parsed TOML, over `base`'s values. Unknown keys and wrong types are `UserError`s."""
+    """A config dataclass from parsed TOML, over `base`'s values. Unknown keys and wrong types are `UserError`s.
+
+    Tables of an environment or algorithm become the config class of the one that their `name` names.
+    """
     base = cls() if base is None else base
-    if isinstance(base, AlgoConfig):
-        base, values = _algo_values(values, base)
+    if isinstance(base, EnvConfig):
+        if (name := values.get("name", base.name)) != base.name:
+            with _naming(where):
+                base = env_config(_text(name, where), template=base.template)
+        values = _own_values(values, base, "environments", where)
+    elif isinstance(base, AlgoConfig):
+        if (name := values.get("name", base.name)) != base.name:
+            with _naming(where):
+                base = algo_config(_text(name, where), base)
+        values = _own_values(values, base, "algorithms", where)
     hints = typing.get_type_hints(type(base))
     changes = {}
     for key, value in values.items():
@@ -56,19 +71,53 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any = None, where: 
     return dataclasses.replace(base, **changes)
 
 
-def _algo_values(values: Mapping[str, Any], base: AlgoConfig) -> tuple[AlgoConfig, dict[str, Any]]:
-    """The settings of the algorithm that is named, and the values without those of other algorithms."""
-    base = algo_config(values.get("name", base.name), base)
-    others = {f.name for name in registry.names("algorithms") for f in dataclasses.fields(algo_config(name))}
-    own = {f.name for f in dataclasses.fields(base)}
-    return base, {key: value for key, value in values.items() if key in own or key not in others}
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Puts the file and table before what is wrong with a name in it."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(where) else f"{where}: {text}") from error
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: name is {value!r}, expected str")
+    return value
+
+
+def _own_values(values: Mapping[str, Any], base: Any, group: str, where: str) -> dict[str, Any]:
+    """The values without keys that belong to other environments or algorithms, as run directories of earlier versions
+    have them. Such a key is dropped silently where it has that one's default. Else a key of another algorithm is
+    dropped with a warning, and one of another environment is a `UserError`."""
+    kept = {}
+    for key, value in values.items():
+        owners = [] if hasattr(base, key) else [one for one in registered_configs(group) if hasattr(one[1], key)]
+        if not owners:
+            kept[key] = value
+        elif not any(_is_default(value, config, key) for _, config in owners):
+            names = ", ".join(name for name, _ in owners)
+            message = f"{where}: {key} is a setting of {names} and has no effect with {base.name}"
+            if group == "environments":
+                raise UserError(f"{message}: leave it out")
+            _LOG.warning("%s", message)
+    return kept
+
+
+def _is_default(value: Any, config: Any, key: str) -> bool:
+    default = getattr(config, key)
+    try:
+        return _coerce(typing.get_type_hints(type(config))[key], value, default, "") == default
+    except UserError:
+        return False
 
 
 def _coerce(hint: Any, value: Any, base: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} is {value!r}, expected a table")
-        return from_mapping(typing.cast(type, hint), value, base, where)
+        return from_mapping(typing.cast("type", hint), value, base, where)
     if typing.get_origin(hint) is Literal:
         if value in typing.get_args(hint):
             return value
@@ -106,14 +155,26 @@ def load_toml(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     A file may begin with `base = "NAME"`: it is then laid over that recipe, whatever `base` is. What lets code of
     others run (`without_consent`) is not taken from it.
     """
-    values = read_toml(path)
+    values, renamed = rename_keys(read_toml(path), str(path))
     values.pop("description", None)
     under = values.pop("base", None)
     if under is not None:
         if not isinstance(under, str) or under not in recipes():
             raise UserError(f"{path}: base is {under!r}, expected a recipe; there are {', '.join(recipes())}")
         base = load_toml(recipes()[under])
-    return without_consent(from_mapping(TrainConfig, values, base, str(path)))
+    config = from_mapping(TrainConfig, values, base, str(path))
+    for old, new in renamed.items():
+        if _has(config, new):  # the others were settings of another environment, at their defaults
+            say_new_name(old, new, str(path))
+    return without_consent(config)
+
+
+def _has(config: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not hasattr(config, name):
+            return False
+        config = getattr(config, name)
+    return True
 
 
 def recipes() -> dict[str, Path]:
@@ -131,18 +192,21 @@ def load_preset(name: str, env: str | None = None) -> TrainConfig:
     """A preset by the name of a recipe, or by the path of a TOML file.
 
     A name may leave out the environment: `qwen2.5-3b` is `<env>-qwen2.5-3b`, `alfworld-...` without `env`. A recipe for
-    another environment than `env` is refused.
+    another environment than `env` is refused where `env` has recipes; else it is taken with `env` in its place.
     """
     known = recipes()
     if name.endswith(".toml"):
-        return load_toml(Path(name), TrainConfig(env=env_config(env or "alfworld")))
+        config = load_toml(Path(name), None if env is None else TrainConfig(env=env_config(env)))
+        return config if env is None else with_env(config, env)
     name = next((full for full in (f"{env}-{name}", name, f"alfworld-{name}") if full in known), name)
-    if name in known:
-        config = load_toml(known[name])
-        if env in (None, config.env.name) or env not in ENV_SETTINGS:
-            return config
-        suited = [other for other in known if load_toml(known[other]).env.name == env]
-        raise UserError(f"--preset {name} is for {config.env.name}; --env {env} has {', '.join(suited) or 'none'}")
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, or the path of a .toml file"
-    raise UserError(f"--preset {name}: no such recipe; {hint}")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}, or the path of a .toml file"
+        raise UserError(f"--preset {name}: no such recipe; {hint}")
+    config = load_toml(known[name])
+    if env in (None, config.env.name):
+        return config
+    suited = [other for other, path in known.items() if load_toml(path).env.name == env]
+    if suited:
+        raise UserError(f"--preset {name} is for {config.env.name}; --env {env} has {', '.join(suited)}")
+    return with_env(config, env)

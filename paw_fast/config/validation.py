@@ -1,36 +1,33 @@
-"""What settings cannot be meant, alone or together."""
+"""Validates configurations: values outside their range, and settings that contradict each other."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from paw_fast.config.env import env_settings
-from paw_fast.config.ranges import check_ranges
+from paw_fast import registry
+from paw_fast.config.ranges import LARGEST_SEED, LONGEST_WAIT_S, check_ranges, range_of
 from paw_fast.config.schema import TrainConfig, WarmStartConfig
 from paw_fast.errors import UserError
 
 LEAST_VOCAB = 256 + 5
 """A token for each byte, and the special ones of the `tiny` tokenizer."""
-LARGEST_SEED = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 LARGEST_FLOAT = 2.0**127
 """The kernels and the optimizer compute in float32."""
-LONGEST_WAIT_S = 1e8
-"""Three years: what operating systems take as a time limit."""
 AT_MOST: dict[str, int] = {
     "rollout.slots": 1 << 16, "rollout.groups": 1 << 16, "rollout.group-size": 1 << 16, "rollout.replicas": 1 << 10,
     "rollout.tensor-parallel": 1 << 10, "warm-start.layers": 1 << 10, "warm-start.vocab-size": 1 << 20,
-    "rollout.max-sequence-tokens": 1 << 24, "seed": LARGEST_SEED, "env.game-seed": LARGEST_SEED,
-    "env.goal-seed": LARGEST_SEED,
+    "rollout.max-sequence-tokens": 1 << 24, "seed": LARGEST_SEED,
 }  # fmt: skip
-"""Where a count has a bound of its own; it is for typing mistakes, and far above what any machine can hold."""
+"""Upper bounds of counts where they are not `LARGEST_COUNT`: they catch typing mistakes, far above any real use."""
 
 
 def validate(config: TrainConfig) -> None:
-    """Refuses settings that cannot be meant, before anything is loaded. Raises `UserError`, naming the key."""
+    """Raises `UserError`, naming the option, for invalid settings. Called before anything is loaded."""
 
     def need(ok: bool, key: str, value: object, expected: str) -> None:
         if not ok:
@@ -38,9 +35,8 @@ def validate(config: TrainConfig) -> None:
 
     c = config
     _validate_sizes(c, need)
-    env_settings(c.env)
-    check_ranges(c.algo, "algo.")
-    check_ranges(c.critic, "critic.")
+    check_ranges(c)
+    c.env.check()
     need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
     need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
     need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")
@@ -52,9 +48,6 @@ def validate(config: TrainConfig) -> None:
     need(c.optim.weight_decay >= 0, "optim.weight-decay", c.optim.weight_decay, "0 or more")
     for key, share in (("optim.beta1", c.optim.beta1), ("optim.beta2", c.optim.beta2)):
         need(0 <= share < 1, key, share, "a number in [0, 1)")
-    need(0 <= c.env.format_reward < 1, "env.format-reward", c.env.format_reward, "a share in [0, 1)")
-    wait = c.env.retriever_timeout_s
-    need(0 < wait <= LONGEST_WAIT_S, "env.retriever-timeout-s", wait, f"more than 0, at most {LONGEST_WAIT_S:g}")
     share = c.rollout.memory_share
     need(share is None or 0 < share < 1, "rollout.memory-share", share, "a share in (0, 1), or None")
     _validate_rollout(c, need)
@@ -66,11 +59,6 @@ def validate(config: TrainConfig) -> None:
         "rollout.tensor-parallel": (c.rollout.tensor_parallel, 1), "rollout.replicas": (c.rollout.replicas, 1),
         "rollout.cores": (c.rollout.cores, 0), "pipeline.max-staleness": (c.pipeline.max_staleness, 0),
         "paw.interval": (c.paw.interval, 1), "paw.horizon": (c.paw.horizon, 1),
-        "env.history": (c.env.history, 0), "env.max-steps": (c.env.max_steps, 1), "env.num-train": (c.env.num_train, 1),
-        "env.num-unseen": (c.env.num_unseen, 1), "env.max-observation-chars": (c.env.max_observation_chars, 0),
-        "env.max-observation-tokens": (c.env.max_observation_tokens, 0), "env.topk": (c.env.topk, 1),
-        "env.retriever-retries": (c.env.retriever_retries, 0),
-        "env.num-products": (1 if c.env.num_products is None else c.env.num_products, 1),
         "token-budget": (c.token_budget, 16),
         "logits-budget-mb": (c.logits_budget_mb, 1), "save-every": (c.save_every, 1), "eval-every": (c.eval_every, 0),
         "eval-tasks": (c.eval_tasks, 1), "eval-transitions": (c.eval_transitions, 1),
@@ -79,8 +67,7 @@ def validate(config: TrainConfig) -> None:
         "warm-start.layers": (c.warm_start.layers, 1), "warm-start.batch-tokens": (c.warm_start.batch_tokens, 1),
         "warm-start.vocab-size": (c.warm_start.vocab_size, LEAST_VOCAB),
         "rollout.max-sequence-tokens": (c.rollout.max_sequence_tokens, 16),
-        "optim.warmup-steps": (c.optim.warmup_steps, 0), "env.brief-results": (c.env.brief_results, 0),
-        "env.game-seed": (c.env.game_seed, 0), "env.goal-seed": (c.env.goal_seed, 0),
+        "optim.warmup-steps": (c.optim.warmup_steps, 0),
         "episodes-to-write": (c.episodes_to_write, 0),
     }  # fmt: skip
     for key, (value, least) in counts.items():
@@ -95,34 +82,36 @@ def validate(config: TrainConfig) -> None:
 
 
 def _validate_sizes(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
-    """Every number is one that the machine can compute with, those that are added later too."""
-    for key, value in _numbers(c):
+    """Every number is one that the machine can compute with."""
+    for key, value, has_bound in _numbers(c):
+        if has_bound:
+            continue
         if isinstance(value, float):
             need(abs(value) <= LARGEST_FLOAT, key, value, "a finite number")
         else:
             need(value <= AT_MOST.get(key, LARGEST_COUNT), key, value, f"at most {AT_MOST.get(key, LARGEST_COUNT)}")
 
 
-def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
-    """Every number among the settings, by its option's name."""
+def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int | float, bool]]:
+    """Every number among the settings: its option's name, its value, whether its `Range` has an upper bound."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
         value, key = getattr(config, f.name), prefix + f.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield key, value
+            allowed = range_of(hints[f.name])
+            yield key, value, isinstance(value, int) and allowed is not None and allowed.high is not None
 
 
 def _validate_warm_start(w: WarmStartConfig, need: Callable[[bool, str, object, str], None]) -> None:
     for key, share in (
-        ("noop_prob", w.noop_prob),
+        ("noop-prob", w.noop_prob),
         ("noop-share", w.noop_share),
-        ("mistake_prob", w.mistake_prob),
-        ("early_answer_prob", w.early_answer_prob),
+        ("mistake-prob", w.mistake_prob),
     ):
         need(0 <= share < 1, f"warm-start.{key}", share, "a chance in [0, 1)")
     need(w.observation_weight >= 0, "warm-start.observation-weight", w.observation_weight, "0 or more")
-    need(0 < w.early_answer_share <= 1, "warm-start.early-answer-share", w.early_answer_share, "a share in (0, 1]")
 
 
 def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
@@ -180,7 +169,12 @@ def _validate_combinations(c: TrainConfig) -> None:
         if wrong:
             raise UserError(message)
 
-    r = c.rollout
+    r, env = c.rollout, registry.find("environments", c.env.name)
+    refuse(
+        c.model.path == "tiny" and env.make_expert is None,
+        f"--model tiny is trained on expert demonstrations first, and --env {c.env.name} has no expert: give its class "
+        "an Expert, or take another --model",
+    )
     refuse(
         r.max_action_tokens >= r.max_sequence_tokens,
         f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "

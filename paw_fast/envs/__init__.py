@@ -1,67 +1,106 @@
 """Environments: `make` one by name, step many with `make_batch`.
 
-Each environment is a package of its own with a `factory` module, whose `make(**settings)` and `searcher()` are
-called from here. A new one is added to `_factory` and to `env_config.ENV_SETTINGS`.
+Each environment is a package whose `spec` module holds its `EnvSpec`; `paw_fast.registry` finds it by name. See
+docs/howto/add_env.md for one in a file of your own.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import inspect
-from types import ModuleType
+import os
+from pathlib import Path
 from typing import Any
 
+from paw_fast import registry
+from paw_fast.config.ranges import check_ranges
+from paw_fast.config.schema import EnvConfig
+from paw_fast.envs.base import BaseEnv, BaseExpert, Env, EnvSpec, Expert, StepResult
 from paw_fast.envs.batch import BatchEnv, make_batch
 from paw_fast.errors import UserError
-from paw_fast.types import Env
+from paw_fast.types import Observation, Task
 
-__all__ = ["NAMES", "BatchEnv", "make", "make_batch", "make_expert"]
+__all__ = [
+    "BaseEnv",
+    "BaseExpert",
+    "BatchEnv",
+    "Env",
+    "EnvConfig",
+    "EnvSpec",
+    "Expert",
+    "Observation",
+    "StepResult",
+    "Task",
+    "find",
+    "make",
+    "make_batch",
+    "make_env",
+    "make_expert",
+]
 
-NAMES = ("alfworld", "webshop", "search")
 
-
-def _factory(name: str) -> ModuleType:
-    """The module that makes an environment; imported when it is asked for."""
-    if name == "alfworld":
-        from paw_fast.envs.alfworld import factory
-    elif name == "webshop":
-        from paw_fast.envs.webshop import factory
-    elif name == "search":
-        from paw_fast.envs.search_qa import factory
-    else:
-        close = difflib.get_close_matches(name, NAMES, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(NAMES)}"
-        raise UserError(f"no environment {name!r}: {hint}")
-    return factory
+def find(name: str) -> EnvSpec:
+    """The spec of an environment: a built-in name, `module:Name`, or an entry point. Raises `UserError`."""
+    return registry.find("environments", name)
 
 
 def make(name: str, **settings: Any) -> Env:
-    """An environment by name, with the settings of its `factory.make` (see there).
+    """An environment by name, with settings of its config class and what else its `make` takes (`cache_dir`).
 
-    name: one of `NAMES`. Raises `UserError` for names and settings that do not exist.
+    Raises `UserError` for names and settings that do not exist.
 
-    >>> make("alfwrld")
+    >>> make("alfworld", sise="small")
     Traceback (most recent call last):
-    paw_fast.errors.UserError: no environment 'alfwrld': did you mean 'alfworld'?
+    paw_fast.errors.UserError: alfworld has no setting 'sise': it has max_steps, ...
     """
-    factory = _factory(name)
-    known = tuple(inspect.signature(factory.make).parameters)
-    for key in settings:
-        if key not in known:
-            raise UserError(f"{name} has no setting {key!r}: it has {', '.join(known)}")
-    return factory.make(**settings)
+    spec = find(name)
+    own = [f.name for f in dataclasses.fields(spec.config) if f.name != "name"]
+    more = list(inspect.signature(spec.make).parameters)[1:]
+    changes, others = {}, {}
+    for key, value in settings.items():
+        key = spec.keywords.get(key, key)
+        if key in own:
+            changes[key] = value
+        elif key in more:
+            others[key] = value
+        else:
+            raise UserError(f"{name} has no setting {key!r}: it has {', '.join((*own, *more))}")
+    return make_env(spec.make_config(**_as_written(spec.config, changes)), **others)
 
 
-def make_expert(name: str, **habits: Any) -> Any:
-    """An expert of the environment that uses only what an episode has shown: `reset(observation)`, `act(observation)`.
+def _as_written(config: type[EnvConfig], values: dict[str, Any]) -> dict[str, Any]:
+    """Values as the config class has them: paths may be given as strings, tuples as lists."""
+    defaults = {f.name: str(f.type) for f in dataclasses.fields(config)}
+    out = {}
+    for key, value in values.items():
+        if isinstance(value, str | os.PathLike) and "Path" in defaults[key]:
+            value = Path(value)
+        out[key] = tuple(map(str, value)) if isinstance(value, list) else value
+    return out
 
-    `habits` are those that its `factory.make_expert` knows. Raises `UserError` for an environment that has none,
-    and for a habit that its expert does not have.
+
+def make_env(config: EnvConfig, **more: Any) -> Env:
+    """The environment of a config. Raises `UserError` for settings out of range and data that cannot be used."""
+    check_ranges(config, "env.")
+    config.check()
+    return find(config.name).make(config, **more)
+
+
+def make_expert(env: str | EnvConfig, seed: int = 0, careful: bool = False, **settings: Any) -> Expert:
+    """The expert of an environment, which knows only what an episode has shown: `reset(observation)`, then `act`.
+
+    `settings` are those of the config's `expert` table. careful: without the early answers of these. Raises
+    `UserError` for an environment that has no expert, and for settings that its expert does not have.
     """
-    factory = _factory(name)
-    if not hasattr(factory, "make_expert"):
-        raise UserError(f"no searcher for the environment {name!r}: nothing can be imitated there")
-    known = inspect.signature(factory.make_expert).parameters
-    if unknown := [habit for habit in habits if habit not in known]:
-        raise UserError(f"the expert of {name!r} knows no {unknown[0]}: set --warm-start.{unknown[0]} 0")
-    return factory.make_expert(**habits)
+    config = find(env).make_config() if isinstance(env, str) else env
+    spec = find(config.name)
+    if spec.make_expert is None:
+        raise UserError(f"the environment {config.name} has no expert: there are no demonstrations to imitate")
+    if settings:
+        table = getattr(config, "expert", None)
+        known = [f.name for f in dataclasses.fields(table)] if table is not None else []
+        if unknown := [key for key in settings if key not in known]:
+            raise UserError(f"the expert of {config.name} has no setting {unknown[0]!r}")
+        changes: dict[str, Any] = {"expert": dataclasses.replace(table, **settings)}  # type: ignore[type-var]
+        config = dataclasses.replace(config, **changes)
+    return spec.make_expert(config, seed=seed, careful=careful)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paw_fast.types import Env, Observation, Step, Task
+from paw_fast.envs.base import Env, StepResult
+from paw_fast.types import Observation, Task
 
 
 class BatchEnv:
@@ -13,8 +14,8 @@ class BatchEnv:
     A slot whose command is None is idle, and one whose episode is over stays so until the next `reset`, whatever its
     command; both cost nothing.
 
-    Environments with `begin`/`finish` pairs (processes of their own) work at the same time; the answers
-    do not depend on which of them is quicker.
+    All slots begin before the first finishes, so that environments in processes of their own work at the same time;
+    the answers do not depend on which of them is quicker.
     """
 
     def __init__(self, envs: Sequence[Env]) -> None:
@@ -31,15 +32,11 @@ class BatchEnv:
         envs = self._envs[: len(tasks)]
         self._over[: len(tasks)] = [False] * len(tasks)
         for env, task in zip(envs, tasks, strict=True):
-            if begin := getattr(env, "begin_reset", None):
-                begin(task)
-        return [
-            env.finish_reset() if hasattr(env, "finish_reset") else env.reset(task)  # type: ignore[attr-defined]
-            for env, task in zip(envs, tasks, strict=True)
-        ]
+            env.begin_reset(task)
+        return [env.finish_reset() for env in envs]
 
-    def step(self, commands: Sequence[str | None]) -> list[Step | None]:
-        """Plays one command in each slot that has one and whose episode goes on; the others answer None.
+    def step(self, commands: Sequence[str | None]) -> list[StepResult | None]:
+        """Carries out one command in each slot that has one and whose episode goes on; the others answer None.
 
         Raises `ValueError` for more commands than slots.
         """
@@ -50,16 +47,9 @@ class BatchEnv:
             for env, command, over in zip(self._envs, commands, self._over, strict=False)
         ]
         for env, command in pairs:
-            if command is not None and (begin := getattr(env, "begin_step", None)):
-                begin(command)
-        steps: list[Step | None] = []
-        for env, command in pairs:
-            if command is None:
-                steps.append(None)
-            elif hasattr(env, "finish_step"):
-                steps.append(env.finish_step())  # type: ignore[attr-defined]
-            else:
-                steps.append(env.step(command))
+            if command is not None:
+                env.begin_step(command)
+        steps = [None if command is None else env.finish_step() for env, command in pairs]
         for i, step in enumerate(steps):
             if step is not None:
                 self._over[i] = step.done

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.evaluation.task_overlap import tasks_in_train
 from paw_fast.evaluation.world_model import WorldModelQuality
@@ -15,7 +16,7 @@ from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.worker import EvalSession
 from paw_fast.runs import console
 from paw_fast.runs.metrics import wilson_interval
-from paw_fast.types import EVALUATION, Env, EpisodeId, EpisodeRequest, Task, Trajectory
+from paw_fast.types import EVALUATION, EpisodeId, EpisodeRequest, Task, Trajectory
 
 EVAL_SEED = 20_000
 """Part of the seeds of evaluations, so that they never change what training samples."""

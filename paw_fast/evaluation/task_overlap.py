@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from paw_fast.types import Env, Task
+from paw_fast.envs.base import Env
+from paw_fast.types import Task
 
 
 def tasks_in_train(env: Env, tasks: Sequence[Task], split: str) -> int:
@@ -16,7 +17,7 @@ def tasks_in_train(env: Env, tasks: Sequence[Task], split: str) -> int:
     The training tasks are not read where the environment says by `disjoint_splits` that its splits share none. Raises
     `UserError` when they cannot be read.
     """
-    if split != "train" and getattr(env, "disjoint_splits", False):
+    if split != "train" and env.disjoint_splits:
         return 0
     return count_shared(env.tasks("train"), tasks)
 

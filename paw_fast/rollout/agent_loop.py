@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from paw_fast.envs.base import Env, StepResult
 from paw_fast.errors import UserError
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
-from paw_fast.types import Env, EpisodeRequest, Observation, Step, Task, Trajectory, Transition
+from paw_fast.types import EpisodeRequest, Observation, Task, Trajectory, Transition
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 """Times a named part of the work; called where the work can be interrupted, it may raise to interrupt it."""
@@ -62,7 +63,7 @@ def first_prompt(observation: Observation, chat: ChatFormat, template: PromptTem
     """Token ids of an episode's first prompt. `observation`: as the policy reads it. `template`: guarded."""
     if layout == "trajectory":
         return chat.first(template.first(observation))
-    return chat.first(template.window(observation, str(observation.info.get("task", "")), [], 0))
+    return chat.first(template.window(observation, observation.task, [], 0))
 
 
 def check_first_prompts(
@@ -221,7 +222,7 @@ class AgentLoop:
             request, self._started - 1, s.temperature if temperature is None else temperature, env, observation,
             anchor=_anchor(first), previous_text=first.text,
             prompt=first_prompt(observation, self.chat, self.template, s.layout), num_cut=int(cut),
-            instruction=str(observation.info.get("task", "")), intro=observation.text, started_s=time.monotonic(),
+            instruction=observation.task, intro=observation.text, started_s=time.monotonic(),
         )  # fmt: skip
 
     def _ask(self, episode: _Episode) -> None:
@@ -240,7 +241,7 @@ class AgentLoop:
 
     def _passages(self, observation: Observation, mask: list[bool]) -> tuple[tuple[int, int, str], ...]:
         """Places of passages in the observation's tokens, of which `mask` marks those of the text."""
-        places = observation.info.get("passages", ())
+        places = observation.passages
         if not places:
             return ()
         first, end = mask.index(True) if True in mask else len(mask), len(mask)
@@ -251,35 +252,32 @@ class AgentLoop:
         """Parses a sampled action, and hands it to an environment that can start on it before it must answer."""
         text = self.chat.decode(completion.action_ids)
         parsed = parse_action(text, self.template.style, self.chat.thought_opened)
-        if begin := getattr(episode.env, "begin_step", None):
-            with self.stage("environment"):
-                begin(parsed.command)
+        with self.stage("environment"):
+            episode.env.begin_step(parsed.command)
         return parsed
 
     def _act(self, episode: _Episode, completion: Completion, parsed: ParsedAction) -> Trajectory | None:
         """Plays a sampled action; returns the trajectory when the episode has ended."""
         s, before, task = self.settings, episode.observation, episode.request.task
-        finish = getattr(episode.env, "finish_step", None)
         with self.stage("environment"):
-            step: Step = finish() if finish else episode.env.step(parsed.command)
+            step: StepResult = episode.env.finish_step()
         valid = parsed.well_formed
         if self.template.invalid == "admissible":
-            valid = valid and bool(step.info.get("admissible", parsed.command in before.admissible))
+            valid = valid and step.was_admissible(parsed.command, before)
         after, cut = self._shown(step.observation)
-        won = bool(step.info.get("won"))
+        won = step.won
         head, tail = ("", "") if s.layout == "window" else self.template.split_next(after)
         ids, mask = self.chat.follow(completion.action_ids, head, after.text, tail)
         # What follows may be too long to be learned from in one sequence, though nothing is sampled after it.
         kept = s.max_sequence_tokens - len(episode.prompt) - len(completion.action_ids)
         shortened = len(ids) > kept
-        share = float(step.info.get("reward", won))
-        for value in (share, step.reward):
+        for value in (step.reward, step.score):
             if not math.isfinite(value):
                 raise UserError(
                     f"the environment {task.env} gave the reward {value} in the task {task.task_id}: expected a finite "
                     "number; fix the environment, or leave the task out"
                 )
-        reward = s.success_reward * share - (0.0 if valid else s.invalid_penalty)
+        reward = s.success_reward * step.reward - (0.0 if valid else s.invalid_penalty)
         episode.transitions.append(
             Transition(
                 prompt_ids=tuple(episode.prompt), action_ids=completion.action_ids,
@@ -293,8 +291,8 @@ class AgentLoop:
         episode.history.append({"observation": before.text, "command": parsed.command})
         episode.observation = after
         episode.anchor, episode.previous_text = _anchor(step.observation), step.observation.text
-        episode.score += step.reward
-        episode.scores = dict(step.info.get("scores", {}))
+        episode.score += step.score
+        episode.scores = dict(step.scores)
         over = step.done or won or len(episode.transitions) >= s.max_steps
         if not over:
             if s.layout == "trajectory":
@@ -311,7 +309,7 @@ class AgentLoop:
                 return None
             return self._trajectory(episode, won=False, truncated=True, overrun=overrun)
         episode.num_cut += shortened
-        ended = step.done and not step.info.get("truncated", False)
+        ended = step.done and not step.truncated
         return self._trajectory(episode, won=won, truncated=not (ended or won))
 
     def _trajectory(self, episode: _Episode, *, won: bool, truncated: bool, overrun: str = "") -> Trajectory:
@@ -327,4 +325,4 @@ class AgentLoop:
 
 def _anchor(observation: Observation) -> str:
     """The text of an environment's state, uncut: the policy may read less of it."""
-    return str(observation.info.get("state_text", observation.text))
+    return observation.text if observation.state_text is None else observation.state_text

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import date as Date
 from functools import lru_cache
 from typing import Any
@@ -170,7 +171,7 @@ class ChatFormat:
         """The observation as the policy reads it, within its budgets (0: none), and whether it was cut."""
         observation, cut = prompts.shown(observation, max_chars)
         if max_tokens and (text := self.fit(observation.text, max_tokens)) != observation.text:
-            return Observation(text, observation.admissible, observation.info), True
+            return replace(observation, text=text), True
         return observation, cut
 
     def locate(self, text: str, places: Sequence[tuple[int, int, str]]) -> tuple[tuple[int, int, str], ...]:

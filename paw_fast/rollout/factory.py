@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from paw_fast import envs
-from paw_fast.config import TrainConfig
-from paw_fast.config.env import EnvConfig, env_settings
+from paw_fast.config import EnvConfig, TrainConfig
+from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.models.packed_attention import ATTENTION_NAME
 from paw_fast.models.policy import Policy, resolve_device
@@ -22,12 +22,11 @@ from paw_fast.rollout.engines.base import RolloutEngine
 from paw_fast.rollout.engines.transformers import TransformersEngine
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.weight_sync import ModelWeights, WeightSource
-from paw_fast.types import Env
 
 
 def make_env(config: EnvConfig) -> Env:
     """The environment of a config. Raises `UserError` when its data cannot be used."""
-    return envs.make(config.name, **env_settings(config))
+    return envs.make_env(config)
 
 
 def make_chat(policy: Policy, config: TrainConfig) -> ChatFormat:

@@ -13,7 +13,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
+from paw_fast import envs
 from paw_fast.errors import UserError
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.types import Observation
@@ -50,7 +51,7 @@ class ParsedAction:
     >>> parse_action("<think>hm</think><action> Look </action>", "think_action")
     ParsedAction(command='look', well_formed=True)
     >>> parse_action("I would rather go to bed now", "think_action")
-    ParsedAction(command='ther go to bed now', well_formed=False)
+    ParsedAction(command='rather go to bed now', well_formed=False)
     """
 
     command: str
@@ -113,19 +114,15 @@ def write_action(command: str, style: str, thought_opened: bool = False) -> str:
 def shown(observation: Observation, max_chars: int = 0) -> tuple[Observation, bool]:
     """The observation as the policy reads it, and whether it was cut.
 
-    That is its text, or `info["shown"]` where an environment gives the policy another form of it, and at most
+    That is its text, or `Observation.shown` where an environment gives the policy another form of it, and at most
     `max_chars` characters from its start (0: all).
 
-    >>> shown(Observation("a long page", (), {"shown": "'a long page'"}), 7)[0].text
+    >>> shown(Observation("a long page", shown="'a long page'"), 7)[0].text
     "'a long"
     """
-    text = str(observation.info.get("shown", observation.text))
+    text = observation.text if observation.shown is None else observation.shown
     cut = 0 < max_chars < len(text)
-    return Observation(text[:max_chars] if cut else text, observation.admissible, observation.info), cut
-
-
-_FOLDERS = {"search": "search_qa"}
-"""Folders of environments whose name is another."""
+    return replace(observation, text=text[:max_chars] if cut else text, shown=None), cut
 
 
 class PromptTemplate:
@@ -184,20 +181,21 @@ class PromptTemplate:
     def load(cls, name: str, env: str = "alfworld") -> PromptTemplate:
         """A template of the package by name, or a TOML file by path. Raises `UserError`.
 
-        The package's templates are in `envs/<env>/templates/`, and in `rollout/templates/` where they suit every
-        environment.
+        An environment's own templates come before those in `rollout/templates/`, which suit any environment.
         """
-        root = Path(str(resources.files("paw_fast.rollout") / "templates"))
-        own = Path(str(resources.files("paw_fast.envs") / _FOLDERS.get(env, env) / "templates"))
-        path = Path(name) if name.endswith(".toml") else own / f"{name}.toml"
-        if not name.endswith(".toml") and not path.is_file():
-            path = root / f"{name}.toml"
+        folders = [Path(str(resources.files("paw_fast.rollout") / "templates"))]
+        if (own := envs.find(env).templates) is not None:
+            folders.insert(0, own)
+        path = Path(name)
+        if not name.endswith(".toml"):
+            files = [folder / f"{name}.toml" for folder in folders]
+            path = next((file for file in files if file.is_file()), files[-1])
         try:
             return cls(tomllib.loads(path.read_text(encoding="utf-8")), name)
         except UnicodeDecodeError as e:
             raise UserError(f"template {path} is not a text file: byte {e.start} is not UTF-8") from e
         except OSError as e:
-            shipped = sorted({p.stem for folder in (root, own) for p in folder.glob("*.toml")})
+            shipped = sorted({p.stem for folder in folders for p in folder.glob("*.toml")})
             raise UserError(
                 f"--env.template {name}: cannot read {path} ({e.strerror}); there are {', '.join(shipped)}, "
                 "or give a .toml file"
@@ -207,11 +205,11 @@ class PromptTemplate:
 
     def first(self, observation: Observation) -> str:
         """The opening message in the `trajectory` layout."""
-        return self._render("first", observation, observation.info["task"], [], 0)
+        return self._render("first", observation, observation.task, [], 0)
 
     def split_next(self, observation: Observation) -> tuple[str, str]:
         """What stands before and after the observation's text in a later message of the `trajectory` layout."""
-        shown = Observation(_OBSERVATION, observation.admissible, observation.info)
+        shown = replace(observation, text=_OBSERVATION)
         text = self._render("next", shown, "", [], 0)
         if text.count(_OBSERVATION) != 1:
             raise UserError(f"template {self.name}: 'next' must show {{{{ observation }}}} exactly once")

@@ -74,8 +74,7 @@ class LocalRolloutWorker:
         return {}
 
     def take_metrics(self) -> dict[str, float]:
-        take = getattr(self.loop.envs[0], "take_metrics", None)  # its count is that of all slots
-        return take() if take else {}
+        return self.loop.envs[0].take_metrics()  # its count is that of all slots
 
     def close(self) -> None:
         self.loop.engine.close()

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from paw_fast.config import TrainConfig
+from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.rollout.agent_loop import AgentLoop, Stage
 from paw_fast.rollout.weight_sync import WeightSource
 from paw_fast.runs import console, stop_signals
-from paw_fast.types import Env, EpisodeRequest, Trajectory
+from paw_fast.types import EpisodeRequest, Trajectory
 
 SIGN_OF_LIFE_S = 1.0
 
@@ -194,7 +195,7 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: WorkerSpec) 
 
     def show_life(waits: bool = False) -> None:
         nonlocal last
-        outbox.put(Alive(clock.take(), take() if take else {}, waits))
+        outbox.put(Alive(clock.take(), env.take_metrics(), waits))
         last = time.monotonic()
 
     def while_waiting() -> None:
@@ -206,9 +207,7 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: WorkerSpec) 
             show_life(waits=True)
 
     loop, env, close = _build(spec, clock)
-    take = getattr(env, "take_metrics", None)
-    if wait := getattr(env, "while_waiting", None):
-        wait(while_waiting)
+    env.while_waiting(while_waiting)
     outbox.put(Ready())
     try:
         while True:

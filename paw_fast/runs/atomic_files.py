@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paw_fast.errors import UserError
@@ -135,6 +137,42 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+STALE_S = 24 * 3600
+
+
+def build_folder(
+    folder: Path, build: Callable[[Path], object], *, replace: bool = False, remove_stale: bool = True
+) -> None:
+    """Makes `folder` by calling `build` on a hidden folder beside it, which is renamed when it is complete.
+
+    Several processes may do so at once: the first to rename its folder wins, and what the others made is dropped.
+    replace: an existing `folder` gives way. remove_stale: also removes hidden folders that a killed process left
+    behind a day ago or earlier; not for builds that may take that long. Raises what `build` raises, `OSError`, and
+    `UserError` where the finished folder cannot be renamed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if remove_stale:
+        for path in folder.parent.glob(".making-*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    shutil.rmtree(path, ignore_errors=True)
+    hidden = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        build(hidden)
+        hidden.chmod(0o755)
+        if replace and folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+            with suppress(OSError):
+                os.rename(folder, old / "old")
+            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # another process was first; what it made is the same
+            os.rename(hidden, folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    if not folder.is_dir():
+        raise UserError(f"cannot make the folder {folder}: renaming the finished one failed")
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:

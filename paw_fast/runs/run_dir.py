@@ -19,8 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paw_fast.config import TrainConfig, load_toml, to_toml
-from paw_fast.config.env import EnvConfig, data_variable
+from paw_fast.config import EnvConfig, TrainConfig, data_variable, load_toml, to_toml
 from paw_fast.errors import UserError
 from paw_fast.runs import console
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
@@ -42,7 +41,7 @@ def create_run(config: TrainConfig) -> Path:
     """
     run_dir = config.run_dir
     if run_dir is None:
-        run_dir = _new_folder(Path("runs") / f"{config.env.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run_dir = _new_folder(Path("runs") / f"{config.env.name.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}")
     with user_errors("create the run directory", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     hold(run_dir)
@@ -159,14 +158,11 @@ def config_of(run_dir: Path) -> TrainConfig:
     return config
 
 
-def check_reference_engine(env: EnvConfig, said: bool, flag: str) -> None:
-    """Raises `UserError` where a run's config, which may be somebody else's, has game files played by the reference
-    engine and the command line does not say so."""
-    if env.name == "alfworld" and env.engine == "textworld" and env.data is not None and not said:
-        raise UserError(
-            f"this run's games, in {env.data}, are played by the reference engine, which runs Python expressions of "
-            f"game files: if you trust them, say {flag}"
-        )
+def check_consent(env: EnvConfig, given: bool, option: str) -> None:
+    """Raises `UserError` where a run's config, which may be somebody else's, has code from data files run and the
+    command line does not allow it. `option` is what would allow it."""
+    if (code := env.code_in_data()) and not given:
+        raise UserError(f"{code}: if you trust them, add {option}")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

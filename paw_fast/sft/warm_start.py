@@ -1,6 +1,6 @@
-"""Imitation of the searcher's episodes: gives the `tiny` model the commands' form and a weak policy to improve.
+"""Trains the `tiny` model on expert demonstrations: it learns the commands' form and a weak policy to improve.
 
-The episodes use only what was shown in them, because an oracle's moves cannot be learned from observations.
+The expert knows no more than its episodes have shown: what it does can be learned from the observations.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from paw_fast import envs
 from paw_fast.config import TrainConfig, WarmStartConfig
+from paw_fast.envs.base import Env, Expert
 from paw_fast.errors import UserError
 from paw_fast.kernels import WORLD_MODEL, LossSettings
 from paw_fast.learner import packing
@@ -33,7 +33,6 @@ from paw_fast.runs import console, stop_signals
 from paw_fast.runs.atomic_files import user_errors, write_text
 from paw_fast.types import (
     EVALUATION,
-    Env,
     EpisodeId,
     Observation,
     Task,
@@ -45,33 +44,28 @@ from paw_fast.types import (
 Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
 """The first observation, then (command, next observation, whether to imitate the command) for every turn."""
 
-HESITATION = "look"
-
 
 def demonstrate(
-    env: Env, expert, tasks: Iterable[Task], settings: WarmStartConfig, seed: int = 0,
-    done: Callable[[], object] = lambda: None, clean_expert: Any = None,
+    env: Env, expert: Expert, tasks: Iterable[Task], settings: WarmStartConfig, seed: int = 0,
+    done: Callable[[], object] = lambda: None, careful_expert: Expert | None = None,
 ) -> list[Demonstration]:  # fmt: skip
-    """Episodes of `expert` that win; the others teach nothing and are left out, but for those of a hasty expert
-    (`expert.hasty`), whose habit is to be imitated.
+    """Episodes of `expert` that win, and those in which it answered early; the others teach nothing and are left out.
 
-    Before a command of the expert there may come, with the chances of `settings`, a needless `look` (a bad habit
-    that is imitated too, and that reinforcement learning can break) and a slip: a command that does nothing here,
-    not imitated, after which the expert's command shows how to go on. An expert's own `noop_prob` (None: it has
-    none) and `is_slip(command, observation)` stand for another habit and other slips. `calm` plays instead of a hasty
-    expert before the last `early_answer_share` of the tasks.
+    Before a command of the expert there may come, with the chances of `settings`, its no-op command (a habit that is
+    imitated too, and that reinforcement learning can break) and a mistake: an earlier command that is useless here,
+    not imitated, after which the expert's command shows how to go on. `careful_expert` acts in its place before the
+    last `expert.early_answer_share` of the tasks.
     """
     rng = random.Random(seed)
-    habit: str | None = getattr(expert, "noop_prob", HESITATION)
-    is_slip = getattr(expert, "is_slip", lambda command, seen: command not in seen.admissible)
-    spoken: list[str] = [habit or ""]
+    noop = expert.noop_command
+    used: list[str] = [noop or ""]
     kept = []
     tasks = list(tasks)
-    hesitant_from = round(len(tasks) * (1 - settings.noop_share))
-    hasty_from = round(len(tasks) * (1 - settings.early_answer_share)) if clean_expert else 0
-    hasty = expert
+    noops_from = round(len(tasks) * (1 - settings.noop_share))
+    early_from = 0 if careful_expert is None else round(len(tasks) * (1 - expert.early_answer_share))
+    last_expert = expert
     for number, task in enumerate(tasks):
-        expert = clean_expert if number < hasty_from else hasty
+        expert = careful_expert if careful_expert is not None and number < early_from else last_expert
         first = observation = env.reset(task)
         expert.reset(observation)
         turns: list[tuple[str, Observation, bool]] = []
@@ -79,22 +73,22 @@ def demonstrate(
         while not over:
             planned = expert.act(observation)
             queue = [(planned, True)]
-            if habit is not None and number >= hesitant_from and rng.random() < settings.noop_prob:
-                queue.insert(0, (habit, True))
-            slip = rng.choice(spoken)
-            if rng.random() < settings.mistake_prob and is_slip(slip, observation):
-                queue.insert(0, (slip, False))
+            if noop is not None and number >= noops_from and rng.random() < settings.noop_prob:
+                queue.insert(0, (noop, True))
+            mistake = rng.choice(used)
+            if rng.random() < settings.mistake_prob and last_expert.is_useless(mistake, observation):
+                queue.insert(0, (mistake, False))
             for command, imitate_it in queue:
                 step = env.step(command)
                 turns.append((command, step.observation, imitate_it))
-                over, won = step.done, bool(step.info.get("won"))
+                over, won = step.done, step.won
                 if over:
                     break
             observation = step.observation
-            spoken.append(planned)
-        if won or getattr(expert, "hasty", False):
+            used.append(planned)
+        if won or expert.answered_early:
             kept.append((first, turns))
-        del spoken[:-500]
+        del used[:-500]
         done()
     return kept
 
@@ -107,7 +101,7 @@ def as_trajectory(demo: Demonstration, chat: ChatFormat, template: PromptTemplat
     first = chat.shown(demo[0], *limits)[0]
     turns = [(c, chat.shown(after, *limits)[0], learn) for c, after, learn in demo[1]]
     trajectory_layout = config.layout == "trajectory"
-    instruction = str(first.info.get("task", ""))
+    instruction = first.task
     observation, history, transitions = first, [], []
     prompt = first_prompt(first, chat, template, config.layout)
     for command, after, imitated in turns:
@@ -153,22 +147,20 @@ def _tables(
 
 def imitate(
     policy: Policy, sequences: Sequence[TokenSequence], imitated: Sequence[bool], config: TrainConfig,
-    progress: Callable[[int, float], None],
+    progress: Callable[[int, float], None], early_answer_share: float = 0.0,
 ) -> float:  # fmt: skip
     """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps that
     had actions to imitate, NaN where none had.
 
-    `imitated` says of every transition whether its action is learned.
+    `imitated` says of every transition whether its action is learned. `early_answer_share`: of the last sequences.
     `progress(sequences in this step, loss)` is called after each optimizer step.
     """
     settings = config.warm_start
     rng = np.random.default_rng([config.seed, 1])
     batches: list[list[int]] = []
-    # The episodes with a bad habit come last, and once: it is quickly learned, and what it wastes is not.
-    early_answer_share = (
-        settings.early_answer_share if settings.early_answer_prob and settings.early_answer_share < 1 else 0.0
-    )
-    split = round(len(sequences) * (1 - max(settings.noop_share, early_answer_share)))
+    # The episodes with needless commands or early answers come last, and once: habits are learned quickly.
+    share = max(settings.noop_share, early_answer_share if early_answer_share < 1 else 0.0)
+    split = round(len(sequences) * (1 - share))
     parts = [rng.permutation(split) for _ in range(settings.epochs)]
     parts.append(split + rng.permutation(len(sequences) - split))
     for order in parts:
@@ -223,23 +215,17 @@ def imitate(
 
 
 def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
-    """Builds the `tiny` model, trains it on the searcher's episodes and saves it in `folder`, Hugging Face format.
+    """Builds the `tiny` model, trains it on expert demonstrations and saves it in `folder`, in Hugging Face format.
 
-    A file `done` is written last. Raises `stopping.Interrupted` between two of its steps where a stop was asked for.
+    A file `done` is written last. Raises `UserError` for an environment without an expert, and
+    `stop_signals.Interrupted` between two steps where a stop was asked for.
     """
     settings = config.warm_start
+    expert = envs.make_expert(config.env, config.seed)
+    careful_expert = envs.make_expert(config.env, careful=True) if expert.early_answer_share else None
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
-        expert = envs.make_expert(
-            env.name,
-            **(
-                {"early_answer_prob": settings.early_answer_prob, "seed": config.seed}
-                if settings.early_answer_prob
-                else {}
-            ),
-        )
-        clean_expert = envs.make_expert(env.name) if settings.early_answer_prob else None
-        demos = demonstrate(env, expert, tasks, settings, config.seed, advance, clean_expert)
+        demos = demonstrate(env, expert, tasks, settings, config.seed, advance, careful_expert)
     if not demos:
         raise UserError(
             f"the expert won none of {len(tasks)} episodes in {config.env.max_steps} steps: nothing to imitate"
@@ -247,7 +233,7 @@ def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
     stop_signals.check()
     template = PromptTemplate.load(config.env.template, config.env.name)
     tokenizer = tiny.train_tokenizer(
-        _texts(demos[:1000], template), settings.vocab_size, getattr(expert, "names", ""),
+        _texts(demos[:1000], template), settings.vocab_size, expert.token_pattern,
         _texts(demos[1000:], template),
     )  # fmt: skip
     model = tiny.build_model(
@@ -274,13 +260,11 @@ def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
         def show(done: int, loss: float) -> None:
             advance(done)
 
-        loss = imitate(policy, sequences, imitated, config, show)
+        loss = imitate(policy, sequences, imitated, config, show, expert.early_answer_share)
     with user_errors("save the warm-started model", folder):
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
-        shown_ones = [
-            name for first, turns in demos for _, seen, _ in turns for *_, name in seen.info.get("passages", ())
-        ]
+        shown_ones = [name for first, turns in demos for _, seen, _ in turns for *_, name in seen.passages]
         write_text(folder / "passages.json", json.dumps(list(dict.fromkeys(shown_ones))) + "\n")
         write_text(folder / "done", f"{len(demos)} episodes of {len(tasks)}, last action loss {loss:.4f}\n")
 
@@ -296,7 +280,7 @@ def read_passages(folder: Path) -> list[str]:
 def _texts(demos: Sequence[Demonstration], template: PromptTemplate) -> Iterable[str]:
     for first, turns in demos:
         yield shown(first)[0].text
-        yield str(first.info.get("task", ""))
+        yield first.task
         for command, observation, _ in turns:
             yield write_action(command, template.style)
             yield shown(observation)[0].text

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from paw_fast.cli import main
-from paw_fast.config import TrainConfig, load_toml, to_toml, validate, with_chat_date
-from paw_fast.config.env import EnvConfig, env_config, env_settings
+from paw_fast.config import TrainConfig, env_config, load_toml, to_toml, validate, with_chat_date
 from paw_fast.config.schema import ModelConfig
 from paw_fast.errors import UserError
 from paw_fast.models import tiny
@@ -57,21 +56,21 @@ def test_a_file_cannot_say_that_code_may_run(tmp_path):
 
 
 def test_games_of_a_run_folder_are_played_by_the_reference_only_if_the_command_line_says_so(tmp_path):
-    config = TrainConfig(env=EnvConfig(engine="textworld", data=tmp_path))
+    config = TrainConfig(env=env_config("alfworld", engine="textworld", data=tmp_path))
     (tmp_path / "config.toml").write_text(to_toml(config))
     (tmp_path / "warm_start").mkdir()
-    with pytest.raises(UserError, match=r"Python expressions of game files.* say --allow-reference-engine"):
+    with pytest.raises(UserError, match=r"Python expressions of game files.* add --trust-env-code"):
         main.run(["eval", str(tmp_path / "warm_start")])
-    with pytest.raises(UserError, match=r"Python expressions of game files.* say --env\.engine textworld"):
+    with pytest.raises(UserError, match=r"Python expressions of game files.* add --env\.engine textworld"):
         main.run(["train", "--resume", str(tmp_path)])
-    run_dir.check_reference_engine(config.env, True, "")
-    run_dir.check_reference_engine(EnvConfig(engine="textworld"), False, "")  # generated games are our own
+    run_dir.check_consent(config.env, True, "")
+    run_dir.check_consent(env_config("alfworld", engine="textworld"), False, "")  # generated games are our own
 
 
 def test_the_setting_belongs_to_alfworld():
-    assert env_settings(EnvConfig(allow_reference_engine=True))["allow_reference_engine"] is True
-    with pytest.raises(UserError, match=r"--env\.allow-reference-engine is a setting of alfworld"):
-        env_settings(env_config("search", allow_reference_engine=True))
+    assert env_config("alfworld").with_consent(True).allow_reference_engine is True
+    with pytest.raises(UserError, match=r"--env\.allow-reference-engine is a setting of alfworld, and --env is search"):
+        main.run(["train", "--env", "search", "--env.allow-reference-engine"])
 
 
 def test_the_chat_s_date_is_written_down_once(tmp_path):

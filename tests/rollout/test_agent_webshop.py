@@ -55,7 +55,7 @@ def play(env, chat, scripts, template="compact", **settings):
 
 
 def goal_of(env):
-    return env.shop.goals[env.tasks("train")[0].info["goal"]]
+    return env.catalogue.goals[env.tasks("train")[0].info["goal"]]
 
 
 def test_only_success_is_rewarded_and_the_score_is_kept(env, chat):
@@ -113,7 +113,7 @@ def test_an_episode_is_truncated_that_runs_out_of_steps_and_not_one_that_bought(
     goal = goal_of(env)
     way = [f"search[{goal.name}]", f"click[{goal.asin.lower()}]"]
     for last, truncated in (("click[< prev]", True), ("click[buy now]", False)):
-        short = WebshopEnv(env.shop, max_steps=3)
+        short = WebshopEnv(env.catalogue, max_steps=3)
         short.reset(env.tasks("train")[0])
         *_, step = [short.step(command) for command in (*way, last)]
-        assert (step.done, step.info["truncated"]) == (True, truncated)
+        assert (step.done, step.truncated) == (True, truncated)

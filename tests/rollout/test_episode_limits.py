@@ -12,6 +12,7 @@ from rollout_helpers import in_order
 
 from paw_fast.cli import main
 from paw_fast.config import algo_config
+from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import evaluate, overlong_warning
 from paw_fast.learner import Learner, join_groups
@@ -26,7 +27,7 @@ from paw_fast.rollout.factory import make_engine, make_loop
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.task_sampler import TaskSampler
 from paw_fast.rollout.worker import LocalRolloutWorker
-from paw_fast.types import EpisodeId, Observation, Step, Task, Trajectory
+from paw_fast.types import EpisodeId, Observation, Task, Trajectory
 
 LAYOUTS = pytest.mark.parametrize("layout", ["trajectory", "window"])
 
@@ -57,7 +58,7 @@ class Saying:
         pass
 
 
-class Rooms:
+class Rooms(BaseEnv):
     """Observations of as many words as a task says: the first, and those after an action. Wins at step `win_at`."""
 
     name = "alfworld"
@@ -70,20 +71,17 @@ class Rooms:
 
     def reset(self, task):
         self.task, self.steps = task, 0
-        return Observation("look " * task.info["words"], ("look",), {"task": "t", "won": False})
+        return Observation("look " * task.info["words"], ("look",), "t")
 
     def step(self, command):
         self.steps += 1
         won = self.steps == self.task.info.get("win_at")
         over = won or self.steps >= self.max_steps
-        seen = Observation("seen " * self.task.info.get("later", 1), ("look",), {"won": won})
-        return Step(seen, float(won), over, {"won": won, "truncated": over and not won})
+        seen = Observation("seen " * self.task.info.get("later", 1), ("look",))
+        return StepResult(seen, over, won, truncated=over and not won)
 
     def spawn(self):
         return Rooms(self.max_steps)
-
-    def close(self):
-        pass
 
 
 def room(name, words, **info):
@@ -120,7 +118,7 @@ def test_an_episode_of_alfworld_that_runs_out_of_steps_is_truncated(small_env, c
     env = small_env.spawn()
     env.reset(task)
     steps = [env.step("look") for _ in range(3)]
-    assert [(s.done, s.info["truncated"]) for s in steps] == [(False, False), (False, False), (True, True)]
+    assert [(s.done, s.truncated) for s in steps] == [(False, False), (False, False), (True, True)]
     options = agent_settings(max_steps=3, max_action_tokens=8, max_sequence_tokens=2048)
     loop = AgentLoop(Saying(chat), [small_env.spawn()], chat, PromptTemplate.load("compact"), options)
     (lost,) = play(loop, task)

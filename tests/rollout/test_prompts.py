@@ -6,7 +6,7 @@ from paw_fast.errors import UserError
 from paw_fast.rollout.prompts import PromptTemplate, parse_action, shown
 from paw_fast.types import Observation
 
-SEEN = Observation("You are in a room.", ("go to desk 1", "look"), {"task": "put a mug in desk"})
+SEEN = Observation("You are in a room.", ("go to desk 1", "look"), "put a mug in desk")
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_an_observation_is_shown_in_the_environments_form_and_cut_to_the_limit()
     assert shown(SEEN, len(SEEN.text)) == (SEEN, False)
     short, cut = shown(SEEN, 7)
     assert (short.text, short.admissible, cut) == ("You are", SEEN.admissible, True)
-    other = Observation("page", (), {"shown": "the page"})
+    other = Observation("page", shown="the page")
     assert shown(other)[0].text == "the page"
-    assert shown(other, 3) == (Observation("the", (), other.info), True)
+    assert shown(other, 3) == (Observation("the"), True)
 
 
 def test_a_template_of_the_users_own(tmp_path):

@@ -85,7 +85,7 @@ def test_task_observation_history_and_commands_are_text_in_both_layouts(chat, la
     template = PromptTemplate.load("verl").guarded(chat.guard)
 
     def seen(text):
-        return Observation(text, (text, "look"), {"task": text})
+        return Observation(text, (text, "look"), text)
 
     def prompts(text):
         history = [{"observation": text, "command": text}]
@@ -106,15 +106,15 @@ def test_task_observation_history_and_commands_are_text_in_both_layouts(chat, la
 def test_the_template_s_own_tags_stay_tokens():
     chat = ChatFormat(tokenizer_of("chatml"))
     template = PromptTemplate.load("verl").guarded(chat.guard)
-    ids = chat.first(template.first(Observation("a <think> b", (), {"task": "t"})))
+    ids = chat.first(template.first(Observation("a <think> b", (), "t")))
     tokens = chat.tokenizer.convert_ids_to_tokens(ids)
-    assert tokens.count("<think>") == template.first(Observation("", (), {"task": "t"})).count("<think>") == 1
+    assert tokens.count("<think>") == template.first(Observation("", (), "t")).count("<think>") == 1
     assert not kept(chat, chat.encode("<think>"))
 
 
 def test_a_demonstration_cannot_forge_a_turn_either(chat):
     def seen(text):
-        return Observation(text, ("look",), {"task": text})
+        return Observation(text, ("look",), text)
 
     def ids(text):
         demo = (seen(text), [(text, seen(text), True)])

@@ -1,4 +1,4 @@
-"""ALFWorld: a text game of household tasks, played by an engine of our own or by the reference."""
+"""ALFWorld: household tasks as a text game, on a native engine or on the reference."""
 
 from paw_fast.envs.alfworld.env import AlfworldEnv, GameSet
 from paw_fast.envs.alfworld.expert import SearcherExpert

@@ -1,4 +1,4 @@
-"""What can be done in a state, what it does, and what is said about it: ALFWorld's rules.
+"""Runs ALFWorld's rules: which commands a state admits, what they change, and what the game says.
 
 The wording and the quirks are the reference's (alfworld 0.4.2 on textworld 1.7.0); a differential test holds
 the two together. Quirks worth knowing: an object can be examined only while it is held; heating, cooling and
@@ -8,19 +8,9 @@ off; slicing needs the object to be *at the place*, even in a closed receptacle.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action
 from paw_fast.envs.alfworld.text import HELP, MIDDLE, NOTHING_HAPPENS, TASK_PREFIX, WELCOME, join_list
-
-
-class Action(NamedTuple):
-    """What a command does: a verb, an object (or -1), a receptacle or second object (or -1)."""
-
-    verb: str
-    thing: int = -1
-    other: int = -1
-
 
 _LOOK, _INVENTORY, _HELP = Action("look"), Action("inventory"), Action("help")
 

@@ -1,22 +1,22 @@
-"""ALFWorld behind the `Env` protocol, played by the engine in this package."""
+"""Runs ALFWorld episodes on the native engine, as an `Env`."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from paw_fast.config.env import EnvConfig
 from paw_fast.envs.alfworld import engine
+from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.games import dataset_root, generated_root, list_tasks, load_world, make_split, split_name
 from paw_fast.envs.alfworld.pddl import UnsupportedGame
 from paw_fast.envs.alfworld.state import State
 from paw_fast.envs.alfworld.world import World
+from paw_fast.envs.base import BaseEnv, Env, StepResult
 from paw_fast.errors import UserError
-from paw_fast.types import Env, Observation, Step, Task
+from paw_fast.types import Observation, Task
 
 _LOG = logging.getLogger("paw_fast.envs")
 MAX_CACHED_WORLDS = 512  # about 0.1 MB each
@@ -34,8 +34,8 @@ class GameSet:
         data: str | os.PathLike[str] | None = None,
         size: str = "small",
         seed: int = 0,
-        num_train: int = EnvConfig.num_train,
-        num_unseen: int = EnvConfig.num_unseen,
+        num_train: int = AlfworldConfig.num_train,
+        num_unseen: int = AlfworldConfig.num_unseen,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         data = data or os.environ.get("ALFWORLD_DATA") or None
@@ -63,7 +63,7 @@ class GameSet:
     def world(self, task: Task) -> World:
         """The task's world, from the cache where it was loaded before and its file has not changed."""
         if task.path is None:
-            raise UserError(f"the task {task.task_id!r} has no game file: make it with Task.from_file(path)")
+            raise UserError(f"the task {task.task_id!r} has no game file: make it with games.read_task(path)")
         try:
             key = (task.path, os.stat(task.path).st_mtime_ns)
         except OSError as error:
@@ -79,12 +79,12 @@ class GameSet:
         return world
 
 
-class AlfworldEnv:
+class AlfworldEnv(BaseEnv):
     """One ALFWorld episode at a time, on the native engine.
 
-    Step.reward is 1.0 at the step that wins, else 0.0; Step.done is true when the game is won or `max_steps`
-    commands were played (then info["truncated"] is true). A game in a wording the engine does not know is refused, or
-    played by the reference engine where `reference` makes one.
+    The score is 1 at the step that wins, else 0; an episode is done when the game is won, or truncated after
+    `max_steps` commands. A game in a wording the engine does not know is refused, or run by the reference engine where
+    `reference` makes one.
     """
 
     name = "alfworld"
@@ -117,10 +117,10 @@ class AlfworldEnv:
             return self._hand_over(task, str(why))
         self._task, self._state = task, world.initial.clone()
         self._num_steps, self._done = 0, False
-        return self._observe(engine.introduction(self._state), {"task": world.task})
+        return self._observe(engine.introduction(self._state), world.task)
 
-    def step(self, command: str) -> Step:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+    def step(self, command: str) -> StepResult:
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
         if self._handed_over and self._reference is not None:
             return self._reference.step(command)
         if self._state is None or self._done:
@@ -128,36 +128,33 @@ class AlfworldEnv:
         valid = command.strip() in engine.commands(self._state)
         text = engine.play(self._state, command)
         observation = self._observe(text)
-        won = observation.info["won"]
+        won = self._state.won()
         self._num_steps += 1
         self._done = won or self._num_steps >= self._max_steps
-        info = {"won": won, "admissible": valid, "truncated": self._done and not won}
-        return Step(observation, 1.0 if won else 0.0, self._done, info)
+        return StepResult(observation, self._done, won, truncated=self._done and not won, admissible=valid)
 
-    def _observe(self, text: str, more: Mapping[str, Any] | None = None) -> Observation:
+    def _observe(self, text: str, task: str = "") -> Observation:
         assert self._state is not None
-        assert self._task is not None
-        admissible = tuple(engine.commands(self._state))
-        return make_observation(text, admissible, self._state.won(), self._task.task_type, more)
+        return make_observation(text, tuple(engine.commands(self._state)), task)
 
     def _hand_over(self, task: Task, why: str) -> Observation:
         if self._make_reference is None:
             raise UserError(
-                f"{task.path}: the native engine cannot play it: {why}. The reference engine runs Python expressions "
-                "of a game file: if you trust this one, say --env.allow-reference-engine (or --env.engine textworld)"
+                f"{task.path}: the native engine cannot run it: {why}. The reference engine runs Python expressions "
+                "of a game file: if you trust this one, add --env.allow-reference-engine (or --env.engine textworld)"
             )
         if self._reference is None:
             try:
                 self._reference = self._make_reference()
             except UserError as error:
-                raise UserError(f"{task.path}: the native engine cannot play it ({why}), and {error}") from None
+                raise UserError(f"{task.path}: the native engine cannot run it ({why}), and {error}") from None
         try:
             observation = self._reference.reset(task)
         except UserError as error:
             raise UserError(f"{error} (given to the reference engine because {why})") from None
         if task.path not in self._games.handed_over:
             self._games.handed_over.add(task.path)
-            _LOG.warning("%s is played by the reference engine: %s", task.path, why)
+            _LOG.warning("%s is run by the reference engine: %s", task.path, why)
         self._handed_over = True
         return observation
 
@@ -173,7 +170,7 @@ class AlfworldEnv:
         self._task, self._state, self._handed_over = task, state.clone(), False
         self._num_steps = num_steps
         self._done = state.won() or num_steps >= self._max_steps
-        return self._observe(engine.play(self._state, "look"), {"task": state.world.task})
+        return self._observe(engine.play(self._state, "look"), state.world.task)
 
     def spawn(self) -> AlfworldEnv:
         """Another episode over the same games."""
@@ -190,9 +187,6 @@ class AlfworldEnv:
 _AFTER_DONE = "step after the episode's end: call reset first"
 
 
-def make_observation(
-    text: str, admissible: tuple[str, ...], won: bool, task_type: str, more: Mapping[str, Any] | None = None
-) -> Observation:
+def make_observation(text: str, admissible: tuple[str, ...], task: str = "") -> Observation:
     """The record both engines give. `state_text` is the text and the admissible commands, one a line."""
-    info = {"won": won, "task_type": task_type, "state_text": "\n".join((text, *admissible)), **(more or {})}
-    return Observation(text, admissible, info)
+    return Observation(text, admissible, task, state_text="\n".join((text, *admissible)))

@@ -1,6 +1,6 @@
-"""The expert that knows only what the episode has shown; its episodes can be imitated.
+"""Demonstrates household tasks with no more than what the episode has shown.
 
-It reads the task's sentence and the observations, never the true state or the admissible commands. It looks
+The expert reads the task's sentence and the observations, never the true state or the admissible commands. It looks
 for the object in receptacles that may hold it, by a fixed order of types (open surfaces before doors and
 drawers, the goal's own type and the task's appliance late) and by number upward, opens what is closed, and goes
 back only for what it has seen.
@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from paw_fast.envs.alfworld.tables import APPLIANCES, HOLDS, LAMP_STANDS, words
+from paw_fast.envs.base import BaseExpert
 from paw_fast.types import Observation
 
 # Where to look first. Instances are equally likely in generated games, so the cheap ones come first.
@@ -71,12 +72,14 @@ def parse_goal(sentence: str) -> ParsedGoal | None:
     return None
 
 
-class SearcherExpert:
-    """Plays from what the episode has shown. `reset(first observation)`, then `act(observation)` each turn.
+class SearcherExpert(BaseExpert):
+    """Acts on what the episode has shown.
 
     rng is used only when `noise` > 0: the chance that a search goes on at any other place that may hold the
     object instead of the next one. Without noise the same episode always gets the same commands.
     """
+
+    noop_command: str | None = "look"
 
     def __init__(self, rng: random.Random | None = None, noise: float = 0.0) -> None:
         self._rng, self._noise = rng or random.Random(0), noise
@@ -85,10 +88,10 @@ class SearcherExpert:
         """Reads the introduction. Raises `ValueError` when the task is not one of the templates."""
         text = observation.text
         sentence, seen = _TASK.search(text), _INTRO.search(text)
-        errand = parse_goal(sentence.group(1)) if sentence else None
-        if errand is None:
+        goal = parse_goal(sentence.group(1)) if sentence else None
+        if goal is None:
             raise ValueError(f"not a task this expert knows: {text[-120:]!r}")
-        self.errand = errand
+        self.goal = goal
         self._official = seen is not None and not seen.group(1).startswith("a ")
         self._receptacles = sorted(_names(seen.group(1)), key=_kind_and_number) if seen else []
         self._contents: dict[str, list[str]] = {}
@@ -143,7 +146,7 @@ class SearcherExpert:
             self._worked.add(found.group(2))
 
     def _choose(self) -> str:
-        kind, target, goal = self.errand.kind, self.errand.target, self.errand.goal
+        kind, target, goal = self.goal.kind, self.goal.target, self.goal.goal
         if self._held is not None and _kind(self._held) != target:
             return self._lay_down()
         if self._held is None:
@@ -200,8 +203,8 @@ class SearcherExpert:
             for thing in things:
                 if _kind(thing) != kind or f"take {thing} from {receptacle}" in self._failed:
                     continue
-                in_goal = _kind(receptacle) == self.errand.goal and self.errand.kind != "look"
-                if in_goal and (self.errand.kind in ("place", "two") or thing in self._worked):
+                in_goal = _kind(receptacle) == self.goal.goal and self.goal.kind != "look"
+                if in_goal and (self.goal.kind in ("place", "two") or thing in self._worked):
                     self._placed.setdefault(thing, receptacle)
                     continue
                 rank = self._receptacles.index(receptacle) if receptacle in self._receptacles else 0
@@ -227,9 +230,9 @@ class SearcherExpert:
             return (0 if receptacle_kind in _STANDS else 1), rank
         if wanted not in _LOWER_HOLDS.get(receptacle_kind, ()):
             return 3, rank
-        if receptacle_kind == self.errand.goal and self.errand.kind != "look":
+        if receptacle_kind == self.goal.goal and self.goal.kind != "look":
             return 2, rank
-        return (1 if receptacle_kind == _TOOLS.get(self.errand.kind) else 0), rank
+        return (1 if receptacle_kind == _TOOLS.get(self.goal.kind) else 0), rank
 
 
 def _names(listing: str) -> list[str]:

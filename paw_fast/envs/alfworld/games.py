@@ -6,14 +6,10 @@ set and for generated games alike, so a cache folder can itself be named by ALFW
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +24,7 @@ from paw_fast.envs.alfworld.world import World
 from paw_fast.envs.json_files import may_hold_halves, warn_once, whole
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-from paw_fast.runs.atomic_files import cache_folder
+from paw_fast.runs.atomic_files import build_folder, cache_folder
 from paw_fast.types import Task
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000
@@ -36,7 +32,6 @@ OFFICIAL_COUNTS = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
 """Playable games of the official data set, json_2.1.1."""
 _SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
 _END_BYTES = 400
-_STALE_S = 24 * 3600
 
 
 def split_name(split: str) -> str:
@@ -79,6 +74,20 @@ class Listing:
             return ""
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
         return f"{self.split}: {sum(self.left_out.values())} of {self.num_files} game files left out: {reasons}"
+
+
+def read_task(path: str | Path) -> Task:
+    """The task of one game file, `.../<task>-<Object>-...-<scene>/trial_*/game.tw-pddl`.
+
+    The task type is the part of the grandparent folder's name before the first `-`. Raises `UserError` where there is
+    no such file; what is wrong inside a file is reported by `Env.reset`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no game file at {path}: give the path of a game.tw-pddl file")
+    path = path.resolve()
+    kind, trial = path.parent.parent.name, path.parent.name
+    return Task(f"{kind}/{trial}", "alfworld", task_type=kind.split("-")[0], path=path)
 
 
 def list_games(root: Path, split: str) -> Listing:
@@ -292,45 +301,25 @@ def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str 
 
 
 def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: str) -> None:
-    """Makes the games of a split in `root` where they are not there yet.
+    """Makes the games of a split in `root` where they are not there yet. Raises `UserError` when it cannot write."""
 
-    Several processes may do so at once: each writes a folder of its own and the first to rename it wins.
-    Raises `UserError` when the folder cannot be written.
-    """
-    final = root / split
-    if final.is_dir():
+    def build(hidden: Path) -> None:
+        seen: set[tuple] = set()
+        if split == "valid_seen":  # the same rooms as train, so the same game could come twice
+            for _ in distinct_games(seed, size, "train", counts["train"], seen):
+                pass
+        for game in distinct_games(seed, size, split, counts[split], seen):
+            folder = hidden / game.folder
+            folder.mkdir(parents=True)
+            (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
+            (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
+
+    if (root / split).is_dir():
         return
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _remove_stale(root)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
-        try:
-            seen: set[tuple] = set()
-            if split == "valid_seen":  # the same rooms as train, so the same game could come twice
-                for _ in distinct_games(seed, size, "train", counts["train"], seen):
-                    pass
-            for game in distinct_games(seed, size, split, counts[split], seen):
-                folder = making / game.folder
-                folder.mkdir(parents=True)
-                (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
-                (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
-            making.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was first; its games are the same
-                making.rename(final)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+        build_folder(root / split, build)
     except OSError as error:
         raise UserError(
             f"cannot write generated games to {error.filename or root}: {error.strerror}; "
             "set XDG_CACHE_HOME or the cache folder to one that can be written"
         ) from None
-    if not final.is_dir():
-        raise UserError(f"cannot write generated games to {final}: renaming the finished folder failed")
-
-
-def _remove_stale(parent: Path) -> None:
-    """Removes folders that a killed process left half made a day ago or earlier."""
-    for path in parent.glob(".making-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
-                shutil.rmtree(path, ignore_errors=True)

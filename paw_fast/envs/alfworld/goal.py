@@ -8,19 +8,13 @@ alternatives, each a set of facts that may change ("object 4 is in receptacle 2"
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from paw_fast.envs.alfworld.pddl import SIGNATURES, PddlError, Problem, TooLarge, show, typed_names
-
-if TYPE_CHECKING:
-    from paw_fast.envs.alfworld.world import World
+from paw_fast.envs.alfworld.static import Goal, Literal, StaticWorld
 
 MAX_ALTERNATIVES = 20_000  # of all clauses together; the six official task types: below 400
 MAX_TRIES = 1_000_000  # of all clauses together; official goals need below 10,000
 MAX_ATOMS = 100  # of all clauses together; official goals have up to 12
-
-# A changing fact: (predicate, first number, second number or -1). Numbers as in `World`.
-Literal = tuple[str, int, int]
 
 _CHANGING = {
     "atlocation", "inreceptacle", "objectatlocation", "opened", "holds",
@@ -47,13 +41,6 @@ class UnknownGoal(ValueError):
     """A goal of a form this engine does not know: a clause without its subject, "its goal"."""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """clauses: all must hold; each is a tuple of alternatives; each of those a frozenset of literals."""
-
-    clauses: tuple[tuple[frozenset[Literal], ...], ...]
-
-
 class _Budget:
     """What settling the whole goal may cost, in facts looked at and alternatives found."""
 
@@ -74,7 +61,7 @@ class _Clause:
     different: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
-def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: World) -> Goal:
+def compile_goal(problem: Problem, facts: list[tuple[str, ...]], world: StaticWorld) -> Goal:
     """Raises `UnknownGoal` for forms that are not a conjunction of existential clauses."""
     clauses: list[_Clause] = []
     ground = _Clause()
@@ -172,7 +159,7 @@ def _alternatives(
     facts: dict[str, list[tuple[str, ...]]],
     members: dict[str, list[str]],
     problem: Problem,
-    world: World,
+    world: StaticWorld,
     budget: _Budget,
 ) -> tuple[frozenset[Literal], ...]:
     """All distinct sets of changing facts that make the clause true."""
@@ -216,7 +203,7 @@ def _alternatives(
     return tuple(found)
 
 
-def _placed(problem: Problem, world: World, name: str) -> tuple[str, ...]:
+def _placed(problem: Problem, world: StaticWorld, name: str) -> tuple[str, ...]:
     """(name,) when the world knows the thing, () when no fact mentions it."""
     kind = problem.objects[name]
     if kind not in ("receptacle", "object", "location"):
@@ -242,7 +229,7 @@ def _match(terms: tuple[str, ...], args: tuple[str, ...], binding: dict[str, str
     return new
 
 
-def _literal(atom: tuple[str, ...], binding: dict[str, str], world: World) -> Literal | None:
+def _literal(atom: tuple[str, ...], binding: dict[str, str], world: StaticWorld) -> Literal | None:
     names = [binding[term] if term.startswith("?") else term for term in atom[1:]]
     numbers = []
     for name, kind in zip(names, SIGNATURES[atom[0]], strict=True):

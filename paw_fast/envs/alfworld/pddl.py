@@ -62,7 +62,7 @@ class PddlError(ValueError):
 
 
 class TooLarge(PddlError):
-    """Beyond what this engine takes, to bound the time and memory of hostile files."""
+    """Larger than this engine takes, which bounds the time and memory that malicious files can use."""
 
 
 class UnsupportedGame(ValueError):

@@ -15,9 +15,8 @@ from math import prod
 from typing import Any
 
 from paw_fast.envs.alfworld import engine
-from paw_fast.envs.alfworld.engine import Action
-from paw_fast.envs.alfworld.goal import Literal
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action, Literal
 
 MAX_NODES = 200_000  # a choice of alternatives needs 10 to 2,000
 MAX_CHOICES = 100_000  # the 12 official games of the test data have up to 22

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from paw_fast.envs.alfworld.goal import Literal
-    from paw_fast.envs.alfworld.world import World
+from paw_fast.envs.alfworld.static import Literal, StaticWorld
 
 _SETS = ("held", "opened", "lying", "left", "clean", "hot", "cool", "sliced", "toggled")
 
@@ -23,7 +20,7 @@ class State:
 
     __slots__ = ("commands", "holds_any", "inside", "place", "world", *_SETS)
 
-    world: World
+    world: StaticWorld
     place: int
     holds_any: bool
     inside: list[frozenset[int]]
@@ -37,7 +34,7 @@ class State:
     sliced: frozenset[int]
     toggled: frozenset[int]
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: StaticWorld) -> None:
         self.world = world
         self.place = -1
         self.holds_any = False
@@ -76,7 +73,7 @@ class State:
         return self.place, int(self.holds_any), [sorted(s) for s in self.inside], sets
 
     @classmethod
-    def from_bytes(cls, world: World, data: bytes) -> State:
+    def from_bytes(cls, world: StaticWorld, data: bytes) -> State:
         """The state that `to_bytes` stored, over `world`, loaded from the same game in this process or another.
 
         Raises `ValueError` when the bytes are not such a state, or are one of another game.
@@ -104,7 +101,7 @@ class State:
         return state
 
     def is_true(self, literal: Literal) -> bool:
-        """Whether a changing fact (see `goal.Literal`) holds now."""
+        """Whether a changing fact (see `static.Literal`) holds now."""
         predicate, a, b = literal
         if predicate == "inreceptacle":
             return a in self.inside[b]

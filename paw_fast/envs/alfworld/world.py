@@ -1,8 +1,8 @@
-"""A game's unchanging part: an immutable `World` built from a parsed problem.
+"""Builds a game's unchanging part, an immutable `World`, from a parsed problem.
 
 Receptacles, objects and places are numbers: positions in the world's lists, which are sorted by PDDL id, the
 order in which the reference lists them. What the reference calls facts is kept as is, one pair at a time, so
-that an object in two receptacles, shared places and odd initial states play as they do there.
+that an object in two receptacles, shared places and odd initial states behave as they do there.
 """
 
 from __future__ import annotations
@@ -13,28 +13,24 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from paw_fast.envs.alfworld.engine import Action
-from paw_fast.envs.alfworld.goal import Goal, UnknownGoal, compile_goal
+from paw_fast.envs.alfworld.goal import UnknownGoal, compile_goal
 from paw_fast.envs.alfworld.pddl import KINDS, SIGNATURES, PddlError, Problem, TooLarge, UnsupportedGame, show
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.static import Action, StaticWorld
 from paw_fast.envs.alfworld.text import Rules
 
 # The reference writes these two in capitals at times, and reads braces in its texts as expressions.
 _SPECIAL = ("i", "p")
 _ODD = re.compile(r"[^a-z0-9_.,+-]")
 _KNIVES = ("knifetype", "butterknifetype")
-# Official games name below 250 things in below 1,500 facts. The limits bound the time and memory of hostile files.
+# Official games name below 250 things in below 1,500 facts. The limits bound what a malicious file can cost.
 MAX_ENTITIES = 1_000
 MAX_FACTS = 50_000
 MAX_HELD = 50
 
 
-class World:
-    """All of a game that never changes. Shared by every state; treat it as read-only.
-
-    receptacles, objects, places: display names by number. place_of[r]: the place of a receptacle.
-    at_place[p]: the receptacles there. holders[o]: the receptacles that may hold object o.
-    """
+class World(StaticWorld):
+    """All of a game that never changes, and its initial state. Shared by every state; treat it as read-only."""
 
     def __init__(self, problem: Problem, rules: Rules, task: str) -> None:
         self.rules = rules
@@ -69,13 +65,13 @@ class World:
         self._read_properties(by_predicate)
         self.initial = self._initial_state(by_predicate)
         try:
-            self.goal: Goal = compile_goal(problem, facts, self)
+            self.goal = compile_goal(problem, facts, self)
         except UnknownGoal as error:
             raise UnsupportedGame(f"its goal {error}") from None
 
     @cached_property
     def digest(self) -> str:
-        """Tells games apart, the same in every process: of the ids, the places, the task and the beginning."""
+        """Tells games apart, the same in every process: from the ids, the places, the task and the initial state."""
         what = (self.receptacle_ids, self.object_ids, self.place_ids, self.place_of, self.rules.dialect.name, self.task)
         return hashlib.sha256(repr((what, self.initial.as_numbers())).encode("utf-8")).hexdigest()[:16]
 

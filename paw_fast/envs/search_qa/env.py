@@ -1,4 +1,4 @@
-"""Search-augmented question answering behind the `Env` protocol.
+"""Runs episodes of search-augmented question answering, as an `Env`.
 
 Commands are `search[query]` and `answer[text]`; a prompt template makes them of the tags that a policy writes. An
 answer ends the episode, and so does its last turn, in which only an answer counts.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.envs.search_qa.datasets import Question
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
 from paw_fast.envs.search_qa.retrieval.records import Hit
-from paw_fast.envs.search_qa.reward import TokenStats, normalize, score
+from paw_fast.envs.search_qa.reward import AnswerScores, normalize, score
 from paw_fast.errors import UserError
-from paw_fast.types import Observation, Step, Task
+from paw_fast.types import Observation, Task
 
 _COMMAND = re.compile(r"\s*(search|answer)\[(.*)\]\s*", re.DOTALL | re.IGNORECASE)
 NOT_UNDERSTOOD = (
@@ -59,26 +59,25 @@ def make_task(question: Question, split: str) -> Task:
     return Task(question.question_id, "search", split, question.kind, info=info, key=key)
 
 
-class SearchEnv:
+class SearchEnv(BaseEnv):
     """One question at a time. `splits` holds the questions of "train" and "unseen", or how to make them.
 
-    Step.reward is 1.0 for an answer that matches exactly, else 0.0. Step.info of the last step holds `scores`
-    (em, sub_em, f1) and `reward`: what the policy is rewarded with, as a share of the reward of winning.
-    `format_reward` is that share for a wrong answer in the right form. With `notes` the first observation holds
-    `info["teacher"]`, the golden answers and supporting titles, for who is imitated; no prompt shows them.
+    The score is 1 for an answer that matches exactly, else 0; the last step also has the scores em, sub_em and f1.
+    `format_reward` is the reward of a wrong answer in the right form. With `notes` the first observation has the golden
+    answers and supporting titles as `notes` for the expert; no prompt shows them.
     """
 
     name = "search"
 
     def __init__(
-        self, splits: Mapping[str, Callable[[], Sequence[Question]]], desk: QueryBatcher, max_steps: int = 5,
+        self, splits: Mapping[str, Callable[[], Sequence[Question]]], batcher: QueryBatcher, max_steps: int = 5,
         format_reward: float = 0.0, notes: bool = False, _tasks: dict[str, tuple[Task, ...]] | None = None,
     ):  # fmt: skip
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
         if not 0 <= format_reward < 1:
             raise UserError(f"--env.format-reward is {format_reward}, expected a share in [0, 1)")
-        self._splits, self._desk, self._max_steps, self._format_reward = splits, desk, max_steps, format_reward
+        self._splits, self._batcher, self._max_steps, self._format_reward = splits, batcher, max_steps, format_reward
         self._notes = notes
         self._tasks = {} if _tasks is None else _tasks
         self._task: Task | None = None
@@ -100,13 +99,11 @@ class SearchEnv:
         if not isinstance(question, str) or not task.info.get("golden"):
             raise UserError(f"the task {task.task_id!r} has no question and golden answers: take one of env.tasks(...)")
         self._task, self._num_steps, self._done, self._command = task, 0, False, None
-        more: dict[str, Any] = {"task": question}
-        if self._notes:
-            more["teacher"] = {"golden": task.info["golden"], "supporting": task.info.get("supporting", ())}
-        return self._observe(question, more)
+        notes = {"golden": task.info["golden"], "supporting": task.info.get("supporting", ())} if self._notes else {}
+        return Observation(question, FORMS, question, notes=notes)
 
-    def step(self, command: str) -> Step:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+    def step(self, command: str) -> StepResult:
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
@@ -117,9 +114,9 @@ class SearchEnv:
         self._command = command
         action = read_command(command)
         if action is not None and action[0] == "search" and not self._is_last():
-            self._desk.enqueue(action[1])
+            self._batcher.enqueue(action[1])
 
-    def finish_step(self) -> Step:
+    def finish_step(self) -> StepResult:
         """The answer to the command that `begin_step` took."""
         assert self._command is not None, "finish_step without begin_step"
         action, self._command = read_command(self._command), None
@@ -129,51 +126,45 @@ class SearchEnv:
             answer = action[1] if action is not None and action[0] == "answer" else None
             return self._finish(answer, action is not None)
         if action is None:
-            return Step(self._observe(NOT_UNDERSTOOD), 0.0, False, {"won": False, "admissible": False})
-        text, places = show_passages(self._desk.result(action[1]))
-        return Step(self._observe(text, {"passages": places}), 0.0, False, {"won": False, "admissible": True})
+            return StepResult(Observation(NOT_UNDERSTOOD, FORMS), admissible=False)
+        text, places = show_passages(self._batcher.result(action[1]))
+        return StepResult(Observation(text, FORMS, passages=places), admissible=True)
 
     def _is_last(self) -> bool:
         return self._num_steps + 1 >= self._max_steps
 
-    def _finish(self, answer: str | None, valid: bool) -> Step:
+    def _finish(self, answer: str | None, valid: bool) -> StepResult:
         assert self._task is not None
-        got: TokenStats = score(answer, self._task.info["golden"])
+        got: AnswerScores = score(answer, self._task.info["golden"])
         self._done = True
         won = got.exact_match == 1.0
         reward = 1.0 if won else self._format_reward if answer is not None else 0.0
         scores = {"em": got.exact_match, "sub_em": got.sub_match, "f1": got.f1}
         known = " or ".join(self._task.info["golden"])
         verdict = f"{'No' if answer is not None else 'No answer was given'}: the answer is {known}."
-        info = {
-            "won": won, "admissible": valid, "reward": reward, "scores": scores, "answer": answer, "verdict": verdict,
-            "truncated": answer is None,
-        }  # fmt: skip
-        # What the last observation said would be learned by the world model: the right answer must not stand there.
-        return Step(self._observe("", won=won), got.exact_match, True, info)
+        # The world model learns to predict the last observation: the right answer must not stand there.
+        return StepResult(
+            Observation(""), True, won, reward, got.exact_match, truncated=answer is None, admissible=valid,
+            scores=scores, verdict=verdict,
+        )  # fmt: skip
 
-    def _observe(self, text: str, more: Mapping[str, Any] | None = None, won: bool = False) -> Observation:
-        assert self._task is not None
-        info = {"won": won, "task_type": self._task.task_type, "state_text": text, **(more or {})}
-        return Observation(text, () if self._done else FORMS, info)
-
-    def accepts(self, command: str) -> bool:
-        """Whether a command is understood, whatever its text."""
+    def accepts(self, command: str, observation: Observation) -> bool:
+        """Any command that is understood, whatever its text."""
         return read_command(command) is not None
 
     def while_waiting(self, check: Callable[[], None]) -> None:
         """`check` is called while a retriever that is down is waited for."""
-        self._desk.while_waiting(check)
+        self._batcher.while_waiting(check)
 
     def take_metrics(self) -> dict[str, float]:
         """What was retrieved since the last call, by all episode slots together."""
-        return self._desk.take_metrics()
+        return self._batcher.take_metrics()
 
     def spawn(self) -> SearchEnv:
         """Another episode over the same questions and passages."""
-        return SearchEnv(self._splits, self._desk, self._max_steps, self._format_reward, self._notes, self._tasks)
+        return SearchEnv(self._splits, self._batcher, self._max_steps, self._format_reward, self._notes, self._tasks)
 
     def close(self) -> None:
         """Closes the index or the connections. Safe to call twice."""
-        self._desk.retriever.close()
+        self._batcher.retriever.close()
         self._done = True

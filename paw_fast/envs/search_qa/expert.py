@@ -1,14 +1,17 @@
-"""Who is imitated: on the generated world a reader of passages, on published questions a teacher with the answers."""
+"""Demonstrates search: follows facts through the passages of the generated world, and on published questions searches
+for the supporting titles and gives the known answer."""
 
 from __future__ import annotations
 
 import random
 import re
 
+from paw_fast.envs.base import BaseExpert
 from paw_fast.envs.search_qa.synthetic_facts import read_fact, understand
 from paw_fast.envs.search_qa.synthetic_names import TRADES
 from paw_fast.types import Observation
 
+_COPIED_WORDS = " (?:" + "|".join(("[A-Z][a-z]+", r"\d{4}", *TRADES)) + r")(?!\w)"
 _DOC = re.compile(r"Doc \d+\(Title: ([^)]*)\) (.*)")
 
 
@@ -22,38 +25,38 @@ def read_documents(text: str) -> dict[str, str]:
     return {m.group(1): m.group(2) for line in body.split("\n") if (m := _DOC.fullmatch(line))}
 
 
-class SearchExpert:
-    """Plays from what the episode has shown. `reset(first observation)`, then `act(observation)` each turn.
+class SearchExpert(BaseExpert):
+    """Acts on what the episode has shown.
 
-    It follows the question's chain of facts: looks up the entity it stands at, reads the next one in that entity's
-    passage, and answers at the end of the chain. Published questions come with a teacher's notes (`info["teacher"]`):
-    there it looks up the supporting titles, or the question itself, and gives the golden answer.
+    It follows the question's chain of facts: searches for an entity, reads the next one in that entity's passage, and
+    answers at the end of the chain. Published questions come with notes for the expert (`Observation.notes`): there it
+    searches for the supporting titles, or the question itself, and gives the golden answer.
 
-    `early_answer_prob` is the chance, in each turn, that it gives the entity it has come to as the answer
-    though the chain goes on: who asked for the author's birthplace is told the author. `rng`
-    decides; `hasty` says whether it did so.
+    early_answer_prob: the chance, in each turn, that it answers with the entity that it has reached though the chain
+    goes on (asked for the author's birthplace, it answers with the author). rng: decides that. share: what
+    `early_answer_share` is, where that chance is not 0.
     """
 
-    noop_prob = None
-    """There is no command that does nothing."""
-    names = " (?:" + "|".join(("[A-Z][a-z]+", r"\d{4}", *TRADES)) + r")(?!\w)"
-    """Words that a tokenizer should keep whole, after a space: names, years and trades, which are what is copied."""
+    def __init__(self, early_answer_prob: float = 0.0, rng: random.Random | None = None, share: float = 1.0):
+        self._early_answer_prob, self._rng = early_answer_prob, rng or random.Random(0)
+        self.early_answer_share = share if early_answer_prob else 0.0
 
-    @staticmethod
-    def is_slip(command: str, observation: Observation) -> bool:
-        """A search for something else does no harm but costs a turn; an answer would end the episode."""
+    @property
+    def token_pattern(self) -> str:
+        """Words after a space that are copied from passages: names, years and trades."""
+        return _COPIED_WORDS
+
+    def is_useless(self, command: str, observation: Observation) -> bool:
+        """A search for something else only costs a turn; an answer would end the episode."""
         return command.startswith("search[")
-
-    def __init__(self, early_answer_prob: float = 0.0, rng: random.Random | None = None):
-        self._haste, self._rng, self.hasty = early_answer_prob, rng or random.Random(0), False
 
     def reset(self, observation: Observation) -> None:
         """Reads the question. Raises `ValueError` for one that is neither generated nor comes with notes."""
         self._seen: dict[str, str] = {}
-        self._num_hops, self.hasty = 0, False
+        self.answered_early = False
         self._notes: list[str] | None = None
         self._at, self._chain = "", ()
-        if notes := observation.info.get("teacher"):
+        if notes := observation.notes:
             titles = tuple(notes["supporting"]) or (observation.text,)
             self._notes = [*(f"search[{title}]" for title in titles), f"answer[{notes['golden'][0]}]"]
         elif found := understand(observation.text):
@@ -70,8 +73,8 @@ class SearchExpert:
             value = read_fact(self._seen[self._at], self._at, self._chain[0])
             if value is None:
                 break
-            self._at, self._chain, self._num_hops = value, self._chain[1:], self._num_hops + 1
-            if self._chain and self._haste > 0 and self._rng.random() < self._haste:
-                self.hasty = True
+            self._at, self._chain = value, self._chain[1:]
+            if self._chain and self._early_answer_prob > 0 and self._rng.random() < self._early_answer_prob:
+                self.answered_early = True
                 return f"answer[{self._at}]"
         return f"search[{self._at}]" if self._chain else f"answer[{self._at}]"

@@ -12,9 +12,9 @@ MAX_REMEMBERED = 20_000
 
 
 class QueryBatcher:
-    """Between the episodes and the retriever.
+    """Sends the queries of many episodes to the retriever in one request.
 
-    `order` a query for each episode first, then `take` the answers: the first `take` asks for all that were ordered.
+    `enqueue` a query for each episode first, then take each `result`: the first one sends all queries that wait.
     Episodes of one task often ask the same; what was asked before is not asked again.
     """
 
@@ -25,7 +25,7 @@ class QueryBatcher:
         self.num_queries = self.num_known = 0
 
     def enqueue(self, query: str) -> None:
-        """Says that this query will be taken."""
+        """Announces that the result of this query will be asked for."""
         self.num_queries += 1
         if query in self._known or query in self._pending:
             self.num_known += 1

@@ -18,11 +18,11 @@ _CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
 
 
 @dataclass(frozen=True)
-class TokenStats:
+class AnswerScores:
     """How good an answer is, each between 0 and 1. Produced by `score`, consumed by the environment.
 
     >>> score("The Eiffel Tower!", ["Eiffel Tower"])
-    TokenStats(exact_match=1.0, sub_match=1.0, f1=1.0)
+    AnswerScores(exact_match=1.0, sub_match=1.0, f1=1.0)
     """
 
     exact_match: float
@@ -77,11 +77,11 @@ def _f1(said: str, golden: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def score(answer: str | None, golden: Sequence[str]) -> TokenStats:
+def score(answer: str | None, golden: Sequence[str]) -> AnswerScores:
     """All three scores of an answer; None (no answer was given) scores 0 throughout."""
     if answer is None:
-        return TokenStats(0.0, 0.0, 0.0)
-    return TokenStats(float(exact_match(answer, golden)), float(sub_match(answer, golden)), token_f1(answer, golden))
+        return AnswerScores(0.0, 0.0, 0.0)
+    return AnswerScores(float(exact_match(answer, golden)), float(sub_match(answer, golden)), token_f1(answer, golden))
 
 
 def last_answer(text: str) -> str | None:

@@ -1,20 +1,20 @@
-"""WebShop behind the `Env` protocol: search, look at products, choose options, buy."""
+"""Runs WebShop episodes (search, look at products, choose options, buy) as an `Env`."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.envs.webshop import pages
 from paw_fast.envs.webshop.catalogue import Catalogue
 from paw_fast.envs.webshop.pages import Page
 from paw_fast.envs.webshop.records import Goal
 from paw_fast.envs.webshop.reward import RewardParts
 from paw_fast.errors import UserError
-from paw_fast.types import Observation, Step, Task
+from paw_fast.types import Observation, Task
 
 MODES = ("text", "text_rich")
 _ACTION = re.compile(r"(.+)\[(.+)\]")
@@ -43,37 +43,37 @@ class Session:
         return dataclasses.replace(self, options=dict(self.options), visited=set(self.visited))
 
 
-class WebshopEnv:
+class WebshopEnv(BaseEnv):
     """One shopping episode at a time.
 
-    `Step.reward` is WebShop's own reward at the purchase (0 to 1), else 0; an episode is won when it is 1. `done` is
-    true after a purchase or `max_steps` commands. Commands are `search[words]` and `click[text]`; whatever the page
-    does not offer changes nothing. With `brief_results`, what the policy is shown of a page (`info["shown"]`) is its
-    short form with at most so many products; the observation's text stays the same.
+    The score is WebShop's own reward at the purchase (0 to 1), else 0; an episode is won when it is 1. It is done after
+    a purchase, or truncated after `max_steps` commands. Commands are `search[words]` and `click[text]`; whatever the
+    page does not offer changes nothing. With `brief_results`, what the policy is shown of a page is its short form with
+    at most so many products; the observation's text stays the same.
     """
 
     name = "webshop"
 
-    def __init__(self, shop: Catalogue, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
+    def __init__(self, catalogue: Catalogue, mode: str = "text", max_steps: int = 15, brief_results: int = 0) -> None:
         if mode not in MODES:
             raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
         if brief_results < 0:
             raise UserError(f"brief_results is {brief_results}, expected at least 0")
-        self._shop, self._mode, self._max_steps, self._brief_results = shop, mode, max_steps, brief_results
+        self._catalogue, self._mode, self._max_steps, self._brief_results = catalogue, mode, max_steps, brief_results
         self._goal: Goal | None = None
         self._session, self._page = Session(), Page(())
         self._task_type, self._num_steps, self._done = "", 0, True
 
     @property
-    def shop(self) -> Catalogue:
+    def catalogue(self) -> Catalogue:
         """The shared data: catalogue, goals, search."""
-        return self._shop
+        return self._catalogue
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "unseen" (also "val"), or WebShop's own "test", "eval" and "train_original"."""
-        return self._shop.tasks(split)
+        return self._catalogue.tasks(split)
 
     def reset(self, task: Task) -> Observation:
         """Starts an episode. Raises `UserError` for a task that is no goal of this catalogue."""
@@ -82,16 +82,16 @@ class WebshopEnv:
     def restore(self, task: Task, session: Session, num_steps: int = 0) -> Observation:
         """Goes on from a session of `task`, saved (`session.copy()`) after `num_steps` commands."""
         number = task.info.get("goal")
-        if not isinstance(number, int) or not 0 <= number < len(self._shop.goals):
+        if not isinstance(number, int) or not 0 <= number < len(self._catalogue.goals):
             raise UserError(
-                f"the task {task.task_id!r} is no goal of this catalogue, which has {len(self._shop.goals)}: take one "
-                "of env.tasks(split)"
+                f"the task {task.task_id!r} is no goal of this catalogue, which has {len(self._catalogue.goals)}: take "
+                "one of env.tasks(split)"
             )
-        self._goal, self._task_type = self._shop.goals[number], task.task_type
+        self._goal, self._task_type = self._catalogue.goals[number], task.task_type
         self._session, self._num_steps = session.copy(), num_steps
         self._done = session.page == "done" or num_steps >= self._max_steps
         self._page = self._render(self._goal)
-        return self._observe({"task": self._goal.instruction_text})
+        return self._observe(self._goal.instruction_text)
 
     @property
     def session(self) -> Session:
@@ -105,12 +105,12 @@ class WebshopEnv:
             raise RuntimeError("no goal without an episode: call reset first")
         return self._goal
 
-    def step(self, command: str) -> Step:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+    def step(self, command: str) -> StepResult:
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
         goal = self.goal
         if self._done:
             raise RuntimeError("step after the episode's end: call reset first")
-        accepted = self.accepts(command)
+        accepted = self._accepts(command)
         if accepted:
             name, argument = _parse(command)
             if name == "search":
@@ -120,17 +120,24 @@ class WebshopEnv:
                 self._click(goal, argument)
             self._page = self._render(goal)
         parts = self._session.parts
-        reward = parts.reward if parts is not None else 0.0
-        won = reward == 1.0
+        score = parts.reward if parts is not None else 0.0
         self._num_steps += 1
         self._done = parts is not None or self._num_steps >= self._max_steps
-        info: dict[str, Any] = {"won": won, "admissible": accepted, "truncated": self._done and parts is None}
-        if parts is not None:
-            info["parts"] = parts
-        return Step(self._observe(), reward, self._done, info)
+        return StepResult(
+            self._observe(), self._done, won=score == 1.0, score=score, truncated=self._done and parts is None,
+            admissible=accepted, verdict="" if parts is None else _verdict(parts),
+        )  # fmt: skip
 
-    def accepts(self, command: str) -> bool:
-        """Whether the command would do something here: any search, and a click on what the page offers."""
+    def accepts(self, command: str, observation: Observation) -> bool:
+        """Any search, and a click on what the page offers."""
+        return self._accepts(command)
+
+    def from_keyboard(self, typed: str, observation: Observation) -> str:
+        """A button may be given by its name alone."""
+        click = f"click[{typed}]"
+        return click if click in observation.admissible else typed
+
+    def _accepts(self, command: str) -> bool:
         name, argument = _parse(command)
         if name == "search":
             return bool(argument)
@@ -141,7 +148,7 @@ class WebshopEnv:
         s = self._session
         sub_page = next((name for name in pages.SUB_PAGES if name.lower() == text), None)
         if text == pages.BUY.lower():
-            s.parts, s.page = self._shop.judge(goal, s.asin, s.options), "done"
+            s.parts, s.page = self._catalogue.judge(goal, s.asin, s.options), "done"
         elif text == pages.BACK.lower():
             self._session = Session()
         elif text == pages.NEXT.lower() and s.page == "results":
@@ -160,45 +167,41 @@ class WebshopEnv:
             s.page = "item"
         else:
             # A value that two options share is taken for the last of them.
-            for name, values in self._shop.product(s.asin).options.items():
+            for name, values in self._catalogue.product(s.asin).options.items():
                 if text in values:
                     chosen = name
             s.options[chosen] = text
 
     def _render(self, goal: Goal) -> Page:
-        s, shop = self._session, self._shop
+        s, catalogue = self._session, self._catalogue
         if s.page == "start":
             return pages.start_page(goal)
         if s.page == "results":
-            rows = shop.results(s.query)
+            rows = catalogue.results(s.query)
             shown = rows[(s.number - 1) * pages.PAGE_SIZE : s.number * pages.PAGE_SIZE]
-            return pages.results_page(goal, [shop.store[row] for row in shown], s.number, len(rows), s.visited)
+            return pages.results_page(goal, [catalogue.store[row] for row in shown], s.number, len(rows), s.visited)
         if s.page == "done":
             assert s.parts is not None
             return pages.done_page(s.asin, s.options, s.parts.reward)
-        product = shop.product(s.asin)
+        product = catalogue.product(s.asin)
         if s.page == "item":
-            return pages.item_page(goal, product, s.options, s.query, s.number, shop.show_attributes)
+            return pages.item_page(goal, product, s.options, s.query, s.number, catalogue.show_attributes)
         return pages.sub_page(goal, product, s.page)
 
-    def _observe(self, more: Mapping[str, Any] | None = None) -> Observation:
+    def _observe(self, task: str = "") -> Observation:
         goal, page = self.goal, self._page
         text = page.text() if self._mode == "text" else page.text_rich()
         clickables = page.clickables()
         admissible = tuple(f"click[{one}]" for one in clickables if one != "search")
         if page.has_search_bar:
             admissible = ("search[<your query>]", *admissible)
-        parts, brief = self._session.parts, self._brief_results
-        info = {
-            "won": parts is not None and parts.reward == 1.0, "task_type": self._task_type, "state_text": text,
-            "shown": page.brief(brief) if brief else shown_text(text, goal.instruction_text),
-            "clickables": tuple(clickables), "has_search_bar": page.has_search_bar, **(more or {}),
-        }  # fmt: skip
-        return Observation(text, admissible, info)
+        brief = self._brief_results
+        shown = page.brief(brief) if brief else shown_text(text, goal.instruction_text)
+        return Observation(text, admissible, task, state_text=text, shown=shown)
 
     def spawn(self) -> WebshopEnv:
         """Another episode over the same catalogue."""
-        return WebshopEnv(self._shop, self._mode, self._max_steps, self._brief_results)
+        return WebshopEnv(self._catalogue, self._mode, self._max_steps, self._brief_results)
 
     def close(self) -> None:
         """Ends the episode. The shared data stays for the other episodes."""
@@ -209,6 +212,14 @@ def _parse(command: str) -> tuple[str, str]:
     """The name and the lower-case argument of `name[argument]`; other text is a name alone."""
     found = _ACTION.match(command)
     return (found[1], found[2].lower()) if found else (command, "")
+
+
+def _verdict(parts: RewardParts) -> str:
+    """The reward in words."""
+    shares = [("attributes", parts.r_att), ("options", parts.r_option), ("type of product", parts.r_type)]
+    said = [f"{name} {share:.0%}" for name, share in shares if share is not None]
+    price = "kept" if parts.r_price else "too high"
+    return f"Not quite what was asked for: score {parts.reward:.2f} ({', '.join(said)}, price {price})."
 
 
 def shown_text(text: str, instruction: str) -> str:

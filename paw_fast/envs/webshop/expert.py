@@ -1,9 +1,9 @@
-"""A shopper that knows only what the episode has shown; its episodes can be imitated.
+"""Demonstrates shopping with no more than what the episode has shown.
 
-It reads the instruction and the pages, never the goal. A careful shopper searches with all that was asked for, takes
-the first result that it has not looked at, goes back when an option is not offered, chooses the options and buys. (To
-choose by words in the titles instead wins less on the official products: the search engine knows more than titles.) A
-hasty one searches with the last two words, never goes back, and mistakes an option now and then.
+The expert reads the instruction and the pages, never the goal. It searches with all that was asked for, takes the first
+result that it has not looked at, goes back when an option is not offered, chooses the options and buys. (Choosing by
+words in the titles wins less on the official products: the search engine knows more than titles.) In an episode with an
+early answer it searches with the last two words, never goes back, and sometimes picks a wrong option.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import re
 from dataclasses import dataclass
 
+from paw_fast.envs.base import BaseExpert
 from paw_fast.envs.webshop.generate import ASIN_PLACES
 from paw_fast.envs.webshop.pages import BACK, NEXT, SEPARATOR
 from paw_fast.types import Observation
@@ -68,41 +69,45 @@ def read_results(text: str) -> list[_Result]:
     return found
 
 
-class Shopper:
-    """Plays from what the episode has shown. `reset(first observation)`, then `act(observation)` each turn.
+class Shopper(BaseExpert):
+    """Acts on what the episode has shown; understands the `text` form of the pages.
 
-    early_answer_prob: the chance that an episode's shopper is a hasty one; `hasty` says whether this one's is.
-    mistakes: a hasty one's chance of a wrong option.
-    Understands the `text` form of the pages.
+    early_answer_prob: the chance that an episode has an early answer. mistake_prob: in those, the chance of a wrong
+    option. share: what `early_answer_share` is, where early_answer_prob is not 0.
     """
 
-    def __init__(self, early_answer_prob: float = 0.0, rng: random.Random | None = None, mistakes: float = 0.2) -> None:
-        self._rng, self._haste, self._mistakes, self.hasty = rng or random.Random(0), early_answer_prob, mistakes, False
-        self._spoken: set[str] = set()
+    def __init__(
+        self, early_answer_prob: float = 0.0, rng: random.Random | None = None, mistake_prob: float = 0.2,
+        share: float = 1.0,
+    ) -> None:  # fmt: skip
+        self._rng = rng or random.Random(0)
+        self._early_answer_prob, self._mistake_prob = early_answer_prob, mistake_prob
+        self.early_answer_share = share if early_answer_prob else 0.0
+        self._used_words: set[str] = set()
 
     @property
-    def names(self) -> str:
-        """A regular expression of what a tokenizer should keep whole: words that it has used so far, with the space
-        before them and, in commands and quotes, without it; the start of a click; the pieces of generated asins."""
-        words = "|".join(map(re.escape, sorted(self._spoken, key=lambda word: (-len(word), word))))
-        spoken = [rf"(?: |(?<=['\[]))(?:{words})(?![\w-])"] if words else []
-        return "|".join((*spoken, rf"[{ASIN_PLACES.lower()}]\d(?=[\]{ASIN_PLACES.lower()}])", r"click\["))
+    def token_pattern(self) -> str:
+        """Words that the expert has used so far, with the space before them and, in commands and quotes, without it;
+        the start of a click; the pieces of generated asins."""
+        words = "|".join(map(re.escape, sorted(self._used_words, key=lambda word: (-len(word), word))))
+        used = [rf"(?: |(?<=['\[]))(?:{words})(?![\w-])"] if words else []
+        return "|".join((*used, rf"[{ASIN_PLACES.lower()}]\d(?=[\]{ASIN_PLACES.lower()}])", r"click\["))
 
     def reset(self, observation: Observation) -> None:
         """Reads the instruction."""
-        self._wish = parse_goal(str(observation.info["task"]))
-        self.hasty = self._haste > 0 and self._rng.random() < self._haste
+        self._goal = parse_goal(observation.task)
+        self.answered_early = self._early_answer_prob > 0 and self._rng.random() < self._early_answer_prob
         self._visited: list[str] = []
         self._left: list[str] | None = None
 
     def act(self, observation: Observation) -> str:
         """The next command on this page."""
         command = self._choose(observation)
-        self._spoken.update(re.findall(r"(?<=[ \[])[a-z][a-z-]+(?=[] ])", command))
+        self._used_words.update(re.findall(r"(?<=[ \[])[a-z][a-z-]+(?=[] ])", command))
         return command
 
-    def is_slip(self, command: str, observation: Observation) -> bool:
-        """Whether a command would do nothing on this page; a search always does something."""
+    def is_useless(self, command: str, observation: Observation) -> bool:
+        """A click on what the page does not offer; a search always does something."""
         return command.startswith("click[") and command not in observation.admissible
 
     def _choose(self, observation: Observation) -> str:
@@ -111,7 +116,7 @@ class Shopper:
             return self._on_item(buttons)
         if BACK.lower() in buttons:
             return self._on_results(observation.text, buttons)
-        words = (*self._wish.words, *self._wish.options) if not self.hasty else self._wish.words[-2:]
+        words = (*self._goal.words, *self._goal.options) if not self.answered_early else self._goal.words[-2:]
         return f"search[{' '.join(words)}]"
 
     def _on_results(self, text: str, buttons: list[str]) -> str:
@@ -124,13 +129,13 @@ class Shopper:
 
     def _on_item(self, buttons: list[str]) -> str:
         if self._left is None:
-            offered = [value for value in self._wish.options if value in buttons]
-            if not self.hasty and len(offered) < len(self._wish.options) and len(self._visited) < _MAX_VISITS:
+            offered = [value for value in self._goal.options if value in buttons]
+            if not self.answered_early and len(offered) < len(self._goal.options) and len(self._visited) < _MAX_VISITS:
                 return "click[< prev]"
-            self._left = self._mistaken(offered, buttons) if self.hasty else offered
+            self._left = self._with_mistakes(offered, buttons) if self.answered_early else offered
         return f"click[{self._left.pop(0)}]" if self._left else "click[buy now]"
 
-    def _mistaken(self, offered: list[str], buttons: list[str]) -> list[str]:
-        """The options, some of them mistaken for another that the page offers."""
+    def _with_mistakes(self, offered: list[str], buttons: list[str]) -> list[str]:
+        """The options, some of them replaced by another that the page offers."""
         others = buttons[buttons.index("buy now") + 1 :]
-        return [self._rng.choice(others) if self._rng.random() < self._mistakes else value for value in offered]
+        return [self._rng.choice(others) if self._rng.random() < self._mistake_prob else value for value in offered]

@@ -1,4 +1,4 @@
-"""Makes WebShop environments and their expert: what `envs.make("webshop")` and `envs.make_expert("webshop")` call."""
+"""Makes WebShop environments and their expert."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from paw_fast.envs.webshop import generate
 from paw_fast.envs.webshop import goals as goal_rules
 from paw_fast.envs.webshop import product_store as stores
 from paw_fast.envs.webshop.catalogue import Catalogue
+from paw_fast.envs.webshop.config import ShopperConfig, WebshopConfig
 from paw_fast.envs.webshop.env import MODES, WebshopEnv
 from paw_fast.envs.webshop.expert import Shopper
 from paw_fast.envs.webshop.goals import Goals
@@ -36,31 +37,24 @@ PathLike = str | os.PathLike[str]
 
 
 def make(
-    data: PathLike | None = None, products: PathLike | None = None, attributes: PathLike | None = None,
-    human_goals: PathLike | None = None, goals: str = "synthetic", seed: int = 42, mode: str = "text",
-    num_products: int | None = None, catalogue_seed: int = 0, max_steps: int = 15, brief_results: int = 0,
-    show_attributes: bool = False, search: Callable[[str], Sequence[str]] | None = None,
-    cache_dir: PathLike | None = None,
+    config: WebshopConfig, products: PathLike | None = None, attributes: PathLike | None = None,
+    human_goals: PathLike | None = None, show_attributes: bool = False,
+    search: Callable[[str], Sequence[str]] | None = None, cache_dir: PathLike | None = None,
 ) -> WebshopEnv:  # fmt: skip
     """A WebShop environment.
 
-    data: a folder of the official files (items_shuffle.json, items_ins_v2.json, items_human_ins.json, or those of the
-    1,000-product set with `_1000` in their names); None takes the variable WEBSHOP_DATA. products, attributes,
-    human_goals: single files instead. Without any of these a catalogue is generated from `catalogue_seed`, of 2,000
-    products unless `num_products` says otherwise. goals: "synthetic", or "human" (as `human_goals` also asks for).
-    seed: of prices, price limits and the goals' order. mode: "text" or "text_rich". num_products: only the first so
-    many. brief_results: prompts show pages in short, with at most so many products; 0 as verl-agent shows them. search:
-    gives asins for a query in place of the search engine. cache_dir: where the store and index go (default: paw-fast
-    in the XDG cache folder). Raises `UserError`.
+    `config.data` is a folder of the official files (items_shuffle.json, items_ins_v2.json, items_human_ins.json, or
+    those of the 1,000-product set with `_1000` in their names); None takes the variable WEBSHOP_DATA. products,
+    attributes, human_goals: single files instead; `human_goals` also asks for human goals. Without any of these a
+    catalogue is generated. search: gives asins for a query in place of the search engine. cache_dir: where the product
+    store and the index go (default: paw-fast in the XDG cache folder). Raises `UserError`.
     """
-    if mode not in MODES:
-        raise UserError(f"webshop has no mode {mode!r}: choose {' or '.join(MODES)}")
-    if human_goals is not None:
-        goals = "human"
+    data, num_products = config.data, config.num_products
+    goals = "human" if human_goals is not None else config.goals
+    if config.mode not in MODES:
+        raise UserError(f"webshop has no mode {config.mode!r}: choose {' or '.join(MODES)}")
     if goals not in goal_rules.KINDS:
         raise UserError(f"webshop has no goals {goals!r}: choose {' or '.join(goal_rules.KINDS)}")
-    if num_products is not None and num_products < 1:
-        raise UserError(f"num_products is {num_products}, expected at least 1")
     needed = ("rapidfuzz", *(() if search else ("bm25s", "Stemmer")))
     generated = False
     if products is not None:
@@ -68,21 +62,23 @@ def make(
         others = [None if one is None else existing(one) for one in (attributes, human_goals)]
         files = (existing(products), others[0], others[1])
     else:
-        data = data or os.environ.get("WEBSHOP_DATA") or None
-        generated = data is None
+        folder = data or os.environ.get("WEBSHOP_DATA") or None
+        generated = folder is None
         require(*needed, *(() if generated else ("spacy", SPACY_MODEL)))
-        if data is None:
+        if folder is None:
             if goals == "human":
                 raise UserError(
                     "generated products have no human goals: name the official files (--env.data or WEBSHOP_DATA), or "
                     "take synthetic goals"
                 )
-            data = generated_folder(num_products or NUM_GENERATED, catalogue_seed, cache_folder(cache_dir))
-        files = find_files(Path(data).expanduser(), num_products, goals == "human")
+            folder = generated_folder(num_products or NUM_GENERATED, config.game_seed, cache_folder(cache_dir))
+        files = find_files(Path(folder).expanduser(), num_products, goals == "human")
     store = open_store(*files, num_products, cache_folder(cache_dir), index=search is None)
-    shop = Catalogue(store, Goals(store, goals, seed), search or SearchEngine(store.folder / "index"), show_attributes,
-                hold_out_products=generated)  # fmt: skip
-    return WebshopEnv(shop, mode, max_steps, brief_results)
+    catalogue = Catalogue(
+        store, Goals(store, goals, config.goal_seed), search or SearchEngine(store.folder / "index"), show_attributes,
+        hold_out_products=generated,
+    )  # fmt: skip
+    return WebshopEnv(catalogue, config.mode, config.max_steps, config.brief_results)
 
 
 def generated_folder(num_products: int, seed: int, cache: Path) -> Path:
@@ -146,6 +142,7 @@ def open_store(
     return store
 
 
-def make_expert(early_answer_prob: float = 0.0, seed: int = 0) -> Shopper:
-    """The expert that is imitated; `early_answer_prob` is the chance that an episode's shopper is a hasty one."""
-    return Shopper(early_answer_prob, random.Random(f"paw-fast shopper {seed}"))
+def make_expert(config: WebshopConfig, seed: int = 0, careful: bool = False) -> Shopper:
+    """The expert that is imitated, with the early answers of `config.expert` unless it is `careful`."""
+    expert = ShopperConfig() if careful else config.expert
+    return Shopper(expert.early_answer_prob, random.Random(f"paw-fast shopper {seed}"), share=expert.early_answer_share)

@@ -14,9 +14,6 @@ import contextlib
 import dataclasses
 import json
 import mmap
-import shutil
-import tempfile
-import time
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -28,14 +25,13 @@ import numpy as np
 from paw_fast.envs.webshop.records import HumanInstruction, Product, ReadingReport
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-from paw_fast.runs.atomic_files import user_errors
+from paw_fast.runs.atomic_files import build_folder, user_errors
 
 VERSION = 3
 """Part of every cache key: raise it when the format or the cleaning changes."""
 
 _HUMAN = [f.name for f in dataclasses.fields(Product)].index("human")
 _CACHED_PRODUCTS = 4096
-_STALE_S = 24 * 3600
 
 
 def encode(product: Product) -> bytes:
@@ -143,27 +139,8 @@ def write_products(folder: Path, products: Iterable[Product], report: ReadingRep
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built by `build` in a folder beside it when it is not there yet.
-
-    Several processes may do so at once: the first to rename its folder wins. Raises `UserError` when the cache cannot
-    be written.
-    """
-    if folder.is_dir():
-        return folder
-    with user_errors("write the catalogue's cache", folder, "set XDG_CACHE_HOME to a folder that can be written"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(".making-*"):
-            with contextlib.suppress(OSError):
-                if time.time() - stale.stat().st_mtime > _STALE_S:
-                    shutil.rmtree(stale, ignore_errors=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-        try:
-            build(making)
-            making.chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was first; what it wrote is the same
-                making.rename(folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+    """`folder`, made by `build` where it is not there yet. Raises `UserError` when the cache cannot be written."""
     if not folder.is_dir():
-        raise UserError(f"cannot write the catalogue's cache at {folder}: renaming the finished folder failed")
+        with user_errors("write the catalogue's cache", folder, "set XDG_CACHE_HOME to a folder that can be written"):
+            build_folder(folder, build)
     return folder

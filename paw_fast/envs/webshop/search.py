@@ -18,21 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from paw_fast.envs.lucene import K1, STOP_WORDS, B
 from paw_fast.envs.webshop.product_store import undamaged
-from paw_fast.envs.webshop.records import Product, words
+from paw_fast.envs.webshop.records import Product
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
 
-K1, B = 0.9, 0.4
 NUM_RESULTS = 50
 _CACHED_QUERIES = 4096
 
-_STOP_WORDS = frozenset(
-    words(
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
-        "this to was will with"
-    )
-)
 # Letters and digits, joined by an apostrophe, full stop, colon or comma where Unicode's word rules (UAX 29) join them.
 _WORD = re.compile(r"\w+(?:[.'’·:](?<=[^\W\d_].)(?=[^\W\d_])\w+|[.,'’;](?<=\d.)(?=\d)\w+)*")
 _POSSESSIVE = ("'s", "’s", "＇s")
@@ -60,7 +54,7 @@ def make_analyzer() -> Callable[[str], list[str]]:
         for word in _WORD.findall(text.lower()):
             if word.endswith(_POSSESSIVE):
                 word = word[:-2]
-            if word and word not in _STOP_WORDS:
+            if word and word not in STOP_WORDS:
                 found.append(stem(word) if len(word) > 2 else word)  # Lucene leaves one and two letters alone
         return found
 

@@ -1,4 +1,4 @@
-"""Lets the tests here import the helpers beside them, and gives them small generated games."""
+"""Lets the tests here import the helpers beside them, and gives them the official games."""
 
 import sys
 from pathlib import Path
@@ -11,16 +11,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(autouse=True)
 def _no_official_data(monkeypatch):
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
-
-
-@pytest.fixture(scope="session")
-def small_env(tmp_path_factory):
-    from paw_fast import envs
-
-    cache = tmp_path_factory.mktemp("games")
-    env = envs.make("alfworld", size="small", num_train=24, num_unseen=12, cache_dir=cache)
-    yield env
-    env.close()
 
 
 @pytest.fixture(scope="session")

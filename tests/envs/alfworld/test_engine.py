@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from paw_fast.envs.alfworld import engine
+from paw_fast.envs.alfworld import engine, static
 from paw_fast.envs.alfworld.pddl import parse_problem
 from paw_fast.envs.alfworld.state import State
 from paw_fast.envs.alfworld.text import OFFICIAL, WHEEL, Rules
@@ -234,4 +234,4 @@ def test_equal_states_reached_by_different_ways_are_equal():
 
 def test_actions_and_rules_are_plain_values():
     assert dataclasses.replace(Rules(WHEEL), has_help=False) == Rules(WHEEL, has_help=False)
-    assert pickle.loads(pickle.dumps(engine.Action("go", other=1))) == engine.Action("go", -1, 1)
+    assert pickle.loads(pickle.dumps(static.Action("go", other=1))) == static.Action("go", -1, 1)

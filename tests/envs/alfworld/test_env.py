@@ -8,8 +8,9 @@ import pytest
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import Planner, SearcherExpert
+from paw_fast.envs.alfworld.games import read_task
 from paw_fast.envs.alfworld.state import State
-from paw_fast.types import Env, Task
+from paw_fast.envs.base import Env
 
 
 def test_it_is_an_env(small_env):
@@ -20,16 +21,14 @@ def test_it_is_an_env(small_env):
 def test_an_episode_that_is_won(small_env):
     env, task = small_env.spawn(), small_env.tasks("train")[0]
     first = env.reset(task)
-    assert first.info["won"] is False
-    assert first.info["task_type"] == task.task_type
-    assert first.text.endswith(f"Your task is to: {first.info['task']}.")
-    assert first.info["state_text"] == "\n".join((first.text, *first.admissible))
+    assert first.text.endswith(f"Your task is to: {first.task}.")
+    assert first.state_text == "\n".join((first.text, *first.admissible))
     plan = Planner().plan(env.state)
     for i, command in enumerate(plan):
         step = env.step(command)
         last = i == len(plan) - 1
-        assert (step.reward, step.done, step.info["won"]) == (float(last), last, last)
-        assert step.info["admissible"]
+        assert (step.score, step.done, step.won) == (float(last), last, last)
+        assert step.admissible
     with pytest.raises(RuntimeError, match="after the episode's end"):
         env.step("look")
     assert env.reset(task) == first
@@ -40,7 +39,7 @@ def test_an_episode_that_runs_out_of_steps(small_env):
     env.reset(env.tasks("train")[0])
     steps = [env.step("no such command") for _ in range(3)]
     assert [step.done for step in steps] == [False, False, True]
-    assert not any(step.reward or step.info["admissible"] for step in steps)
+    assert not any(step.score or step.admissible for step in steps)
 
 
 def test_step_before_reset(small_env):
@@ -144,19 +143,19 @@ def test_a_batch_of_fewer_tasks_and_of_too_many(small_env):
 def test_official_games_are_won_by_a_plan(official_games, small_env):
     env = small_env.spawn()
     for path in official_games:
-        task = Task.from_file(path)
+        task = read_task(path)
         env.reset(task)
         for command in Planner().plan(env.state):
             step = env.step(command)
         assert step.done
-        assert step.reward == 1.0, path
+        assert step.score == 1.0, path
     assert len(official_games) == 12
 
 
 def test_official_games_are_won_by_the_searcher(official_games, small_env):
     env = small_env.spawn()
     for path in official_games:
-        observation = env.reset(Task.from_file(path))
+        observation = env.reset(read_task(path))
         expert = SearcherExpert()
         expert.reset(observation)
         for _ in range(50):
@@ -164,7 +163,7 @@ def test_official_games_are_won_by_the_searcher(official_games, small_env):
             observation = step.observation
             if step.done:
                 break
-        assert step.reward == 1.0, path
+        assert step.score == 1.0, path
 
 
 def test_the_official_folder_is_listed(test_data, official_games):

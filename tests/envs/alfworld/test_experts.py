@@ -98,7 +98,7 @@ def run_searcher(env, task, expert):
         observation = step.observation
         if step.done:
             break
-    return step.reward == 1.0, commands
+    return step.score == 1.0, commands
 
 
 def test_the_searcher_wins_small_games_and_repeats_itself(small_env):
@@ -142,7 +142,7 @@ def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
         observation = env.reset(task)
         expert = SearcherExpert()
         expert.reset(observation)
-        target = expert.errand.target
+        target = expert.goal.target
         env_state = env.state
         start = [r for r, group in enumerate(env_state.inside) if group and r not in env_state.world.openable]
         if not start:
@@ -159,7 +159,7 @@ def test_the_searcher_lays_down_what_it_should_not_hold(small_env):
             observation = step.observation
             if step.done:
                 break
-        assert step.reward == 1.0, task.task_id
+        assert step.score == 1.0, task.task_id
 
 
 def test_both_wordings_are_understood(small_env):

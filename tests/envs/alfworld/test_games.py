@@ -22,6 +22,7 @@ from paw_fast.envs.alfworld.games import (
     load_world,
     make_split,
     read_game,
+    read_task,
 )
 from paw_fast.envs.alfworld.pddl import UnsupportedGame, parse_problem
 from paw_fast.envs.alfworld.tables import TASK_TYPES, UNSEEN_ROOMS
@@ -116,7 +117,7 @@ def test_the_cache_folder_is_itself_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("ALFWORLD_DATA", str(root.parent))
     env = envs.make("alfworld")
     assert len(env.tasks("train")) == 6
-    assert env.reset(env.tasks("train")[0]).info["task"]
+    assert env.reset(env.tasks("train")[0]).task
     assert dataset_root(root) == root
     traj = json.loads(next(root.glob("train/look*/*/traj_data.json")).read_text())
     assert traj["task_type"] == "look_at_obj_in_light"
@@ -169,11 +170,11 @@ def test_the_xdg_cache_folder_is_used(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "alfwrld"}, "did you mean 'alfworld'"),
+        ({"name": "alfwrld"}, "did you mean alfworld"),
         ({"engine": "nativ"}, "choose native or textworld"),
         ({"size": "tiny"}, "choose small, medium, full"),
-        ({"num_train": 0}, "expected at least 1"),
-        ({"max_steps": 0}, "expected at least 1"),
+        ({"num_train": 0}, "--env.num-train is 0, expected 1 or more"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"sise": "small"}, "no setting 'sise'"),
         ({"data": "/nowhere"}, "no ALFWorld data at /nowhere"),
     ],
@@ -281,7 +282,7 @@ WRONG = [
 def test_a_wrong_file_is_one_line_naming_file_and_place(game_file, damage, message, small_env):
     damage(game_file)
     with pytest.raises(UserError, match=message) as error:
-        small_env.spawn().reset(Task.from_file(game_file))
+        small_env.spawn().reset(read_task(game_file))
     assert str(game_file) in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400 + len(str(game_file))
@@ -289,7 +290,7 @@ def test_a_wrong_file_is_one_line_naming_file_and_place(game_file, damage, messa
 
 def test_a_missing_or_unreadable_file(tmp_path, small_env):
     with pytest.raises(UserError, match="no game file at"):
-        Task.from_file(tmp_path / "game.tw-pddl")
+        read_task(tmp_path / "game.tw-pddl")
     with pytest.raises(UserError, match="cannot read"):
         small_env.spawn().reset(Task("x", path=tmp_path / "gone"))
     with pytest.raises(UserError, match="has no game file"):
@@ -337,9 +338,9 @@ def test_an_unknown_grammar_is_refused_unless_the_reference_engine_is_allowed(ga
 
     monkeypatch.setattr("paw_fast.envs.alfworld.textworld.env.ReferenceEnv", started)
     rewrite(game_file, other_grammar)
-    with pytest.raises(UserError, match=r"text grammar is not one of .* say --env\.allow-reference-engine") as error:
-        small_env.spawn().reset(Task.from_file(game_file))
-    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+    with pytest.raises(UserError, match=r"text grammar is not one of .* add --env\.allow-reference-engine") as error:
+        small_env.spawn().reset(read_task(game_file))
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert "\n" not in str(error.value)
 
 
@@ -349,8 +350,8 @@ def test_without_the_extra_an_unknown_grammar_is_one_line(game_file, small_env, 
     missing = r"not installed: pip install 'paw-fast\[alfworld\]'"
     env = envs.make("alfworld", data=small_env.tasks("train")[0].path.parents[3], allow_reference_engine=True)
     with pytest.raises(UserError, match=rf"text grammar is not one of.*{missing}") as error:
-        env.reset(Task.from_file(game_file))
-    assert str(error.value).startswith(f"{game_file}: the native engine cannot play it")
+        env.reset(read_task(game_file))
+    assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert not caplog.records
     with pytest.raises(UserError, match=missing):
         envs.make("alfworld", engine="textworld")

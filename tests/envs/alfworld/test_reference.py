@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from paw_fast import envs
 from paw_fast.envs.alfworld import Planner, engine
-from paw_fast.envs.alfworld.games import list_tasks, load_world, reference_texts
+from paw_fast.envs.alfworld.games import list_tasks, load_world, read_task, reference_texts
 from paw_fast.envs.alfworld.textworld import caching
 from paw_fast.envs.alfworld.textworld.env import ReferenceEnv, Worker
 from paw_fast.errors import UserError
-from paw_fast.types import Task
 
 pytestmark = pytest.mark.skipif(reference_texts() is None, reason="needs the extra alfworld (the reference engine)")
 
@@ -257,7 +256,7 @@ def test_a_file_the_reference_cannot_load(tmp_path, small_env, reference):
     data = json.loads(small_env.tasks("train")[0].path.read_text())
     path.write_text(json.dumps({**data, "pddl_problem": data["pddl_problem"][:-200]}))
     with pytest.raises(UserError, match="cannot load it") as error:
-        reference.reset(Task.from_file(path))
+        reference.reset(read_task(path))
     assert "\n" not in str(error.value)
     reference.reset(small_env.tasks("train")[0])
 
@@ -270,14 +269,14 @@ def test_an_unknown_grammar_is_handed_over_with_one_line(tmp_path, small_env, le
     changed = grammar.replace("You arrive at", "You walk up to").replace("UNKNOWN GOAL", data["paw_fast"]["task"])
     path.write_text(json.dumps({**data, "pddl_domain": domain, "grammar": changed}))
     env = lenient.spawn()
-    first = env.reset(Task.from_file(path))
+    first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is played by the reference engine: its text grammar is not one of the two known ones"
+        f"{path} is run by the reference engine: its text grammar is not one of the two known ones"
     ]
     goto = next(command for command in first.admissible if command.startswith("go to"))
     assert env.step(goto).observation.text.startswith("You walk up to")
     assert env.reset(small_env.tasks("train")[0]).text
-    assert env.reset(Task.from_file(path)) == first
+    assert env.reset(read_task(path)) == first
     assert len(caplog.records) == 1  # once for each file
     env.close()
 
@@ -292,10 +291,10 @@ def test_a_receptacle_with_an_object_s_type_is_handed_over_with_one_line(tmp_pat
     problem = problem.replace("(:init", f"(:init (receptacleType {desk} BenchType)", 1)
     path.write_text(json.dumps({**data, "pddl_problem": problem}))
     env, native = lenient.spawn(), small_env.spawn()
-    assert env.reset(Task.from_file(path)).text == native.reset(task).text
+    assert env.reset(read_task(path)).text == native.reset(task).text
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith(f"{path} is played by the reference engine: its fact (receptacletype {desk[:20]}")
+    assert message.startswith(f"{path} is run by the reference engine: its fact (receptacletype {desk[:20]}")
     assert message.endswith("has arguments of type receptacle otype, expected receptacle rtype")
     for command in Planner().plan(native.state):
         assert env.step(command).observation.text == native.step(command).observation.text
@@ -309,7 +308,7 @@ def test_a_file_that_neither_engine_loads_names_both_reasons(tmp_path, small_env
     path.write_text(json.dumps({**data, "pddl_problem": data["pddl_problem"].replace("(atLocation", "(flying")}))
     env = lenient.spawn()
     with pytest.raises(UserError, match=r"cannot load it: KeyError.* because its fact .flying .* is unknown") as error:
-        env.reset(Task.from_file(path))
+        env.reset(read_task(path))
     assert str(error.value).startswith(f"{path}: ")
     assert not caplog.records
     env.close()
@@ -324,13 +323,13 @@ def test_an_unknown_domain_is_handed_over_with_one_line(tmp_path, small_env, len
     domain = data["pddl_domain"].replace("(:predicates", "(:predicates (painted ?o - object)", 1)
     path.write_text(json.dumps({**data, "pddl_domain": domain}))
     env = lenient.spawn()
-    first = env.reset(Task.from_file(path))
+    first = env.reset(read_task(path))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is played by the reference engine: its PDDL domain is not one of the three known ones"
+        f"{path} is run by the reference engine: its PDDL domain is not one of the three known ones"
     ]
     assert first.text == small_env.reset(task).text
     for command in ("look", *Planner().plan(small_env.state)):
         step = env.step(command)
         assert step.observation.text == small_env.step(command).observation.text
-    assert step.reward == 1.0
+    assert step.score == 1.0
     env.close()

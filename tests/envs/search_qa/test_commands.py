@@ -121,7 +121,7 @@ def test_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
         "preset": "tiny", "steps": 2, "env.topk": 2,
         "env.train": tmp_path / "train.json", "env.eval": tmp_path / "held_out.json",
         "env.corpus": qa / "hotpotqa_train_corpus.json", "env.max-observation-tokens": 60,
-        "warm-start.episodes": 6, "warm-start.epochs": 1, "warm-start.early_answer_prob": 0, "rollout.groups": 2,
+        "warm-start.episodes": 6, "warm-start.epochs": 1, "env.expert.early-answer-prob": 0, "rollout.groups": 2,
         "rollout.group-size": 2, "rollout.slots": 4, "algo.minibatches": 1, "eval-tasks": 3, "run-dir": run,
     }  # fmt: skip
     args = [str(part) for name, value in settings.items() for part in ("--" + name, value)]

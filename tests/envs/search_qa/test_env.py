@@ -7,8 +7,8 @@ from make_records import agent_settings, request_for
 from search_extras import need
 
 from paw_fast import envs
-from paw_fast.config import TrainConfig
-from paw_fast.config.env import env_config
+from paw_fast.config import TrainConfig, env_config
+from paw_fast.envs.base import Env
 from paw_fast.envs.search_qa.datasets import Question
 from paw_fast.envs.search_qa.env import NOT_UNDERSTOOD, NOTHING_FOUND, SearchEnv, read_command, show_passages
 from paw_fast.envs.search_qa.query_batcher import QueryBatcher
@@ -22,7 +22,6 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import Completion
 from paw_fast.rollout.prompts import PromptTemplate, write_action
 from paw_fast.sft.warm_start import as_trajectory
-from paw_fast.types import Env
 
 need("bm25s", "Stemmer")
 
@@ -63,15 +62,15 @@ def test_an_episode():
     env, library = make_env()
     assert isinstance(env, Env)
     first = env.reset(env.tasks("unseen")[1])
-    assert (first.text, first.info["task"], first.info["won"]) == ("Question 1?", "Question 1?", False)
+    assert (first.text, first.task) == ("Question 1?", "Question 1?")
     found = env.step("search[the  capital\nof France]")
     assert found.observation.text == (
         "<information>Doc 1(Title: About the capital of France) All on the capital of France.</information>"
     )
-    assert (found.done, found.reward, found.info["won"], found.info["admissible"]) == (False, 0.0, False, True)
+    assert (found.done, found.score, found.won, found.admissible) == (False, 0.0, False, True)
     last = env.step("answer[paris.]")
-    assert (last.done, last.reward, last.info["won"]) == (True, 1.0, True)
-    assert last.info["scores"] == {"em": 1.0, "sub_em": 1.0, "f1": 1.0}
+    assert (last.done, last.score, last.won) == (True, 1.0, True)
+    assert last.scores == {"em": 1.0, "sub_em": 1.0, "f1": 1.0}
     assert library.calls == [["the capital of France"]]
     with pytest.raises(RuntimeError, match="call reset first"):
         env.step("answer[x]")
@@ -82,7 +81,7 @@ def test_the_last_observation_does_not_tell_the_answer():
     env, _ = make_env()
     (step,) = played(env, "answer[Rome]")
     assert step.observation.text == ""
-    assert step.info["scores"]["em"] == 0.0
+    assert step.scores["em"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -91,20 +90,23 @@ def test_the_last_observation_does_not_tell_the_answer():
 def test_rewards(answer, share, f1):
     env, _ = make_env(format_reward=0.2)
     (step,) = played(env, f"answer[{answer}]")
-    assert step.info["reward"] == share
-    assert step.reward == (share == 1.0)
-    assert step.info["scores"]["f1"] == pytest.approx(f1)
+    assert step.reward == share
+    assert step.score == (share == 1.0)
+    assert step.scores["f1"] == pytest.approx(f1)
 
 
 def test_four_turns_then_an_answer_without_search():
     env, library = make_env(format_reward=0.2)
     steps = played(env, "search[a]", "search[b]", "search[c]", "search[d]", "answer[Paris]")
     assert [s.done for s in steps] == [False] * 4 + [True]
-    assert steps[-1].info["won"]
+    assert steps[-1].won
     steps = played(env, "search[a]", "search[b]", "search[c]", "search[d]", "search[e]")
     assert steps[-1].done
-    assert not steps[-1].info["won"]
-    assert (steps[-1].info["reward"], steps[-1].info["answer"]) == (0.0, None)  # no answer, no reward for the form
+    assert not steps[-1].won
+    assert (steps[-1].reward, steps[-1].verdict[:19]) == (
+        0.0,
+        "No answer was given",
+    )  # no reward for the form
     assert [q for call in library.calls for q in call] == ["a", "b", "c", "d"]  # the fifth is not asked
 
 
@@ -114,7 +116,7 @@ def test_four_turns_then_an_answer_without_search():
 def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
     env, library = make_env()
     (step,) = played(env, command)
-    assert (step.observation.text, step.done, step.info["admissible"]) == (NOT_UNDERSTOOD, False, False)
+    assert (step.observation.text, step.done, step.admissible) == (NOT_UNDERSTOOD, False, False)
     assert library.calls == []
 
 
@@ -125,7 +127,7 @@ def test_what_is_not_understood_costs_a_turn_and_says_how_it_goes(command):
 def test_an_episode_is_truncated_that_runs_out_of_turns_without_an_answer(last, truncated):
     env, _ = make_env(max_steps=2)
     *_, step = played(env, "search[a]", last, task=1)
-    assert (step.done, step.info["truncated"]) == (True, truncated)
+    assert (step.done, step.truncated) == (True, truncated)
 
 
 def test_commands():
@@ -279,18 +281,18 @@ def test_imitation_sees_what_the_policy_sees(chat, layout, max_chars, max_tokens
     assert (lived.num_cut > 0) == bool(max_chars or max_tokens)
 
 
-# ------------------------------------------------------------------------------------------------- the desk
+# ------------------------------------------------------------------------------------------------- the batcher
 
 
-def test_the_desk_forgets_the_oldest(monkeypatch):
+def test_the_batcher_forgets_the_oldest(monkeypatch):
     from paw_fast.envs.search_qa import query_batcher as module
 
     monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
     library = Library()
-    desk = QueryBatcher(library, 3)
+    batcher = QueryBatcher(library, 3)
     for query in ("a", "b", "a", "c", "a", "b"):
-        desk.order(query)
-        assert desk.result(query)[0].passage.title == f"About {query}"
+        batcher.enqueue(query)
+        assert batcher.result(query)[0].passage.title == f"About {query}"
     assert library.calls == [["a"], ["b"], ["c"], ["b"]]  # "a" was used in between
 
 
@@ -303,11 +305,11 @@ def test_a_failed_search_is_asked_again():
             return super().search(queries, topk)
 
     library = Flaky()
-    desk = QueryBatcher(library, 3)
-    desk.order("a")
+    batcher = QueryBatcher(library, 3)
+    batcher.enqueue("a")
     with pytest.raises(ConnectionError):
-        desk.result("a")
-    assert desk.result("a")[0].passage.title == "About a"
+        batcher.result("a")
+    assert batcher.result("a")[0].passage.title == "About a"
 
 
 # -------------------------------------------------------------------------------------- making it, and the expert
@@ -324,7 +326,7 @@ def test_the_expert_answers_every_generated_question(search_env):
             while not done:
                 step = search_env.step(expert.act(observation))
                 observation, done, steps = step.observation, step.done, steps + 1
-            assert step.info["won"]
+            assert step.won
             assert steps <= {"one_hop": 2, "two_hop": 3, "three_hop": 4}[task.task_type]
 
 
@@ -356,7 +358,7 @@ def test_published_questions_with_their_own_passages(test_data, tmp_path):
         while not done:
             step = env.step(expert.act(observation))
             observation, done = step.observation, step.done
-        won += step.info["won"]
+        won += step.won
     assert won == 20
     env.close()
 
@@ -369,14 +371,14 @@ def test_published_questions_with_their_own_passages(test_data, tmp_path):
         ({"train": ["q.json"], "corpus": "c.json", "retriever": "http://x"}, "exclude each other"),
         ({"topk": 0}, "--env.topk is 0"),
         ({"topk": 1000}, "--env.topk is 1000"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"format_reward": 1.0}, "--env.format-reward is 1.0"),
-        ({"num_train": 0}, "num_train is 0"),
+        ({"num_train": 0}, "--env.num-train is 0"),
         ({"train": ["q.json"], "retriever": "nowhere"}, "expected an address"),
         ({"questions": 3}, "search has no setting 'questions'"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, message, tmp_path, monkeypatch):
+def test_settings_that_are_refused(settings, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         envs.make("search", cache_dir=tmp_path, **settings)
@@ -394,7 +396,7 @@ def test_questions_of_one_split_can_be_left_out(tmp_path):
 
 
 def test_threads_may_search_one_index(search_env):
-    retriever = search_env._desk.retriever
+    retriever = search_env._batcher.retriever
     queries = [task.info["supporting"][0] for task in search_env.tasks("train")[:20]]
     expected = retriever.search(queries, 3)
     got = {}

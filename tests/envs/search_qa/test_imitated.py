@@ -13,27 +13,28 @@ from paw_fast.sft.warm_start import demonstrate
 need("bm25s", "Stemmer")
 
 
-def hasty_ones(search_env, **settings):
+def answered_early(search_env, **settings):
     """Of the training episodes with questions of several hops, in order: whether each was answered too early."""
-    config = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0, early_answer_prob=0.99, **settings)
-    expert = envs.make_expert("search", early_answer_prob=config.early_answer_prob, seed=1)
+    config = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
+    expert = envs.make_expert("search", early_answer_prob=0.99, seed=1, **settings)
     tasks = [t for t in search_env.tasks("train") if t.task_type != "one_hop"]
-    demos = demonstrate(search_env, expert, tasks, config, clean_expert=envs.make_expert("search"))
+    demos = demonstrate(search_env, expert, tasks, config, careful_expert=envs.make_expert("search"))
     assert len(demos) == len(tasks)
-    return [not turns[-1][1].info["won"] for _, turns in demos]
+    last = [turns[-1][0] for _, turns in demos]
+    return [command[7:-1] not in task.info["golden"] for command, task in zip(last, tasks, strict=True)]
 
 
-def test_only_the_last_share_of_the_episodes_is_hasty(search_env):
-    late = hasty_ones(search_env, early_answer_share=0.25)
-    clean_expert = round(0.75 * len(late))
-    assert not any(late[:clean_expert])
-    assert sum(late[clean_expert:]) >= len(late) - clean_expert - 1
-    assert sum(hasty_ones(search_env)) >= len(late) - 3  # by default all are
+def test_only_the_last_share_of_the_episodes_is_answered_early(search_env):
+    late = answered_early(search_env, early_answer_share=0.25)
+    careful = round(0.75 * len(late))
+    assert not any(late[:careful])
+    assert sum(late[careful:]) >= len(late) - careful - 1
+    assert sum(answered_early(search_env)) >= len(late) - 3  # by default all are
 
 
 def test_names_years_and_trades_are_one_token():
     text = " Anna Bell of Rose Bay in Morland, a baker, 1843 and 1999."
-    tokenizer = tiny.train_tokenizer(["x"] * 3, 300, envs.make_expert("search").names, [text] * 3)
+    tokenizer = tiny.train_tokenizer(["x"] * 3, 300, envs.make_expert("search").token_pattern, [text] * 3)
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]
     for word in (" Anna", " Bell", " Rose", " Bay", " Morland", " baker", " 1843", " 1999"):
         assert word in pieces
@@ -43,7 +44,7 @@ def test_names_years_and_trades_are_one_token():
 def test_every_trade_and_country_is_a_name():
     import re
 
-    pattern = re.compile(envs.make_expert("search").names)
+    pattern = re.compile(envs.make_expert("search").token_pattern)
     assert all(pattern.fullmatch(f" {word}") for word in (*TRADES, *COUNTRIES, "Anna", "1801"))
     assert not any(pattern.fullmatch(f" {word}") for word in ("was", "in", "12", "18433", "bakers"))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paw_fast.envs.search_qa.reward import TokenStats, exact_match, last_answer, normalize, score, sub_match, token_f1
+from paw_fast.envs.search_qa.reward import AnswerScores, exact_match, last_answer, normalize, score, sub_match, token_f1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_scores_agree_with_each_other(answer, golden):
     if got.exact_match and normalize(golden):
         assert got.sub_match == got.f1 == 1.0
     assert normalize(normalize(answer)) == normalize(answer)
-    assert score(None, [golden]) == TokenStats(0.0, 0.0, 0.0)
+    assert score(None, [golden]) == AnswerScores(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_prompts_example_is_never_an_answer(search_env):
     from paw_fast.types import Observation
 
     template = PromptTemplate.load("verl", "search")
-    prompt = template.first(Observation("Where is Beijing?", (), {"task": "What is the capital of China?"}))
+    prompt = template.first(Observation("Where is Beijing?", (), "What is the capital of China?"))
     assert "<answer> Beijing </answer>" in prompt
     parsed = parse_action("I will not answer this.", template.style)
     assert not parsed.well_formed
@@ -162,4 +162,4 @@ def test_the_prompts_example_is_never_an_answer(search_env):
     search_env.reset(task)
     step = search_env.step(parsed.command)
     assert not step.done
-    assert step.info["admissible"] is False
+    assert step.admissible is False

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_extras import need
 
-from paw_fast.config.env import env_config
+from paw_fast.config import env_config
 from paw_fast.envs.search_qa.retrieval import bm25, open_index, remote, server
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Passage
 from paw_fast.errors import UserError
@@ -290,7 +290,7 @@ def test_a_server_that_never_answers_is_given_up_after_the_time_limit(tmp_path, 
         "search", train=(str(tmp_path / "q.jsonl"),), retriever=one.url, retriever_timeout_s=0.2, retriever_retries=2
     )  # fmt: skip
     env = make_env(settings)
-    env._desk.retriever.pause_s = 0.05
+    env._batcher.retriever.pause_s = 0.05
     env.reset(env.tasks("train")[0])
     began = time.monotonic()
     step = env.step("search[a]")

@@ -70,13 +70,13 @@ HISTORY = [
 @pytest.mark.parametrize("name", ["verl", "compact"])
 def test_templates_show_question_searches_and_passages(name):
     template = PromptTemplate.load(name, "search")
-    now = Observation("<information>Doc 1 new</information>", (), {"task": "Who?"})
+    now = Observation("<information>Doc 1 new</information>", (), "Who?")
     text = template.window(now, "Who?", HISTORY, 2)
     order = ["Who?", "<search> first </search>", "Doc 1 old", "<search> second </search>", "Doc 1 new"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     assert text.count("Who?") == 1  # the first observation is the question itself
-    first = Observation("Who?", (), {"task": "Who?"})
+    first = Observation("Who?", (), "Who?")
     assert template.window(first, "Who?", [], 0).count("Who?") == template.first(first).count("Who?") == 1
     assert "Doc 1 new" in template.window(now, "Who?", [], 2)  # without history the last passages stay
     before, after = template.split_next(now)
@@ -86,6 +86,6 @@ def test_templates_show_question_searches_and_passages(name):
 def test_the_instructions_name_both_actions_and_generation_stops_after_either():
     template = PromptTemplate.load("verl", "search")
     assert template.stop == ("</search>", "</answer>")
-    text = template.first(Observation("Who?", (), {"task": "Who?"}))
+    text = template.first(Observation("Who?", (), "Who?"))
     for tag in ("<think>", "<search>", "<information>", "<answer>"):
         assert tag in text

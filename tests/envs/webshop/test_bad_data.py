@@ -23,7 +23,7 @@ def test_records_that_cannot_be_products_are_counted_and_named(raw, write_shop, 
     ]  # fmt: skip
     with caplog.at_level(logging.WARNING, "paw_fast.envs"):
         env = envs.make("webshop", **write_shop(products))
-    report = env.shop.store.report
+    report = env.catalogue.store.report
     assert (report.num_records, report.num_products) == (13, 3)
     assert dict(report.problems) == {
         "an asin that came before": 1, "an asin that is nan or longer than 10 characters": 2, "missing key 'name'": 1,
@@ -33,7 +33,7 @@ def test_records_that_cannot_be_products_are_counted_and_named(raw, write_shop, 
     }  # fmt: skip
     assert report.examples["missing key 'name'"] == "record 4, B2"
     assert "1 with missing key 'name' (first: record 4, B2)" in caplog.text
-    assert [env.shop.store.asin(row) for row in range(3)] == ["B1", "B3", "B7"]
+    assert [env.catalogue.store.asin(row) for row in range(3)] == ["B1", "B3", "B7"]
     # The report is kept with the store: a second start says it again.
     caplog.clear()
     with caplog.at_level(logging.WARNING, "paw_fast.envs"):
@@ -53,14 +53,14 @@ def test_texts_of_another_form_are_counted(raw, write_shop):
         "B4": said | {"instruction_attributes": [["red"]]}, "B5": said | {"instruction_attributes": [5]},
     }  # fmt: skip
     env = envs.make("webshop", **write_shop(products, attributes=attributes))
-    report = env.shop.store.report
+    report = env.catalogue.store.report
     assert dict(report.problems) == {
         "half a character (a lone surrogate), replaced by U+FFFD": 1, "title_nouns that are no list of texts": 1,
         "instruction_attributes that are no list of texts": 2, "an option without values (no goal is made of it)": 1,
     }  # fmt: skip
     assert report.num_products == 3
     assert report.examples["half a character (a lone surrogate), replaced by U+FFFD"] == "record 1, B2"
-    assert env.shop.product("B2").title == "mug \ufffd"
+    assert env.catalogue.product("B2").title == "mug \ufffd"
 
 
 def test_a_null_instruction_and_an_endless_price(raw, write_shop, tmp_path):
@@ -69,11 +69,11 @@ def test_a_null_instruction_and_an_endless_price(raw, write_shop, tmp_path):
     human.write_text(json.dumps({"B1": [one], "B2": [one | {"instruction": "a mug."}]}))
     settings = write_shop([raw("B1"), raw("B2"), raw("B3", pricing="$" + "9" * 400)])
     env = envs.make("webshop", **settings, human_goals=human)
-    assert dict(env.shop.store.report.problems) == {
+    assert dict(env.catalogue.store.report.problems) == {
         "an instruction that is no text": 1, "a price without a number (taken as $100)": 1
     }  # fmt: skip
-    assert [goal.instruction_text.split(",")[0] for goal in env.shop.goals] == ["a mug"]
-    assert env.shop.product("B3").prices == (100.0,)
+    assert [goal.instruction_text.split(",")[0] for goal in env.catalogue.goals] == ["a mug"]
+    assert env.catalogue.product("B3").prices == (100.0,)
 
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=4)
@@ -119,10 +119,10 @@ def test_half_characters_anywhere_and_a_byte_order_mark(raw, write_shop, tmp_pat
     for name in ("p.json", "a.json"):
         (tmp_path / name).write_text((tmp_path / name).read_text(), encoding="utf-8-sig")
     env = envs.make("webshop", **settings)
-    found = env.shop.product("B1")
+    found = env.catalogue.product("B1")
     assert found.options == {"color\ufffd": ("red\ufffd",)}
     assert (found.description, found.attributes) == ("whole \U0001f600", ("red\ufffd",))
-    assert env.reset(env.tasks("unseen")[0]).info["task"].startswith("find\ufffd with color\ufffd: red\ufffd")
+    assert env.reset(env.tasks("unseen")[0]).task.startswith("find\ufffd with color\ufffd: red\ufffd")
 
 
 @pytest.mark.parametrize("name", ["products.bin", "offsets.npy", "report.json", "index", "order.npy", "goals"])
@@ -142,9 +142,9 @@ def test_an_instruction_without_attributes_is_counted(raw, write_shop):
     empty = {"instruction": "Find me mugs", "instruction_attributes": []}
     good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}
     env = envs.make("webshop", **write_shop([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
-    assert list(env.shop.store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
-    assert {goal.asin for goal in env.shop.goals} == {"B2"}
-    assert env.shop.store[0].attributes == ("DUMMY_ATTR",)
+    assert list(env.catalogue.store.report.problems) == ["an instruction without attributes (no goal is made of it)"]
+    assert {goal.asin for goal in env.catalogue.goals} == {"B2"}
+    assert env.catalogue.store[0].attributes == ("DUMMY_ATTR",)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_record_longer_than_a_chunk_is_read_whole(raw, write_shop, monkeypatch
 
     monkeypatch.setattr(parsing, "_CHUNK", 16)
     env = envs.make("webshop", **write_shop([raw("B1"), raw("B2", full_description="x" * 1000 + " ] } , [")]))
-    assert env.shop.store[1].description == "x" * 1000 + " ] } , ["
+    assert env.catalogue.store[1].description == "x" * 1000 + " ] } , ["
 
 
 @pytest.mark.parametrize(

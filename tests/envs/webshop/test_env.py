@@ -11,32 +11,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paw_fast import envs
+from paw_fast.envs.base import Env
 from paw_fast.envs.webshop.env import WebshopEnv
 from paw_fast.envs.webshop.goals import NO_LIMIT, sample_limit, sample_prices
 from paw_fast.envs.webshop.pages import Node, Page, template_json
 from paw_fast.envs.webshop.search import make_analyzer
 from paw_fast.errors import UserError
 from paw_fast.evaluation.task_overlap import tasks_in_train
-from paw_fast.types import Env, Task
+from paw_fast.types import Task
 
 
 def test_an_episode_that_is_won(reference_env):
     env = reference_env.spawn()
     assert isinstance(env, Env)
-    task = next(t for t in env.tasks("train") if env.shop.goals[t.info["goal"]].options)
+    task = next(t for t in env.tasks("train") if env.catalogue.goals[t.info["goal"]].options)
     first = env.reset(task)
     goal = env.goal
-    assert first.info["task"] == goal.instruction_text
-    assert first.info["task_type"] == task.task_type == goal.category
+    assert first.task == goal.instruction_text
+    assert task.task_type == goal.category
     assert first.admissible == ("search[<your query>]",)
-    assert (first.info["won"], first.info["state_text"]) == (False, first.text)
+    assert first.state_text == first.text
     step = env.step(f"search[{goal.name}]")
     assert f"click[{goal.asin.lower()}]" in step.observation.admissible
     for text in (goal.asin, *goal.options.values()):
         step = env.step(f"click[{text}]")
-        assert (step.info["admissible"], step.done, step.reward) == (True, False, 0.0)
+        assert (step.admissible, step.done, step.score) == (True, False, 0.0)
     step = env.step("click[buy now]")
-    assert (step.reward, step.done, step.info["won"], step.observation.info["won"]) == (1.0, True, True, True)
+    assert (step.score, step.done, step.won) == (1.0, True, True)
     with pytest.raises(RuntimeError, match="after the episode's end"):
         env.step("click[back to search]")
     assert env.reset(task) == first
@@ -60,13 +61,13 @@ def chosen_on_the_last_page(text):
 
 def test_the_last_page_lists_options_by_name_whatever_was_clicked_first(reference_env):
     env = reference_env.spawn()
-    task = next(t for t in env.tasks("train") if len(env.shop.goals[t.info["goal"]].options) > 1)
+    task = next(t for t in env.tasks("train") if len(env.catalogue.goals[t.info["goal"]].options) > 1)
     env.reset(task)
     goal = env.goal
     for text in (f"search[{goal.name}]", f"click[{goal.asin}]"):
         env.step(text)
     for name in sorted(goal.options, reverse=True):  # the last name first
-        assert env.step(f"click[{goal.options[name]}]").info["admissible"]
+        assert env.step(f"click[{goal.options[name]}]").admissible
     pairs = [f'"{name}": "{goal.options[name]}"' for name in sorted(goal.options)]
     assert chosen_on_the_last_page(env.step("click[buy now]").observation.text) == "{" + ", ".join(pairs) + "}"
 
@@ -92,7 +93,7 @@ def test_what_the_page_does_not_offer_changes_nothing(reference_env):
         "click[b000000000]",
     ):
         step = env.step(command)
-        assert (step.reward, step.done, step.info["admissible"]) == (0.0, False, False)
+        assert (step.score, step.done, step.admissible) == (0.0, False, False)
         assert step.observation.text == first.text
 
 
@@ -114,25 +115,25 @@ def test_pages_before_and_after(reference_env):
     two = env.step("click[next >]").observation
     assert "Page 2 (Total results: 50)" in two.text
     assert "click[< prev]" in two.admissible
-    assert not set(one.info["clickables"]) & set(two.info["clickables"]) - {"back to search", "next >"}
+    assert not set(one.admissible) & set(two.admissible) - {"click[back to search]", "click[next >]"}
     for _ in range(4):
         last = env.step("click[next >]").observation
     assert "Page 6 (Total results: 50)" in last.text  # past the last result: an empty page, as in the reference
-    assert last.info["clickables"] == ("back to search", "< prev", "next >")
+    assert last.admissible == ("click[back to search]", "click[< prev]", "click[next >]")
 
 
 def test_brief_pages_say_the_same_in_short(reference_env):
-    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.shop, brief_results=2)
+    plain, brief = reference_env.spawn(), WebshopEnv(reference_env.catalogue, brief_results=2)
     task = reference_env.tasks("unseen")[3]
-    assert brief.reset(task).info["shown"] == ""
-    shop = reference_env.shop
+    assert brief.reset(task).shown == ""
+    shop = reference_env.catalogue
     first, second, third = (f"click[{shop.store[row].asin.lower()}]" for row in shop.results("shirt")[:3])
     plain.reset(task)
     chosen = []
     for command in ("search[shirt]", first, "click[description]", "click[< prev]", "click[< prev]"):
         seen, other = brief.step(command).observation, plain.step(command).observation
         assert (seen.text, seen.admissible) == (other.text, other.admissible)
-        shown = seen.info["shown"]
+        shown = seen.shown
         chosen = re.findall(r"click\[[^]]*\]", shown)
         assert set(chosen) <= set(seen.admissible)
         assert plain.goal.instruction_text not in shown
@@ -141,11 +142,11 @@ def test_brief_pages_say_the_same_in_short(reference_env):
             assert chosen == [first, second]
     assert chosen == [second, third]  # the first was looked at
     with pytest.raises(UserError, match="brief_results is -1"):
-        WebshopEnv(reference_env.shop, brief_results=-1)
+        WebshopEnv(reference_env.catalogue, brief_results=-1)
 
 
 def test_validation_goals_are_not_in_training(reference_env):
-    goals = reference_env.shop.goals
+    goals = reference_env.catalogue.goals
     held_out = [goals[t.info["goal"]] for t in reference_env.tasks("unseen")]
     train = [goals[t.info["goal"]] for t in reference_env.tasks("train")]
     known = {(g.asin, g.instruction_text) for g in held_out}
@@ -172,10 +173,12 @@ def test_tasks_can_be_sliced_and_counted(reference_env):
 def test_goals_depend_on_the_seed_alone(webshop_data, shop_cache, reference_env):
     other = envs.make("webshop", data=webshop_data, cache_dir=shop_cache, seed=7)
     again = envs.make("webshop", data=webshop_data, cache_dir=shop_cache)
-    assert [g.instruction_text for g in again.shop.goals] == [g.instruction_text for g in reference_env.shop.goals]
-    assert other.shop.goals[0] != reference_env.shop.goals[0]
+    assert [g.instruction_text for g in again.catalogue.goals] == [
+        g.instruction_text for g in reference_env.catalogue.goals
+    ]
+    assert other.catalogue.goals[0] != reference_env.catalogue.goals[0]
     random.seed(123)  # nothing is drawn from the process's own generator
-    assert envs.make("webshop", data=webshop_data, cache_dir=shop_cache).shop.goals[3] == again.shop.goals[3]
+    assert envs.make("webshop", data=webshop_data, cache_dir=shop_cache).catalogue.goals[3] == again.catalogue.goals[3]
 
 
 def test_a_saved_session_goes_on(reference_env):
@@ -216,7 +219,7 @@ def test_human_goals(raw, write_shop, tmp_path):
     ]  # fmt: skip
     (tmp_path / "h.json").write_text(json.dumps({"B1": said}))
     env = envs.make("webshop", human_goals=tmp_path / "h.json", **write_shop([raw("B1"), raw("B2")]))
-    goals = env.shop.goals
+    goals = env.catalogue.goals
     assert len(goals) == 1
     assert goals[0].instruction_text.startswith("i want a red mug, and price lower than ")
     assert goals[0].options == ("red",)
@@ -225,8 +228,8 @@ def test_human_goals(raw, write_shop, tmp_path):
     for command in ("search[red mug]", "click[b1]", "click[red]"):
         env.step(command)
     step = env.step("click[buy now]")
-    assert step.reward == 1.0
-    assert (step.info["parts"].r_option, step.info["parts"].r_att) == (1.0, 1.0)
+    assert step.score == 1.0
+    assert (env.session.parts.r_option, env.session.parts.r_att) == (1.0, 1.0)
 
 
 def test_a_value_that_two_options_share_is_taken_for_the_last(raw, write_shop):
@@ -236,7 +239,7 @@ def test_a_value_that_two_options_share_is_taken_for_the_last(raw, write_shop):
     for command in ("search[mug]", "click[b1]", "click[two]", "click[one]"):
         step = env.step(command)
     assert env.session.options == {"color": "two", "size": "one"}
-    assert step.observation.info["clickables"][-2:] == ("one", "two")
+    assert step.observation.admissible[-2:] == ("click[one]", "click[two]")
 
 
 def test_rich_pages_mark_what_was_clicked():
@@ -284,8 +287,8 @@ def test_words_as_lucene_gives_them(text, expected):
     [
         ({"mode": "html"}, "no mode 'html': choose text or text_rich"),
         ({"goals": "robot"}, "no goals 'robot': choose synthetic or human"),
-        ({"num_products": 0}, "num_products is 0"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"num_products": 0}, "--env.num-products is 0"),
+        ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"sead": 1}, "webshop has no setting 'sead'"),
     ],
 )

@@ -53,14 +53,14 @@ def test_every_record_is_a_product_that_its_own_instruction_fits():
 
 
 def test_buying_what_a_goal_was_made_from_wins(generated):
-    goals = generated.shop.goals
+    goals = generated.catalogue.goals
     for number in random.Random(0).sample(range(len(goals)), 100):
         goal = goals[number]
-        assert generated.shop.judge(goal, goal.asin, goal.options).reward == 1.0
+        assert generated.catalogue.judge(goal, goal.asin, goal.options).reward == 1.0
 
 
 def test_unseen_goals_are_about_products_that_training_never_asks_for(generated):
-    goals = generated.shop.goals
+    goals = generated.catalogue.goals
     unseen = {goals[t.info["goal"]].asin for t in generated.tasks("unseen")}
     train = {goals[t.info["goal"]].asin for t in generated.tasks("train")}
     assert len(generated.tasks("unseen")) == 500
@@ -80,17 +80,20 @@ def test_a_careful_shopper_wins_and_a_hasty_one_does_not(generated):
     won = {}
     for early_answer_prob in (0.0, 0.5, 1.0):
         env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=early_answer_prob, seed=1)
-        won[early_answer_prob] = sum(play(env, expert, task).info["won"] for task in tasks) / len(tasks)
+        won[early_answer_prob] = sum(play(env, expert, task).won for task in tasks) / len(tasks)
     assert won[0.0] > 0.9
     assert won[1.0] < 0.2
     assert won[1.0] < won[0.5] < won[0.0]
 
 
-def test_haste_begins_where_it_is_told_to(generated):
-    env, expert = generated.spawn(), envs.make_expert("webshop", early_answer_prob=0.99, seed=1)
-    settings = WarmStartConfig(early_answer_prob=0.99, early_answer_share=0.25, noop_prob=0.0, mistake_prob=0.0)
+def test_early_answers_begin_where_the_share_says(generated):
+    env, expert = (
+        generated.spawn(),
+        envs.make_expert("webshop", early_answer_prob=0.99, early_answer_share=0.25, seed=1),
+    )
+    settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(
-        env, expert, generated.tasks("train")[:80], settings, clean_expert=envs.make_expert("webshop")
+        env, expert, generated.tasks("train")[:80], settings, careful_expert=envs.make_expert("webshop")
     )
     words = [len(turns[0][0].split()) for _, turns in demos]
     assert min(words[:50]) > 2  # a full query names a kind of two words, two attributes and an option
@@ -104,8 +107,8 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
     )
     settings = WarmStartConfig(noop_prob=0.0, mistake_prob=0.0)
     demos = warm_start.demonstrate(env, expert, env.tasks("train")[:60], settings)
-    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.info["shown"])]
-    tokenizer = tiny.train_tokenizer(texts, 600, expert.names)
+    texts = [text for first, turns in demos for command, seen, _ in turns for text in (command, seen.shown)]
+    tokenizer = tiny.train_tokenizer(texts, 600, expert.token_pattern)
 
     def pieces(text):
         return [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]
@@ -122,14 +125,14 @@ def test_a_tokenizer_keeps_the_pieces_of_asins_and_options_whole(shop_cache):
 
 
 def test_a_shopper_on_the_official_products(reference_env):
-    won = [play(reference_env.spawn(), Shopper(), task).info["won"] for task in reference_env.tasks("train")[:60]]
+    won = [play(reference_env.spawn(), Shopper(), task).won for task in reference_env.tasks("train")[:60]]
     assert sum(won) > 35  # of 60
 
 
 def test_a_generated_folder_can_be_named_as_data(generated, shop_cache):
     folder = shop_cache / "webshop" / "generated-3-0-600"
     env = envs.make("webshop", data=folder, cache_dir=shop_cache)
-    assert [g.asin for g in env.shop.goals][:20] == [g.asin for g in generated.shop.goals][:20]
+    assert [g.asin for g in env.catalogue.goals][:20] == [g.asin for g in generated.catalogue.goals][:20]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reference engine (`alfworld` on `textworld`) behind the `Env` protocol, in processes of its own.
+"""Runs ALFWorld episodes on the reference engine (`alfworld` on `textworld`) in separate processes, as an `Env`.
 
 Several environments share a few worker processes. A worker that dies, or does not answer within the time limit,
 is started again, and each episode it held is brought back by playing its commands once more: the reference is
@@ -22,10 +22,11 @@ from typing import Any
 
 from paw_fast.envs.alfworld.env import GameSet, make_observation
 from paw_fast.envs.alfworld.games import reference_texts
-from paw_fast.envs.alfworld.text import TASK_PREFIX
+from paw_fast.envs.alfworld.text import NOTHING_HAPPENS, TASK_PREFIX
+from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-from paw_fast.types import Observation, Step, Task
+from paw_fast.types import Observation, Task
 
 _LOG = logging.getLogger("paw_fast.envs")
 TIME_LIMIT_S = 120.0  # the largest kitchens take 6 s to load on a quiet core
@@ -183,7 +184,7 @@ class _Pool:
                 worker.stop()
 
 
-class ReferenceEnv:
+class ReferenceEnv(BaseEnv):
     """One ALFWorld episode at a time, on the reference engine.
 
     num_workers: processes shared by this environment and those it spawns (default: the machine's cores, at most
@@ -231,7 +232,7 @@ class ReferenceEnv:
         if self._closed:
             raise RuntimeError("this environment is closed")
         if task.path is None or not task.path.is_file():
-            raise UserError(f"no game file at {task.path}: make the task with Task.from_file(path)")
+            raise UserError(f"no game file at {task.path}: make the task with games.read_task(path)")
         self._task, self._commands, self._done = task, [], True
         self._send()
 
@@ -243,10 +244,10 @@ class ReferenceEnv:
             raise UserError(f"{self._task.path}: the reference engine cannot load it: {answer['error']}")
         self._done = False
         sentence = answer["text"].rpartition(TASK_PREFIX)[2]
-        return self._observation(answer, {"task": sentence.removesuffix(".")})
+        return self._observation(answer, sentence.removesuffix("."))
 
-    def step(self, command: str) -> Step:
-        """Plays one command. Raises `RuntimeError` before the first reset or after `done`."""
+    def step(self, command: str) -> StepResult:
+        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
@@ -258,7 +259,7 @@ class ReferenceEnv:
         self._commands.append(command if len(command) <= MAX_COMMAND_CHARS else "")
         self._send()
 
-    def finish_step(self) -> Step:
+    def finish_step(self) -> StepResult:
         """The second half of `step`: waits for the answer."""
         assert self._task is not None
         answer = self._receive()
@@ -268,8 +269,8 @@ class ReferenceEnv:
         won = answer["won"]
         self._done = won or len(self._commands) >= self._max_steps
         truncated = self._done and not won
-        info = {"won": won, "admissible": answer["text"] != "Nothing happens.", "truncated": truncated}
-        return Step(self._observation(answer), 1.0 if won else 0.0, self._done, info)
+        admissible = answer["text"] != NOTHING_HAPPENS
+        return StepResult(self._observation(answer), self._done, won, truncated=truncated, admissible=admissible)
 
     def _request(self, num_commands: int) -> dict[str, Any]:
         """The request that brings the episode from `num_commands` - 1 commands to `num_commands`."""
@@ -313,9 +314,8 @@ class ReferenceEnv:
         self._generation = self._worker.generation
         return answer
 
-    def _observation(self, answer: dict[str, Any], more: dict[str, Any] | None = None) -> Observation:
-        assert self._task is not None
-        return make_observation(answer["text"], tuple(answer["admissible"]), answer["won"], self._task.task_type, more)
+    def _observation(self, answer: dict[str, Any], task: str = "") -> Observation:
+        return make_observation(answer["text"], tuple(answer["admissible"]), task)
 
     def spawn(self) -> ReferenceEnv:
         """Another episode over the same games, in the same worker processes."""

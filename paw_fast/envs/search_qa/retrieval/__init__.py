@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paw_fast.envs import lucene
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage, Retriever
 from paw_fast.errors import UserError
+from paw_fast.runs.atomic_files import cache_folder
 
-__all__ = ["Hit", "Passage", "Retriever", "index_notes", "index_of", "open_index"]
+__all__ = ["Hit", "Passage", "Retriever", "index_cache", "index_notes", "index_of", "open_index"]
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where indexes go by themselves: `search` in `cache_dir`, else in paw-fast's folder of the XDG cache."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser() / "search"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "paw-fast" / "search"
+def index_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the indexes that are built when they are needed."""
+    return cache_folder(cache_dir) / "search"
 
 
 def index_of(corpus: Path, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -28,9 +27,9 @@ def index_of(corpus: Path, cache_dir: str | os.PathLike[str] | None = None) -> P
         raise UserError(f"no corpus at {corpus}: give a .jsonl or .json file, or the folder of an index")
     from paw_fast.envs.search_qa.retrieval import bm25, store
 
-    settings = {"kind": "bm25", "k1": bm25.K1, "b": bm25.B, "analyzer": bm25.ANALYZER_VERSION}
+    settings = {"kind": "bm25", "k1": lucene.K1, "b": lucene.B, "analyzer": bm25.ANALYZER_VERSION}
     name = f"{corpus.name.split('.')[0]}-{store.fingerprint(corpus, **settings)}"
-    folder = cache_folder(cache_dir) / name
+    folder = index_cache(cache_dir) / name
     return folder if (folder / "meta.json").is_file() else build_bm25(corpus, folder)
 
 

@@ -17,21 +17,14 @@ from typing import Any
 import numpy as np
 
 from paw_fast.envs.json_files import ReadingNotes
+from paw_fast.envs.lucene import K1, STOP_WORDS, B
 from paw_fast.envs.search_qa.retrieval import store
 from paw_fast.envs.search_qa.retrieval.corpus import read_corpus
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage
 from paw_fast.errors import UserError
 
-K1, B = 0.9, 0.4
 PASSES = 4
 """Over the passages in a build: ours, and three of bm25s."""
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
-        "this to was will with",
-    )
-)
 ANALYZER_VERSION = 2
 """Part of the cache key: raise it when the same text gives other words."""
 _WORD = re.compile(r"\w\w+")
@@ -126,12 +119,12 @@ def build(corpus: Path, folder: Path, progress: Progress = lambda count: None) -
         meta["notes"] = [*notes.lines(), *meta["notes"]]
         return meta | {"corpus": str(corpus.resolve())}
 
-    return store.build_folder(folder, make)
+    return store.build_index(folder, make)
 
 
 def build_from(passages: Sequence[Passage], folder: Path) -> Path:
     """Indexes passages that are at hand."""
-    return store.build_folder(folder, lambda making: _build(iter(passages), making, lambda count: None, "the corpus"))
+    return store.build_index(folder, lambda making: _build(iter(passages), making, lambda count: None, "the corpus"))
 
 
 def _build(passages: Iterator[Passage], folder: Path, progress: Progress, name: str) -> dict[str, Any]:

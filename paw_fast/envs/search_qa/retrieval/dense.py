@@ -94,7 +94,7 @@ def build(corpus: Path, folder: Path, settings: EncoderSettings, progress: Progr
         about = {"kind": "dense", "num_passages": total, "corpus": str(corpus.resolve()), "notes": notes.lines()}
         return about | asdict(settings)
 
-    return store.build_folder(folder, make)
+    return store.build_index(folder, make)
 
 
 def _batches(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:

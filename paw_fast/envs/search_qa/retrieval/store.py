@@ -5,13 +5,9 @@ INDEX/passages.jsonl  offsets.npy  meta.json  and what the index itself keeps th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ import numpy as np
 from paw_fast.envs.json_files import whole_text
 from paw_fast.envs.search_qa.retrieval.records import Passage
 from paw_fast.errors import UserError
-from paw_fast.runs.atomic_files import user_errors, write_text
+from paw_fast.runs.atomic_files import build_folder, user_errors, write_text
 
 VERSION = 1  # raise it whenever the same corpus gives another folder
 
@@ -82,26 +78,17 @@ def fingerprint(path: Path, **settings: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def build_folder(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
-    """Calls `build` on a new folder beside `folder`, adds what it returns as meta.json, and renames it: whole or not
-    at all, whatever other processes do. Raises `UserError` for a `folder` that holds something else."""
+def build_index(folder: Path, build: Callable[[Path], dict[str, Any]]) -> Path:
+    """Makes an index in `folder`: what `build` writes, and what it returns as meta.json. An index that is there already
+    is replaced. Raises `UserError` for a `folder` that holds something else."""
     if folder.exists() and not (folder / "meta.json").is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not an index: choose another folder")
+
+    def build_with_meta(hidden: Path) -> None:
+        meta = build(hidden)
+        write_text(hidden / "meta.json", json.dumps({"version": VERSION, **meta}, indent=2) + "\n")
+
     with user_errors("write the index", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
-        try:
-            meta = build(making)
-            write_text(making / "meta.json", json.dumps({"version": VERSION, **meta}, indent=2) + "\n")
-            making.chmod(0o755)
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
-                with contextlib.suppress(OSError):
-                    os.rename(folder, old / "old")
-                shutil.rmtree(old, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process was first; its index is the same
-                os.rename(making, folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+        build_folder(folder, build_with_meta, replace=True, remove_stale=False)
     read_meta(folder)
     return folder

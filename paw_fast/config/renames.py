@@ -1,0 +1,77 @@
+"""Names that settings had in the last release: configuration files and the command line still take them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from paw_fast.errors import UserError
+
+_LOG = logging.getLogger("paw_fast.config")
+
+RENAMED = {
+    "warm_start.haste": "env.expert.early_answer_prob",
+    "warm_start.hasty_share": "env.expert.early_answer_share",
+    "warm_start.early_answer_prob": "env.expert.early_answer_prob",
+    "warm_start.early_answer_share": "env.expert.early_answer_share",
+    "warm_start.hesitation": "warm_start.noop_prob",
+    "warm_start.hesitant_share": "warm_start.noop_share",
+    "warm_start.slips": "warm_start.mistake_prob",
+}
+"""Old and new name of each renamed key, as table and key of config.toml joined by dots."""
+
+RENAMED_FLAGS = {"--allow-reference-engine": "--trust-env-code"}
+"""The same for options that are not keys of config.toml."""
+
+
+def option(key: str) -> str:
+    """The command-line option of a key.
+
+    >>> option("warm_start.noop_prob")
+    '--warm-start.noop-prob'
+    """
+    return "--" + key.replace("_", "-")
+
+
+def rename_keys(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tables of a configuration file under today's names, and the names that were replaced (old to new).
+
+    Raises `UserError` where a file gives a setting under both names.
+
+    >>> rename_keys({"warm_start": {"slips": 0.1, "layers": 3}}, "my.toml")[0]
+    {'warm_start': {'layers': 3, 'mistake_prob': 0.1}}
+    """
+    renamed = {}
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for old, new in RENAMED.items():
+        table, _, key = old.rpartition(".")
+        holder = result.get(table)
+        if not isinstance(holder, dict) or key not in holder:
+            continue
+        value = holder.pop(key)
+        *tables, key = new.split(".")
+        place: dict[str, Any] = result
+        for name in tables:
+            place[name] = dict(place.get(name, {}))
+            place = place[name]
+        if key in place:
+            raise UserError(f"{where}: {old} is the old name of {new}, and both are given: leave out {old}")
+        place[key] = value
+        renamed[old] = new
+    return result, renamed
+
+
+def rename_options(args: list[str]) -> None:
+    """Replaces old option names in command-line arguments, in place, and says the new name of each."""
+    options = {option(old): option(new) for old, new in RENAMED.items()} | RENAMED_FLAGS
+    for i, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if new := options.get(name.replace("_", "-")):
+            say_new_name(name, new, "the command line")
+            args[i] = new + equals + value
+
+
+def say_new_name(old: str, new: str, where: str) -> None:
+    """One line that a name is an old one."""
+    _LOG.warning("%s: %s is now called %s; the old name will be removed in the next release", where, old, new)

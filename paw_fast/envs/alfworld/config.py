@@ -1,0 +1,47 @@
+"""Settings of ALFWorld."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from paw_fast.config.ranges import LARGEST_SEED, Range
+from paw_fast.config.schema import EnvConfig, EnvName
+
+
+@dataclass(frozen=True)
+class AlfworldConfig(EnvConfig):
+    """ALFWorld: household tasks as a text game."""
+
+    name: EnvName = "alfworld"
+    """The environment: `alfworld`, `webshop`, `search`, one of another installed package, or `module:Class` from a
+    Python file in the current folder."""
+    data: Path | None = None
+    """Folder of the official games; without it the variable ALFWORLD_DATA, else games are generated."""
+    game_seed: Annotated[int, Range(0, LARGEST_SEED)] = 0
+    """Seed of the generated games."""
+    engine: Literal["native", "textworld"] = "native"
+    """The game engine: this package's, or the reference (needs the `alfworld` extra)."""
+    allow_reference_engine: bool = False
+    """Games whose rules the native engine does not know are run by the reference, which evaluates Python expressions
+    in the game file. Counts on the command line only, never from a run's config."""
+    size: Literal["small", "medium", "full"] = "small"
+    """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
+    num_train: Annotated[int, Range(1)] = 3600
+    """Generated training games."""
+    num_unseen: Annotated[int, Range(1)] = 200
+    """Generated games in rooms that training never sees."""
+
+    CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ("engine", "allow_reference_engine")
+
+    def code_in_data(self) -> str:
+        """The reference engine evaluates expressions in game files; generated games hold none."""
+        if self.engine == "textworld" and self.data is not None:
+            engine = "the reference engine, which evaluates Python expressions of game files"
+            return f"the games in {self.data} are run by {engine}"
+        return ""
+
+    def with_consent(self, given: bool) -> AlfworldConfig:
+        return dataclasses.replace(self, allow_reference_engine=given)

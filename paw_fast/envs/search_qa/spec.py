@@ -1,0 +1,29 @@
+"""Describes search question answering to the rest of the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paw_fast.envs.base import EnvSpec, Extra
+from paw_fast.envs.search_qa.config import SearchConfig
+from paw_fast.envs.search_qa.doctor import check_data
+from paw_fast.envs.search_qa.factory import make, make_expert
+
+SPEC = EnvSpec(
+    name="search",
+    config=SearchConfig,
+    make=make,
+    make_expert=make_expert,
+    templates=Path(__file__).parent / "templates",
+    extras=(
+        Extra(
+            "search",
+            "search question answering (--env search) and the retrieval server",
+            ("bm25s", "PyStemmer", "fastapi", "uvicorn", "httpx"),
+        ),
+        Extra("search-dense", "a dense index of passages (paw-fast retriever index --kind dense)", ("faiss-cpu",)),
+    ),
+    doctor=check_data,
+    has_state_text=False,
+    keywords={"seed": "game_seed", "timeout_s": "retriever_timeout_s", "retries": "retriever_retries"},
+)
