@@ -43,6 +43,7 @@ _GROUPS = {
             "gigpo": "paw_fast.algorithms.gigpo:Gigpo",
             "ppo": "paw_fast.algorithms.ppo:Ppo",
         },
+        adapt="paw_fast.algorithms.base:as_algorithm",
     ),
 }
 """Entry points are those of the group `paw_fast.<name>`, as in `paw_fast.environments`."""

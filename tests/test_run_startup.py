@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paw_fast.cli import main
-from paw_fast.config import env_config, load_preset, to_toml, with_chat_date, with_full_paths
+from paw_fast.config import env_config, load_preset, to_toml, with_full_paths
 from paw_fast.errors import UserError
 from paw_fast.runs import run_dir as runs
 
@@ -58,7 +58,9 @@ def test_a_run_that_stopped_later_keeps_what_it_made(tmp_path):
         (["--optim.beta1", "2"], "--optim.beta1 is 2.0"),
         (["--optim.weight-decay", "-1"], "--optim.weight-decay is -1.0"),
         (["--optim.warmup-steps", "-5"], "--optim.warmup-steps is -5"),
-        (["--algo.step-weight", "-3"], "--algo.step-weight is -3.0"),
+        (["--algo.step-weight", "3"], "--algo.step-weight is a setting of gigpo, and --algo is grpo"),
+        (["--critic.lam", "0.9"], "--critic.lam is a setting of algorithms that need a critic, and --algo is grpo"),
+        (["--algo", "gigpo", "--algo.step-weight", "-3"], "--algo.step-weight is -3.0"),
         (["--warm-start.learning-rate", "-1"], "--warm-start.learning-rate is -1.0"),
         (["--warm-start.batch-tokens", "0"], "--warm-start.batch-tokens is 0"),
         (["--rollout.max-sequence-tokens", "0"], "--rollout.max-sequence-tokens is 0"),
@@ -130,18 +132,18 @@ def test_a_file_alone_lies_over_the_preset_of_the_hardware(tmp_path, monkeypatch
     (tmp_path / "mine.toml").write_text(f'steps = 2\n[env]\nname = "{env}"\n')
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config, said = presets_of(monkeypatch, "--config", tmp_path / "mine.toml")
-    assert config == with_chat_date(dataclasses.replace(load_preset("tiny", env), steps=2))
+    assert config == dataclasses.replace(load_preset("tiny", env), steps=2)
     assert said == ["preset tiny: no CUDA device was found (--preset takes another; see `paw-fast recipes`)"]
 
 
 def test_a_file_with_a_base_or_with_everything_asks_for_no_preset(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text('base = "tapo"\nsteps = 2\n')
     config, said = presets_of(monkeypatch, "--config", tmp_path / "mine.toml")
-    assert (config, said) == (with_chat_date(dataclasses.replace(load_preset("tapo"), steps=2)), [])
+    assert (config, said) == (dataclasses.replace(load_preset("tapo"), steps=2), [])
     whole = dataclasses.replace(load_preset("webshop-qwen2.5-3b"), seed=7)
     (tmp_path / "config.toml").write_text(to_toml(whole))
     config, said = presets_of(monkeypatch, "--config", tmp_path / "config.toml")
-    assert (config, said) == (with_chat_date(whole), [])
+    assert (config, said) == (whole, [])
 
 
 def test_slots_that_do_not_fit_into_memory_are_one_line(monkeypatch):

@@ -1,1 +1,24 @@
-"""Reinforcement-learning algorithms and the selection of transitions for the world-model loss."""
+"""Reinforcement-learning algorithms, and the selection of transitions for the world-model loss.
+
+The names here are what an algorithm in a file of your own needs; see docs/howto/add_algorithm.md.
+"""
+
+from paw_fast.algorithms.base import (
+    Algorithm,
+    Credit,
+    has_reward_variance,
+    policy_mask,
+    repeat_over_tokens,
+    token_kl,
+    transition_rewards,
+)
+
+__all__ = [
+    "Algorithm",
+    "Credit",
+    "has_reward_variance",
+    "policy_mask",
+    "repeat_over_tokens",
+    "token_kl",
+    "transition_rewards",
+]

@@ -69,7 +69,11 @@ def algorithm_class(name: str) -> type[Algorithm[Any]]:
     >>> algorithm_class("ppo").needs_critic
     True
     """
-    found = registry.find("algorithms", name)
+    return registry.find("algorithms", name)
+
+
+def as_algorithm(found: Any, name: str) -> type[Algorithm[Any]]:
+    """What `registry.find` has imported by a name, if it is an algorithm. Raises `UserError` if it is not."""
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise UserError(f"--algo {name}: it is {found!r}, expected a subclass of paw_fast.algorithms.base.Algorithm")
     return found

@@ -154,8 +154,6 @@ def _train_command(args: list[str]) -> int:
             "exit status: 0 done, 2 a mistake or a failure (one line says which), 130 stopped by Ctrl-C, 75 stopped\n"
             "by SIGTERM, SIGHUP or SIGUSR1. After 130 and 75 the run is saved: go on with --resume RUN.\n"
         )
-    if algo := take(list(args), "algo"):
-        base = with_algo(base, algo)
     config = parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
     validate(config)
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))

@@ -11,6 +11,8 @@ from typing import Any
 
 import tyro
 
+from paw_fast import registry
+from paw_fast.config import TrainConfig
 from paw_fast.config.choice import registered_configs
 from paw_fast.config.renames import rename_options
 from paw_fast.errors import UserError
@@ -42,7 +44,9 @@ def parse(cls: type, args: Sequence[str], command: str, default: Any = None, ext
     """Parses with tyro; an unknown option is one line that names the nearest one."""
     args = list(args)
     rename_options(args)
-    known = _options(cls, default) | {"-h", "--help", *extra}
+    unused = _unused_tables(default)
+    known = {one for one in _options(cls, default) if one.removeprefix("--").partition(".")[0] not in unused}
+    known |= {"-h", "--help", *extra}
     for arg in args:
         flag = arg.split("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
@@ -51,6 +55,8 @@ def parse(cls: type, args: Sequence[str], command: str, default: Any = None, ext
             near = difflib.get_close_matches(flag, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; see {PROGRAM} {command} --help"
             raise UserError(f"unknown option {arg.split('=')[0]}{hint}")
+    if unused and not {"-h", "--help"}.isdisjoint(args):
+        cls, default = _without(cls, default, unused)
     try:
         with _one_line_errors():
             if default is None:
@@ -62,9 +68,27 @@ def parse(cls: type, args: Sequence[str], command: str, default: Any = None, ext
         raise UserError(_last_error(cls, args, command)) from None
 
 
+def _unused_tables(default: Any) -> set[str]:
+    """Tables of a run's settings that the chosen algorithm does not use."""
+    if not isinstance(default, TrainConfig):
+        return set()
+    return set() if registry.find("algorithms", default.algo.name).needs_critic else {"critic"}
+
+
+def _without(cls: type, default: Any, tables: set[str]) -> tuple[type, Any]:
+    """A class and default whose help leaves out some tables."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = [(name, tyro.conf.Suppress[hints[name]], dataclasses.field(default=None)) for name in tables]
+    narrowed = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True)
+    narrowed.__doc__ = cls.__doc__
+    return narrowed, narrowed(**{f.name: getattr(default, f.name) for f in dataclasses.fields(cls)})
+
+
 def _owner(flag: str, default: Any) -> str:
     """What to say of an option that belongs to another environment or algorithm; empty for other options."""
     table = flag.removeprefix("--").partition(".")[0]
+    if table in _unused_tables(default):
+        return f"{flag} is a setting of algorithms that need a critic, and --algo is {default.algo.name}"
     group = {"env": "environments", "algo": "algorithms"}.get(table)
     chosen = getattr(default, table, None)
     if group is None or chosen is None:

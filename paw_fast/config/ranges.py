@@ -63,4 +63,5 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{key}.")
         elif value is not None and (allowed := range_of(hints[f.name])) and not allowed.contains(value):
-            raise UserError(f"--{key} is {value}, expected {allowed.expected(value)}")
+            or_none = ", or None" if type(None) in typing.get_args(typing.get_args(hints[f.name])[0]) else ""
+            raise UserError(f"--{key} is {value}, expected {allowed.expected(value)}{or_none}")

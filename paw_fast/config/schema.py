@@ -140,7 +140,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """Settings of the schedule of rollouts and updates, see docs/rollouts.md."""
+    """Settings of the schedule of rollouts and updates, see docs/reference/rollouts.md."""
 
     name: Annotated[Literal["sync", "stream", "async"], TopLevel("pipeline")] = "sync"
     """Schedule of a step. `sync`: rollouts, token statistics and update, one after the other. `stream`: token

@@ -1,4 +1,4 @@
-"""Fused C++/CUDA kernels, registered as torch operators. What each computes and how fast: docs/kernels.md.
+"""Fused C++/CUDA kernels, registered as torch operators. What each computes and how fast: docs/reference/kernels.md.
 
 Importing this package works without the compiled extension; calling an op then raises and says how to fix it.
 """

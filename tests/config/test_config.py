@@ -6,9 +6,12 @@ import re
 
 import pytest
 
+from paw_fast.algorithms.gigpo import GigpoConfig
+from paw_fast.algorithms.ppo import PpoConfig
 from paw_fast.config import (
     PawConfig,
     TrainConfig,
+    algo_config,
     describe,
     env_config,
     load_preset,
@@ -43,18 +46,17 @@ def test_a_recipe_lies_over_its_base_and_may_leave_out_the_environment(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algo": {"name": "gigpo"}, "env": env_config("search")}, "--algo gigpo .* --env search has none"),
-        ({"algo": {"name": "ppo"}, "critic": {"backbone": "none"}}, "--algo ppo needs a critic"),
-        ({"algo": {"similarity": 0.9}}, r"--algo\.similarity belongs to --algo gigpo"),
-        ({"algo": {"similarity": 1.9, "name": "gigpo"}}, r"--algo\.similarity is 1\.9"),
+        ({"algo": algo_config("gigpo"), "env": env_config("search")}, "--algo gigpo .* --env search has none"),
+        ({"algo": algo_config("ppo"), "critic": {"backbone": "none"}}, "--algo ppo needs a critic"),
+        ({"algo": GigpoConfig(similarity=1.9)}, r"--algo\.similarity is 1\.9"),
         ({"algo": {"penalty_in": "row"}}, r"--algo\.statistics step"),
-        ({"algo": {"name": "ppo", "dynamic_sampling": True}}, r"--algo\.dynamic-sampling"),
+        ({"algo": PpoConfig(dynamic_sampling=True)}, r"--algo\.dynamic-sampling"),
         ({"paw": {"horizon": 2}, "layout": "trajectory"}, r"--paw\.horizon is 2 and --layout trajectory"),
         ({"paw": {"horizon": 0}}, r"--paw\.horizon is 0"),
         ({"algo": {"kl_clamp": 0.0}}, r"--algo\.kl-clamp is 0\.0, expected more than 0, or None"),
         ({"model": {"dtype": "float16"}}, r"--model\.dtype is float16, .* train in bfloat16 or float32"),
         ({"critic": {"lam": 1.5}}, r"--critic\.lam is 1\.5"),
-        ({"rollout": {"group_size": 1}, "algo": {"name": "rloo"}}, "2 or more with --algo rloo"),
+        ({"rollout": {"group_size": 1}, "algo": algo_config("rloo")}, "2 or more with --algo rloo"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(changes, message):
@@ -69,10 +71,22 @@ def test_settings_that_contradict_each_other_are_refused_by_name(changes, messag
 
 def test_gigpo_takes_search_by_similarity_and_ppo_takes_groups_of_one():
     search = load_preset("search-qwen2.5-3b")
-    validate(dataclasses.replace(search, algo=dataclasses.replace(search.algo, name="gigpo", similarity=0.9)))
+    validate(dataclasses.replace(search, algo=GigpoConfig(similarity=0.9)))
     base = TrainConfig()
     one = dataclasses.replace(base.rollout, group_size=1)
-    validate(dataclasses.replace(base, rollout=one, algo=dataclasses.replace(base.algo, name="ppo")))
+    validate(dataclasses.replace(base, rollout=one, algo=algo_config("ppo")))
+
+
+def test_a_config_with_the_settings_of_all_algorithms_is_read(tmp_path, caplog):
+    """As run directories of earlier versions have them: silently at the defaults, else with a line."""
+    path = tmp_path / "config.toml"
+    path.write_text('[algo]\nname = "rloo"\ngamma = 0.95\nsimilarity = "none"\nnormalize_std = true\nepochs = 2\n')
+    assert load_toml(path).algo == dataclasses.replace(algo_config("rloo"), epochs=2)
+    assert caplog.messages == []
+    path.write_text('[algo]\nname = "rloo"\ngamma = 0.5\n')
+    assert load_toml(path).algo == algo_config("rloo")
+    (said,) = caplog.messages
+    assert "gamma is a setting of gigpo and has no effect with rloo" in said
 
 
 def test_a_run_config_repeats_the_run(tmp_path):
@@ -199,7 +213,7 @@ def test_every_count_has_an_end(value):
     ("table", "key", "value", "words"),
     [
         ("optim", "learning_rate", 10.0, "is 10.0, expected a rate in (0, 1]"),
-        ("critic", "learning_rate", 1e6, "is 1000000.0, expected a rate in (0, 1]"),
+        ("critic", "learning_rate", 1e6, "is 1000000.0, expected a number in (0, 1]"),
         ("warm_start", "learning_rate", 0.0, "is 0.0, expected a rate in (0, 1]"),
         ("rollout", "slots", 10**9, "is 1000000000, expected at most 65536"),
         ("rollout", "max_action_tokens", 8192, "is 8192, expected less than the 8192 of --rollout.max-sequence-tokens"),

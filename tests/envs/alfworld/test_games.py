@@ -338,7 +338,7 @@ def test_unknown_grammar_is_rejected_unless_the_reference_engine_is_allowed(game
 
     monkeypatch.setattr("paw_fast.envs.alfworld.textworld.env.ReferenceEnv", started)
     rewrite(game_file, other_grammar)
-    with pytest.raises(UserError, match=r"text grammar is not one of .* say --env\.allow-reference-engine") as error:
+    with pytest.raises(UserError, match=r"text grammar is not one of .* add --env\.allow-reference-engine") as error:
         small_env.spawn().reset(read_task(game_file))
     assert str(error.value).startswith(f"{game_file}: the native engine cannot run it")
     assert "\n" not in str(error.value)
