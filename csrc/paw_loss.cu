@@ -10,38 +10,55 @@ constexpr int kThreads = 512;
 
 struct Scratch {
   Sums warps[kThreads / 32];
+  RowResult result;
 };
 constexpr int64_t kScratchBytes = round_up(sizeof(Scratch), 128);
 
 template <bool kSoftcap, typename T>
-__global__ void __launch_bounds__(kThreads, 2) loss_kernel(const __grid_constant__ PawLossArgs a, int64_t num_kept) {
+__global__ void __launch_bounds__(kThreads, 2) loss_kernel(const __grid_constant__ PawLossArgs a, int num_kept) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(shared_memory());
   T* kept = reinterpret_cast<T*>(shared_memory() + kScratchBytes);
-  const int64_t row = blockIdx.x, n = a.map.valid_vocab;
+  const int64_t row = blockIdx.x;
+  const int n = static_cast<int>(a.map.valid_vocab), width = static_cast<int>(a.vocab);
   T* x = static_cast<T*>(a.logits) + row * a.stride;
-  if (a.kinds[row] == kIgnored) {
-    write_zeros<kThreads>(x, a.vocab);
+  const uint8_t kind = a.kinds[row];
+  if (kind == kIgnored) {
+    write_zeros<kThreads>(x, width);
     if (threadIdx.x == 0) write_ignored_outputs(a, row);
     return;
   }
   const bool inside = target_inside(a, row);
-  const int64_t target = inside ? a.targets[row] : 0;
-  const float logit = to_float(x[target]);  // before the barrier below, after which it may be overwritten
-  const GlobalRow<T> global{x, is_aligned(x)};
-  const LogitMap map = map_of_kind(a, a.kinds[row]);
+  const int target = inside ? static_cast<int>(a.targets[row]) : 0;
+  const LogitMap map = map_of_kind(a, kind);
   const float scale = scale_of(map);
   Sums sums = no_sums();
-  add_range<kSoftcap, kThreads, T>(sums, KeptRow<T, false>{global, kept, num_kept}, 0, n, scale, map);
+  const auto reduce = [&](auto align) {
+    constexpr int kAlign = decltype(align)::value;
+    add_range<kSoftcap, kThreads, T>(sums, KeptRow<T, kAlign, false>{{x}, kept, num_kept}, 0, n, scale, map);
+  };
+  with_alignment<T>(reduce, x);
+  RowInputs inputs;
+  float logit;
+  if (threadIdx.x < 32) {
+    inputs = load_row_inputs(a, row);
+    logit = to_float(x[target]);  // before the second barrier, after which it may be overwritten
+  }
   store_warp_sums<kThreads>(scratch.warps, sums, scale);
   __syncthreads();
-  const RowStats stats = finish(block_sums<kThreads>(scratch.warps, scale), map);
-  const float logp = inside ? logp_of<kSoftcap>(logit, map, stats) : CUDART_NAN_F;
-  const RowLoss<float> loss = loss_of_row(a, row, logp, stats.entropy);
-  if (threadIdx.x == 0) write_row_outputs(a, row, loss, logp, stats.entropy);
-  const RowGrad grad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp};
-  if (grad.is_zero()) return write_zeros<kThreads>(x, a.vocab);
-  write_gradient<kSoftcap, kThreads, T>(KeptRow<T, true>{global, kept, num_kept}, x, n, a.vocab, target,
-                                        target_gradient<kSoftcap>(grad, logit, logp, map, stats), map, stats, grad);
+  if (threadIdx.x < 32) {
+    finish_row<kSoftcap>(a, row, kind, inside, inputs, logit, map, block_sums<kThreads>(scratch.warps, scale), true,
+                         scratch.result);
+  }
+  __syncthreads();
+  const RowResult result = scratch.result;
+  if (result.grad.is_zero()) return write_zeros<kThreads>(x, width);
+  const auto write = [&](auto align) {
+    constexpr int kAlign = decltype(align)::value;
+    write_units<kSoftcap, kThreads, kAlign, T>(KeptRow<T, kAlign, true>{{x}, kept, num_kept}, x, n, width,
+                                               slope_of(map, result.stats, result.grad), map);
+  };
+  with_alignment<T>(write, x);
+  write_target(x, n, target, result.at_target);
 }
 
 }  // namespace
@@ -64,7 +81,7 @@ void paw_loss_cuda(const PawLossArgs& args, void* stream) {
                                  device.shared_processor);
   with_types(args.dtype, args.map.softcap > 0.0f, [&](auto softcap, auto element) {
     launch("paw_loss", loss_kernel<decltype(softcap)::value, decltype(element)>, args.rows, kThreads, 1,
-           kScratchBytes + kept * size, stream, args, kept);
+           kScratchBytes + kept * size, stream, args, static_cast<int>(kept));
   });
 }
 

@@ -17,6 +17,7 @@ struct Header {
   Barrier chunks[kMaxChunks];
   float4 blocks[kMaxCluster];  // each block's sums and, from the one that has it, the target's logit
   Sums warps[kClusterThreads / 32];
+  RowResult result;
 };
 static_assert(sizeof(Header) <= kHeaderBytes, "the header has outgrown its place");
 static_assert(kChunkBytes % (kClusterThreads * kUnit * 4) == 0, "a chunk is whole units of all threads");
@@ -24,9 +25,10 @@ static_assert(kChunkBytes % (kClusterThreads * kUnit * 4) == 0, "a chunk is whol
 // Starts the copies of what is 16-byte aligned and a multiple of 16 bytes; threads copy the rest, or all of a row that
 // is not aligned, element by element. Returns how many bytes will come by bulk copies.
 template <typename T>
-__device__ __forceinline__ int64_t fill_slice(Header& header, T* data, const T* x, const Slice& slice) {
+__device__ __forceinline__ int fill_slice(Header& header, T* data, const T* x, const Slice& slice) {
   const T* from = x + slice.begin;
-  const int64_t bulk = is_aligned(from) ? bulk_bytes(slice.count, sizeof(T)) : 0;
+  const int count = static_cast<int>(slice.count);
+  const int bulk = is_aligned(from) ? static_cast<int>(bulk_bytes(count, sizeof(T))) : 0;
   if (threadIdx.x == 0) {
     const int chunks = static_cast<int>(ceil_div(bulk, kChunkBytes));
     init_barriers(header.chunks, chunks);
@@ -36,19 +38,18 @@ __device__ __forceinline__ int64_t fill_slice(Header& header, T* data, const T* 
     }
   }
   constexpr int kAhead = 8;  // loads in flight
-  for (int64_t k = bulk / static_cast<int64_t>(sizeof(T)) + threadIdx.x; k < slice.count;
+  for (int k = bulk / static_cast<int>(sizeof(T)) + static_cast<int>(threadIdx.x); k < count;
        k += kAhead * kClusterThreads) {
     T ahead[kAhead];
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      if (k + j * kClusterThreads < slice.count) ahead[j] = from[k + j * kClusterThreads];
+      if (k + j * kClusterThreads < count) ahead[j] = from[k + j * kClusterThreads];
     }
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      if (k + j * kClusterThreads < slice.count) data[k + j * kClusterThreads] = ahead[j];
+      if (k + j * kClusterThreads < count) data[k + j * kClusterThreads] = ahead[j];
     }
   }
-  __syncthreads();  // all threads see the barriers initialised, and the elements that threads copied
   return bulk;
 }
 
@@ -58,63 +59,77 @@ __global__ void __launch_bounds__(kClusterThreads, kBlocksPerProcessor)
 #ifdef PAW_HAS_CLUSTERS
   Header& header = *reinterpret_cast<Header*>(shared_memory());
   T* data = reinterpret_cast<T*>(shared_memory() + kHeaderBytes);
-  const int rank = static_cast<int>(blockIdx.x) % plan.cluster;
-  const int64_t row = blockIdx.x / plan.cluster;
+  const int rank = static_cast<int>(blockIdx.x) & (plan.cluster - 1);
+  const int64_t row = blockIdx.x >> log2_of(plan.cluster);
   const Slice slice = slice_of(a.map.valid_vocab, plan.slice, rank);
   // The last block also writes the padding's zeros.
-  const int64_t width = rank == plan.cluster - 1 ? a.vocab - slice.begin : slice.count;
+  const int n = static_cast<int>(slice.count);
+  const int width = rank == plan.cluster - 1 ? static_cast<int>(a.vocab - slice.begin) : n;
   T* x = static_cast<T*>(a.logits) + row * a.stride;
   T* out = x + slice.begin;
-  if (a.kinds[row] == kIgnored) {  // all blocks of the cluster leave here together, before any cluster barrier
+  const int bulk = fill_slice(header, data, x, slice);  // before anything else: all that follows waits for it
+  const uint8_t kind = a.kinds[row];
+  __syncthreads();         // all threads see the barriers initialised, and the elements that threads copied
+  if (kind == kIgnored) {  // all blocks of the cluster leave here together, before any cluster barrier
+    for (int c = 0; c * kChunkBytes < bulk; ++c) wait_for(&header.chunks[c]);  // no copy may outlive its block
     write_zeros<kClusterThreads>(out, width);
     if (rank == 0 && threadIdx.x == 0) write_ignored_outputs(a, row);
     return;
   }
+  if (plan.cluster > 1) cluster_arrive_relaxed();  // this block runs: the others may write to its shared memory
   const bool inside = target_inside(a, row);
   const int64_t target = inside ? a.targets[row] : 0;
-  const int owner = static_cast<int>(target / plan.slice);
-  const LogitMap map = map_of_kind(a, a.kinds[row]);
+  const LogitMap map = map_of_kind(a, kind);
   const float scale = scale_of(map);
 
-  cluster_arrive();  // this block runs: its shared memory may be written to by the others
-  const int64_t bulk = fill_slice(header, data, x, slice);
   Sums sums = no_sums();
-  constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(T));
-  for (int64_t begin = 0; begin < slice.count; begin += kChunk) {
-    const int64_t end = begin + kChunk < slice.count ? begin + kChunk : slice.count;
-    const int64_t chunk = begin / kChunk;
+  constexpr int kChunk = static_cast<int>(kChunkBytes / sizeof(T));
+  for (int begin = 0, chunk = 0; begin < n; begin += kChunk, ++chunk) {
     if (chunk * kChunkBytes < bulk) wait_for(&header.chunks[chunk]);
-    add_range<kSoftcap, kClusterThreads, T>(sums, SharedRow<T>{data}, begin, end, scale, map);
+    add_range<kSoftcap, kClusterThreads, T>(sums, SharedRow<T>{data}, begin, begin + kChunk < n ? begin + kChunk : n,
+                                            scale, map);
   }
+  const bool first_warp = threadIdx.x < 32;
+  RowInputs inputs;
+  if (first_warp) inputs = load_row_inputs(a, row);
   store_warp_sums<kClusterThreads>(header.warps, sums, scale);
   __syncthreads();  // besides: every chunk has arrived in every thread's eyes, the target's among them
-  sums = block_sums<kClusterThreads>(header.warps, scale);
 
-  cluster_wait();  // all blocks run
-  if (static_cast<int>(threadIdx.x) < plan.cluster) {
-    const float logit = rank == owner ? to_float(data[target - slice.begin]) : 0.0f;
-    remote_store(&header.blocks[rank], static_cast<int>(threadIdx.x), float4{sums.top, sums.s1, sums.s2, logit});
+  const int64_t in_slice = target - slice.begin;
+  const bool owned = in_slice >= 0 && in_slice < n;
+  float logit = owned ? to_float(data[in_slice]) : 0.0f;
+  if (first_warp) sums = block_sums<kClusterThreads>(header.warps, scale);
+  if (plan.cluster > 1) {
+    cluster_wait();  // all blocks run
+    if (static_cast<int>(threadIdx.x) < plan.cluster) {
+      remote_store(&header.blocks[rank], static_cast<int>(threadIdx.x), float4{sums.top, sums.s1, sums.s2, logit});
+    }
+    cluster_arrive();
+    cluster_wait();  // all sums are here; from now on no block touches another's memory, so each may end when it likes
+    if (first_warp) {
+      float4 v = header.blocks[0];
+      sums = Sums{v.x, v.y, v.z};
+      logit = v.w;
+      for (int other = 1; other < plan.cluster; ++other) {
+        v = header.blocks[other];
+        sums = merge(sums, Sums{v.x, v.y, v.z}, scale);
+        logit += v.w;  // zeros, but for the block that has the target
+      }
+    }
   }
-  cluster_arrive();
-  cluster_wait();  // all sums are here; from now on no block touches another's memory, so each may end when it likes
-  float4 v = header.blocks[0];
-  sums = Sums{v.x, v.y, v.z};
-  for (int other = 1; other < plan.cluster; ++other) {
-    v = header.blocks[other];
-    sums = merge(sums, Sums{v.x, v.y, v.z}, scale);
+  if (first_warp) {
+    finish_row<kSoftcap>(a, row, kind, inside, inputs, logit, map, sums, rank == 0, header.result);
   }
-  const float logit = header.blocks[owner].w;
-
-  const RowStats stats = finish(sums, map);
-  const float logp = inside ? logp_of<kSoftcap>(logit, map, stats) : CUDART_NAN_F;
-  const RowLoss<float> loss = loss_of_row(a, row, logp, stats.entropy);
-  if (rank == 0 && threadIdx.x == 0) write_row_outputs(a, row, loss, logp, stats.entropy);
-  const RowGrad grad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp};
+  __syncthreads();
+  const RowResult result = header.result;
   // The copies into this slice are complete, and no other block reads it: it may be overwritten.
-  if (grad.is_zero()) return write_zeros<kClusterThreads>(out, width);
-  write_gradient<kSoftcap, kClusterThreads, T>(SharedRow<T>{data}, out, slice.count, width, target - slice.begin,
-                                               target_gradient<kSoftcap>(grad, logit, logp, map, stats), map, stats,
-                                               grad);
+  if (result.grad.is_zero()) return write_zeros<kClusterThreads>(out, width);
+  const auto write = [&](auto align) {
+    write_units<kSoftcap, kClusterThreads, decltype(align)::value, T>(SharedRow<T>{data}, out, n, width,
+                                                                      slope_of(map, result.stats, result.grad), map);
+  };
+  with_alignment<T>(write, out);
+  write_target(out, n, owned ? static_cast<int>(in_slice) : -1, result.at_target);
 #endif
 }
 

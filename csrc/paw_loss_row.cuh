@@ -12,12 +12,21 @@ __device__ __forceinline__ bool target_inside(const PawLossArgs& a, int64_t row)
   return a.targets[row] >= 0 && a.targets[row] < a.map.valid_vocab && a.kinds[row] <= kWorldModel;
 }
 
-__device__ __forceinline__ RowLoss<float> loss_of_row(const PawLossArgs& a, int64_t row, float logp, float entropy) {
-  if (a.kinds[row] != kPolicy) return world_model_row<float>(a.settings, a.weights[row], logp);
-  const bool has_ref = a.ref_logprobs != nullptr;
-  return policy_row<float>(a.settings, a.weights[row], logp, entropy, a.old_logprobs[row], has_ref,
-                           has_ref ? a.ref_logprobs[row] : 0.0f, a.advantages[row],
-                           a.importance ? a.importance[row] : 1.0f);
+// What a row's loss depends on besides its logits. Loaded before the last reduction, so that nothing waits after it.
+struct RowInputs {
+  float weight, old_logp, ref_logp, advantage, importance;
+};
+
+__device__ __forceinline__ RowInputs load_row_inputs(const PawLossArgs& a, int64_t row) {
+  return RowInputs{a.weights[row], a.old_logprobs[row], a.ref_logprobs ? a.ref_logprobs[row] : 0.0f, a.advantages[row],
+                   a.importance ? a.importance[row] : 1.0f};
+}
+
+__device__ __forceinline__ RowLoss<float> loss_of_row(const PawLossArgs& a, uint8_t kind, const RowInputs& row,
+                                                      float logp, float entropy) {
+  if (kind != kPolicy) return world_model_row<float>(a.settings, row.weight, logp);
+  return policy_row<float>(a.settings, row.weight, logp, entropy, row.old_logp, a.ref_logprobs != nullptr, row.ref_logp,
+                           row.advantage, row.importance);
 }
 
 // Called by one thread per row.
@@ -32,6 +41,27 @@ __device__ __forceinline__ void write_row_outputs(const PawLossArgs& a, int64_t 
 
 __device__ __forceinline__ void write_ignored_outputs(const PawLossArgs& a, int64_t row) {
   write_row_outputs(a, row, RowLoss<float>{0.0f, 0.0f, 0.0f, 0.0f, 0}, 0.0f, 0.0f);
+}
+
+// What all threads of a block need for the second sweep, from the one warp that works it out.
+struct RowResult {
+  RowStats stats;
+  RowGrad grad;
+  float at_target;
+};
+
+// By the first warp, which alone has the row's sums: the row's outputs (where `writes`), and `result` in shared memory.
+template <bool kSoftcap>
+__device__ __forceinline__ void finish_row(const PawLossArgs& a, int64_t row, uint8_t kind, bool inside,
+                                           const RowInputs& inputs, float logit, const LogitMap& map, const Sums& sums,
+                                           bool writes, RowResult& result) {
+  const RowStats stats = finish(sums, map);
+  const float logp = inside ? logp_of<kSoftcap>(logit, map, stats) : CUDART_NAN_F;
+  const RowLoss<float> loss = loss_of_row(a, kind, inputs, logp, stats.entropy);
+  const RowGrad grad{-loss.grad_logp, loss.grad_entropy, loss.grad_logp};
+  if (threadIdx.x != 0) return;
+  if (writes) write_row_outputs(a, row, loss, logp, stats.entropy);
+  result = RowResult{stats, grad, target_gradient<kSoftcap>(grad, logit, logp, map, stats)};
 }
 
 }  // namespace

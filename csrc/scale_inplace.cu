@@ -12,17 +12,20 @@ __global__ void __launch_bounds__(kThreads, 2) scale_kernel(const __grid_constan
   if (factor == 1.0f) return;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     T* x = static_cast<T*>(a.matrix) + row * a.stride;
-    const bool aligned = is_aligned(x);
-    for (int64_t start = static_cast<int64_t>(threadIdx.x) * kUnit; start < a.columns; start += kThreads * kUnit) {
-      const int count = left_of(a.columns, start);
-      Unit<T> unit;
-      load_unit(unit, x + start, count, aligned);
+    const int columns = static_cast<int>(a.columns);
+    const auto scale = [&](auto align) {
+      for (int start = static_cast<int>(threadIdx.x) * kUnit; start < columns; start += kThreads * kUnit) {
+        const int count = left_of(columns, start);
+        Unit<T> unit;
+        load_unit<decltype(align)::value>(unit, x + start, count);
 #pragma unroll
-      for (int j = 0; j < kUnit; ++j) {
-        if (j < count) from_float(to_float(unit.elements[j]) * factor, &unit.elements[j]);
+        for (int j = 0; j < kUnit; j += 2) {
+          from_floats(to_float(unit.elements[j]) * factor, to_float(unit.elements[j + 1]) * factor, &unit.elements[j]);
+        }
+        store_unit<decltype(align)::value>(x + start, unit, count);
       }
-      store_unit(x + start, unit, count, aligned);
-    }
+    };
+    with_alignment<T>(scale, x);
   }
 }
 

@@ -15,23 +15,33 @@ struct Scratch {
   Sums warps[kMaxParts * kWarps];
 };
 
-template <bool kSoftcap, typename T>
-__device__ __forceinline__ void write_outputs(const TokenLogprobsArgs& a, int64_t row, const T* x, const Sums& sums) {
-  const RowStats stats = finish(sums, a.map);
-  const int64_t target = a.targets[row];
+// The target's logit, on which nothing waits before the last reduction: loaded before it, not after.
+struct Target {
+  bool inside;
+  float logit;
+};
+
+template <typename T>
+__device__ __forceinline__ Target load_target(const TokenLogprobsArgs& a, const T* x, int64_t target) {
   const bool inside = target >= 0 && target < a.map.valid_vocab;
-  a.logprobs[row] = inside ? logp_of<kSoftcap>(to_float(x[target]), a.map, stats) : CUDART_NAN_F;
-  a.entropies[row] = inside ? stats.entropy : CUDART_NAN_F;
-  a.lse[row] = inside ? stats.lse : CUDART_NAN_F;
+  return Target{inside, to_float(x[inside ? target : 0])};
 }
 
-template <bool kSoftcap, typename T>
+template <bool kSoftcap>
+__device__ __forceinline__ void write_outputs(const TokenLogprobsArgs& a, int64_t row, const Target& target,
+                                              const Sums& sums) {
+  const RowStats stats = finish(sums, a.map);
+  a.logprobs[row] = target.inside ? logp_of<kSoftcap>(target.logit, a.map, stats) : CUDART_NAN_F;
+  a.entropies[row] = target.inside ? stats.entropy : CUDART_NAN_F;
+  a.lse[row] = target.inside ? stats.lse : CUDART_NAN_F;
+}
+
+template <bool kSoftcap, int kAlign, typename T>
 __device__ __forceinline__ Sums part_sums(const TokenLogprobsArgs& a, const T* x, int parts, int part) {
-  const int64_t n = a.map.valid_vocab;
-  const Slice slice = slice_of(n, slice_length(n, parts), part);
+  const int n = static_cast<int>(a.map.valid_vocab), length = static_cast<int>(slice_length(n, parts));
+  const int begin = part * length < n ? part * length : n, end = begin + length < n ? begin + length : n;
   Sums sums = no_sums();
-  add_range<kSoftcap, kThreads, T>(sums, GlobalRow<T>{x, is_aligned(x)}, slice.begin, slice.begin + slice.count,
-                                   scale_of(a.map), a.map);
+  add_range<kSoftcap, kThreads, T>(sums, GlobalRow<T, kAlign>{x}, begin, end, scale_of(a.map), a.map);
   return sums;
 }
 
@@ -40,30 +50,41 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const __grid_constant_
   Scratch& scratch = *reinterpret_cast<Scratch*>(shared_memory());
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(a.logits) + row * a.stride;
+  const int64_t at = a.targets[row];
   const int parts = token_parts(a.map.valid_vocab);
   const float scale = scale_of(a.map);
-  for (int part = 0; part < parts; ++part) {
-    store_warp_sums<kThreads>(scratch.warps + part * kWarps, part_sums<kSoftcap>(a, x, parts, part), scale);
-  }
+  const auto reduce = [&](auto align) {
+    for (int part = 0; part < parts; ++part) {
+      store_warp_sums<kThreads>(scratch.warps + part * kWarps,
+                                part_sums<kSoftcap, decltype(align)::value>(a, x, parts, part), scale);
+    }
+  };
+  with_alignment<T>(reduce, x);
+  const Target target = load_target(a, x, at);
   __syncthreads();
   if (threadIdx.x >= 32) return;
   Sums sums = block_sums<kThreads>(scratch.warps, scale);
   for (int part = 1; part < parts; ++part) {
     sums = merge(sums, block_sums<kThreads>(scratch.warps + part * kWarps, scale), scale);
   }
-  if (threadIdx.x == 0) write_outputs<kSoftcap>(a, row, x, sums);
+  if (threadIdx.x == 0) write_outputs<kSoftcap>(a, row, target, sums);
 }
 
 template <bool kSoftcap, typename T>
 __global__ void __launch_bounds__(kThreads, 2) part_kernel(const __grid_constant__ TokenLogprobsArgs a) {
 #ifdef PAW_HAS_CLUSTERS
   Scratch& scratch = *reinterpret_cast<Scratch*>(shared_memory());
-  const int parts = token_parts(a.map.valid_vocab), part = static_cast<int>(blockIdx.x) % parts;
-  const int64_t row = blockIdx.x / parts;
+  const int parts = token_parts(a.map.valid_vocab), part = static_cast<int>(blockIdx.x) & (parts - 1);
+  const int64_t row = blockIdx.x >> log2_of(parts);
   const T* x = static_cast<const T*>(a.logits) + row * a.stride;
   const float scale = scale_of(a.map);
-  cluster_arrive();  // this block runs: its shared memory may be written to by the others
-  store_warp_sums<kThreads>(scratch.warps, part_sums<kSoftcap>(a, x, parts, part), scale);
+  const int64_t at = a.targets[row];
+  cluster_arrive_relaxed();  // this block runs: its shared memory may be written to by the others
+  const auto reduce = [&](auto align) {
+    store_warp_sums<kThreads>(scratch.warps, part_sums<kSoftcap, decltype(align)::value>(a, x, parts, part), scale);
+  };
+  with_alignment<T>(reduce, x);
+  const Target target = load_target(a, x, at);
   __syncthreads();
   const Sums mine = block_sums<kThreads>(scratch.warps, scale);
   cluster_wait();  // all blocks run
@@ -76,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2) part_kernel(const __grid_constant
     const float4 v = scratch.parts[other];
     sums = merge(sums, Sums{v.x, v.y, v.z}, scale);
   }
-  write_outputs<kSoftcap>(a, row, x, sums);
+  write_outputs<kSoftcap>(a, row, target, sums);
 #endif
 }
 
@@ -91,13 +112,19 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
   const float h = a.grad_entropies ? a.grad_entropies[row] : 0.0f;
   const float l = a.grad_lse ? a.grad_lse[row] : 0.0f;
   const RowGrad grad{l - g, -h, g};
-  if (grad.is_zero()) return write_zeros<kThreads>(out, a.vocab);
+  const int n = static_cast<int>(a.map.valid_vocab), width = static_cast<int>(a.vocab);
+  if (grad.is_zero()) return write_zeros<kThreads>(out, width);
   const RowStats stats{a.lse[row] * kLog2e, 0.0f, a.lse[row], a.entropies[row]};
   const float at_target =
       target_gradient<kSoftcap>(grad, to_float(x[inside ? target : 0]), a.logprobs[row], a.map, stats);
   __syncthreads();  // every thread has read the target's logit, which may be overwritten now
-  write_gradient<kSoftcap, kThreads, T>(GlobalRow<T>{x, is_aligned(x)}, out, a.map.valid_vocab, a.vocab,
-                                        inside ? target : 0, at_target, a.map, stats, grad);
+  const auto write = [&](auto align) {
+    constexpr int kAlign = decltype(align)::value;
+    write_units<kSoftcap, kThreads, kAlign, T>(GlobalRow<T, kAlign>{x}, out, n, width, slope_of(a.map, stats, grad),
+                                               a.map);
+  };
+  with_alignment<T>(write, x, out);
+  write_target(out, n, inside ? static_cast<int>(target) : 0, at_target);
 }
 
 }  // namespace

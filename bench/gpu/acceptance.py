@@ -1,4 +1,4 @@
-"""Ops (a), (b) and (c) against the targets of docs/reference/kernels.md, on one GPU in under ten minutes, or on the CPU.
+"""Ops (a), (b) and (c) against the targets of docs/reference/kernels.md, on one GPU in ten minutes, or on the CPU.
 
     python bench/gpu/acceptance.py --out bench/results/h100              # the GPU: every size, every installed peer
     python bench/gpu/acceptance.py --device cpu --out bench/results/cpu  # 256 rows, two vocabularies, two threads

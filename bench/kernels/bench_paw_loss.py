@@ -6,7 +6,7 @@ import pytest
 
 from paw_fast import kernels as K
 
-from .cases import CASES, SETTINGS, make, rate
+from .cases import CASES, SETTINGS, bandwidth, make
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), CASES, ids=str)
@@ -15,4 +15,4 @@ def test_paw_loss(benchmark, vocab, dtype):
     benchmark.pedantic(
         lambda x: K.paw_loss(x, rows, SETTINGS), setup=lambda: ((logits.clone(),), {}), rounds=10, warmup_rounds=2
     )
-    rate(benchmark, "gb_per_s", 2 * logits.numel() * logits.element_size())
+    bandwidth(benchmark, 2 * logits.numel() * logits.element_size(), "copy")

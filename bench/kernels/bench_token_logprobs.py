@@ -7,14 +7,14 @@ import torch
 
 from paw_fast import kernels as K
 
-from .cases import CASES, ROWS, make, rate
+from .cases import CASES, ROWS, bandwidth, make
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), CASES, ids=str)
 def test_token_logprobs(benchmark, vocab, dtype):
     logits, rows = make(vocab, dtype)
     benchmark.pedantic(lambda: K.token_logprobs(logits, rows.targets), rounds=10, warmup_rounds=2)
-    rate(benchmark, "gb_per_s", logits.numel() * logits.element_size())
+    bandwidth(benchmark, logits.numel() * logits.element_size(), "read")
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), CASES, ids=str)
@@ -27,4 +27,4 @@ def test_backward_in_place(benchmark, vocab, dtype):
         lambda x: torch.ops.paw_fast.token_logprobs_backward_(x, *arguments),
         setup=lambda: ((logits.clone(),), {}), rounds=10, warmup_rounds=2,
     )  # fmt: skip
-    rate(benchmark, "gb_per_s", 2 * logits.numel() * logits.element_size())
+    bandwidth(benchmark, 2 * logits.numel() * logits.element_size(), "copy")

@@ -14,6 +14,7 @@ inline void check(bool ok, const std::string& message) {
 
 inline void check_matrix(const void* data, int64_t rows, int64_t vocab, int64_t stride, int64_t valid_vocab) {
   check(rows >= 0 && vocab > 0, "got a matrix of " + std::to_string(rows) + " x " + std::to_string(vocab));
+  check(vocab <= (1 << 30), "a row is longer than 2^30, and positions in it are 32 bits");
   check(rows == 0 || data != nullptr, "got a null pointer for the logits");
   check(rows <= 1 || stride >= vocab,
         "row stride " + std::to_string(stride) + " is less than the vocabulary " + std::to_string(vocab));

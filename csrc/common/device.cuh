@@ -178,6 +178,38 @@ __device__ __forceinline__ void from_float(float v, F16* out) {
   out->bits = __half_as_ushort(__float2half_rn(v));
 }
 
+// Two neighbours at once, in one conversion where they are 16 bits wide.
+__device__ __forceinline__ void from_floats(float a, float b, float* out) {
+  out[0] = a;
+  out[1] = b;
+}
+__device__ __forceinline__ void from_floats(float a, float b, BF16* out) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  memcpy(out, &pair, sizeof pair);
+}
+__device__ __forceinline__ void from_floats(float a, float b, F16* out) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  memcpy(out, &pair, sizeof pair);
+}
+
+// Two 16-bit neighbours in a word: as floats, and the larger of each half (a NaN loses, as with fmaxf).
+__device__ __forceinline__ float2 to_floats(uint32_t pair, BF16) {
+  return float2{__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+__device__ __forceinline__ float2 to_floats(uint32_t pair, F16) {
+  __half2 halves;
+  memcpy(&halves, &pair, sizeof pair);
+  return __half22float2(halves);
+}
+__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b, BF16) {
+  asm("max.bf16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b, F16) {
+  asm("max.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+
 // Of integers alone: sums of floats would depend on the order.
 __device__ __forceinline__ void atomic_add(uint32_t* sum, uint32_t value) {
   atomicAdd(sum, value);
@@ -240,7 +272,11 @@ __device__ __forceinline__ void wait_for(Barrier* barrier) {
   }
 }
 
-// All threads of the cluster; what was written before the arrival is visible after the wait.
+// All threads of the cluster; what was written before the arrival is visible after the wait, unless it is relaxed: that
+// one only tells that this block runs, and costs no fence.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }

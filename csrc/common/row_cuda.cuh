@@ -28,6 +28,7 @@ constexpr float kFloor = -150.0f;  // 2^-150 is 0 in fp32
 template <typename T>
 union Unit {
   uint4 words[kUnit * sizeof(T) / 16];
+  uint32_t quads[kUnit * sizeof(T) / 4];  // of 4 bytes
   T elements[kUnit];
   __device__ Unit() {}
 };
@@ -39,18 +40,81 @@ __device__ __forceinline__ bool is_aligned(const void* p) {
 }
 
 // How many of the elements [start, start + kUnit) lie before n.
-__device__ __forceinline__ int left_of(int64_t n, int64_t start) {
-  const int64_t left = n - start;
-  return left >= kUnit ? kUnit : (left > 0 ? static_cast<int>(left) : 0);
+__device__ __forceinline__ int left_of(int n, int start) {
+  const int left = n - start;
+  return left >= kUnit ? kUnit : (left > 0 ? left : 0);
 }
 
-// `count` elements; the unit's others are left as they are.
+// Elements j and j + 1, for an even j.
 template <typename T>
-__device__ __forceinline__ void load_unit(Unit<T>& unit, const T* x, int count, bool aligned) {
-  if (aligned && count >= kUnit) {
+__device__ __forceinline__ float2 pair_of(const Unit<T>& unit, int j) {
+  if constexpr (sizeof(T) == 2) {
+    return to_floats(unit.quads[j / 2], T{});
+  } else {
+    return float2{unit.elements[j], unit.elements[j + 1]};
+  }
+}
+
+// The largest element, NaN left out; -inf where there is none.
+template <typename T>
+__device__ __forceinline__ float largest(const Unit<T>& unit) {
+  float top = -CUDART_INF_F;
+  if constexpr (sizeof(T) == 2) {
+    uint32_t halves = unit.quads[0];
+#pragma unroll
+    for (int q = 1; q < kUnit / 2; ++q) halves = max_halves(halves, unit.quads[q], T{});
+    const float2 two = to_floats(halves, T{});
+    top = fmaxf(fmaxf(top, two.x), two.y);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) top = fmaxf(top, unit.elements[j]);
+  }
+  return top;
+}
+
+// A unit's elements at x, all of them. kAlign: bytes that x is a multiple of, 16, 4 or 2; what lies between two 4-byte
+// pieces is put together in registers, since loads are what this costs.
+template <int kAlign, typename T>
+__device__ __forceinline__ void load_whole(Unit<T>& unit, const T* x) {
+  if constexpr (kAlign == 16) {
 #pragma unroll
     for (int w = 0; w < kWords<T>; ++w) unit.words[w] = load_16(reinterpret_cast<const char*>(x) + 16 * w);
+  } else if constexpr (kAlign == 4) {
+#pragma unroll
+    for (int q = 0; q < 4 * kWords<T>; ++q) unit.quads[q] = reinterpret_cast<const uint32_t*>(x)[q];
   } else {
+    const uint32_t* inner = reinterpret_cast<const uint32_t*>(x + 1);
+    const uint32_t first = x[0].bits, last = x[7].bits, a = inner[0], b = inner[1], c = inner[2];
+    unit.quads[0] = first | a << 16;
+    unit.quads[1] = a >> 16 | b << 16;
+    unit.quads[2] = b >> 16 | c << 16;
+    unit.quads[3] = c >> 16 | last << 16;
+  }
+}
+
+template <int kAlign, typename T>
+__device__ __forceinline__ void store_whole(T* x, const Unit<T>& unit) {
+  if constexpr (kAlign == 16) {
+#pragma unroll
+    for (int w = 0; w < kWords<T>; ++w) reinterpret_cast<uint4*>(x)[w] = unit.words[w];
+  } else if constexpr (kAlign == 4) {
+#pragma unroll
+    for (int q = 0; q < 4 * kWords<T>; ++q) reinterpret_cast<uint32_t*>(x)[q] = unit.quads[q];
+  } else {
+    uint32_t* inner = reinterpret_cast<uint32_t*>(x + 1);
+    x[0] = unit.elements[0];
+#pragma unroll
+    for (int q = 0; q < 3; ++q) inner[q] = unit.quads[q] >> 16 | unit.quads[q + 1] << 16;
+    x[7] = unit.elements[7];
+  }
+}
+
+// `count` elements, any number: none where it is negative, at most a unit. The unit's others are left as they are.
+template <int kAlign, typename T>
+__device__ __forceinline__ void load_unit(Unit<T>& unit, const T* x, int count) {
+  if (count >= kUnit) {
+    load_whole<kAlign>(unit, x);
+  } else if (count > 0) {
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
       if (j < count) unit.elements[j] = x[j];
@@ -58,11 +122,10 @@ __device__ __forceinline__ void load_unit(Unit<T>& unit, const T* x, int count, 
   }
 }
 
-template <typename T>
-__device__ __forceinline__ void store_unit(T* x, const Unit<T>& unit, int count, bool aligned) {
-  if (aligned && count >= kUnit) {
-#pragma unroll
-    for (int w = 0; w < kWords<T>; ++w) reinterpret_cast<uint4*>(x)[w] = unit.words[w];
+template <int kAlign, typename T>
+__device__ __forceinline__ void store_unit(T* x, const Unit<T>& unit, int count) {
+  if (count >= kUnit) {
+    store_whole<kAlign>(x, unit);
   } else {
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
@@ -71,42 +134,66 @@ __device__ __forceinline__ void store_unit(T* x, const Unit<T>& unit, int count,
   }
 }
 
-template <typename T>
+// Sources of a row's units. `whole`: all elements are there. Whether the row is aligned is decided once, by the caller,
+// and is part of the type: asked at every unit it costs as many instructions as the loads.
+template <typename T, int kAlign>
 struct GlobalRow {
   const T* x;
-  bool aligned;
-  __device__ void load(Unit<T>& unit, int64_t start, int count) const { load_unit(unit, x + start, count, aligned); }
-  __device__ void keep(const Unit<T>&, int64_t) const {}
+  __device__ void whole(Unit<T>& unit, int start) const { load_whole<kAlign>(unit, x + start); }
+  __device__ void load(Unit<T>& unit, int start, int count) const { load_unit<kAlign>(unit, x + start, count); }
+  __device__ void keep(const Unit<T>&, int) const {}
 };
 
 template <typename T>
 struct SharedRow {  // 16-byte aligned, and readable up to the end of the last unit that has an element
   const T* x;
-  __device__ void load(Unit<T>& unit, int64_t start, int count) const {
-    if (count <= 0) return;
+  __device__ void whole(Unit<T>& unit, int start) const {
 #pragma unroll
     for (int w = 0; w < kWords<T>; ++w) unit.words[w] = reinterpret_cast<const uint4*>(x + start)[w];
   }
-  __device__ void keep(const Unit<T>&, int64_t) const {}
+  __device__ void load(Unit<T>& unit, int start, int count) const {
+    if (count > 0) whole(unit, start);
+  }
+  __device__ void keep(const Unit<T>&, int) const {}
 };
 
 // A row in global memory of which each thread keeps, in shared memory, those of its units that lie below num_kept.
-template <typename T, bool kSecondSweep>
+template <typename T, int kAlign, bool kSecondSweep>
 struct KeptRow {
-  GlobalRow<T> row;
+  GlobalRow<T, kAlign> row;
   T* kept;
-  int64_t num_kept;
-  __device__ void load(Unit<T>& unit, int64_t start, int count) const {
+  int num_kept;
+  __device__ void whole(Unit<T>& unit, int start) const {
+    if (kSecondSweep && start < num_kept) {
+      SharedRow<T>{kept}.whole(unit, start);
+    } else {
+      row.whole(unit, start);
+    }
+  }
+  __device__ void load(Unit<T>& unit, int start, int count) const {
     if (kSecondSweep && start < num_kept) {
       SharedRow<T>{kept}.load(unit, start, count);
     } else {
       row.load(unit, start, count);
     }
   }
-  __device__ void keep(const Unit<T>& unit, int64_t start) const {
-    if (!kSecondSweep && start < num_kept) store_unit(kept + start, unit, kUnit, true);
+  __device__ void keep(const Unit<T>& unit, int start) const {
+    if (!kSecondSweep && start < num_kept) store_whole<16>(kept + start, unit);
   }
 };
+
+// Calls f(std::integral_constant<int, kAlign>{}) for the alignment that all of `pointers` have.
+template <typename T, typename F, typename... Pointers>
+__device__ __forceinline__ void with_alignment(F f, const Pointers*... pointers) {
+  const uintptr_t bits = (reinterpret_cast<uintptr_t>(pointers) | ...);
+  if (bits % 16 == 0) {
+    f(std::integral_constant<int, 16>{});
+  } else if (sizeof(T) == 4 || bits % 4 == 0) {
+    f(std::integral_constant<int, 4>{});
+  } else if constexpr (sizeof(T) == 2) {
+    f(std::integral_constant<int, 2>{});
+  }
+}
 
 // --- sums ---
 
@@ -162,27 +249,42 @@ __device__ __forceinline__ float cap(float x, const LogitMap& map) {
 }
 
 // Adds kUnits units to the sums: their maximum first, at most one rescale, then one ex2 an element. With kTail, units
-// may be short or empty.
-template <bool kSoftcap, int kUnits, bool kTail, typename T, typename Source>
-__device__ __forceinline__ void add_units(Sums& sums, const Source& source, int64_t start, int64_t stride, int64_t end,
-                                          float scale, const LogitMap& map) {
+// may be short or empty; what a short one lacks becomes -inf, which adds nothing.
+template <bool kSoftcap, int kUnits, int kStride, bool kTail, typename T, typename Source>
+__device__ __forceinline__ void add_units(Sums& sums, const Source& source, int start, int end, float scale,
+                                          const LogitMap& map) {
+  const int left = end - start;
   Unit<T> units[kUnits];
   float capped[kSoftcap ? kUnits * kUnit : 1];
 #pragma unroll
   for (int b = 0; b < kUnits; ++b) {
-    source.load(units[b], start + b * stride, kTail ? left_of(end, start + b * stride) : kUnit);
+    if (kTail) {
+      source.load(units[b], start + b * kStride, left - b * kStride);
+    } else {
+      source.whole(units[b], start + b * kStride);
+    }
   }
 #pragma unroll
-  for (int b = 0; b < kUnits; ++b) source.keep(units[b], start + b * stride);  // after all loads have been issued
+  for (int b = 0; b < kUnits; ++b) {  // after all loads have been issued
+    const int count = left - b * kStride;
+    if (!kTail || count > 0) source.keep(units[b], start + b * kStride);
+    if (kTail && count > 0 && count < kUnit) {
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) {
+        if (j >= count) from_float(-CUDART_INF_F, &units[b].elements[j]);
+      }
+    }
+  }
   float top = sums.top;
 #pragma unroll
   for (int b = 0; b < kUnits; ++b) {
-    const int count = kTail ? left_of(end, start + b * stride) : kUnit;
+    const int count = left - b * kStride;
+    if (kTail && count <= 0) continue;
+    if (!kSoftcap) top = fmaxf(top, largest(units[b]));
 #pragma unroll
-    for (int j = 0; j < kUnit; ++j) {
-      if (kTail && j >= count) continue;
-      const float r = cap<kSoftcap>(to_float(units[b].elements[j]), map);
-      if (kSoftcap) capped[b * kUnit + j] = r;
+    for (int j = 0; kSoftcap && j < kUnit; ++j) {
+      const float r = kTail && j >= count ? -CUDART_INF_F : cap<kSoftcap>(to_float(units[b].elements[j]), map);
+      capped[b * kUnit + j] = r;
       top = fmaxf(top, r);
     }
   }
@@ -190,11 +292,11 @@ __device__ __forceinline__ void add_units(Sums& sums, const Source& source, int6
   const float offset = top > -CUDART_INF_F ? top * scale : 0.0f;
 #pragma unroll
   for (int b = 0; b < kUnits; ++b) {
-    const int count = kTail ? left_of(end, start + b * stride) : kUnit;
+    if (kTail && left <= b * kStride) continue;
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
-      if (kTail && j >= count) continue;
-      const float r = kSoftcap ? capped[b * kUnit + j] : to_float(units[b].elements[j]);
+      const float2 pair = pair_of(units[b], j & ~1);
+      const float r = kSoftcap ? capped[b * kUnit + j] : j % 2 ? pair.y : pair.x;
       const float d = max_keep_nan(fmaf(r, scale, -offset), kFloor);
       const float e = exp2_fast(d);
       sums.s1 += e;
@@ -206,19 +308,17 @@ __device__ __forceinline__ void add_units(Sums& sums, const Source& source, int6
 template <typename T, bool kSoftcap>
 constexpr int kBatch = kSoftcap ? 1 : 64 / (kUnit * static_cast<int>(sizeof(T)));  // 64 bytes in flight a thread
 
-// Adds this thread's elements of [begin, end).
+// Adds this thread's elements of [begin, end): whole batches, and one that may lack some.
 template <bool kSoftcap, int kThreads, typename T, typename Source>
-__device__ __forceinline__ void add_range(Sums& sums, const Source& source, int64_t begin, int64_t end, float scale,
+__device__ __forceinline__ void add_range(Sums& sums, const Source& source, int begin, int end, float scale,
                                           const LogitMap& map) {
   constexpr int kUnits = kBatch<T, kSoftcap>;
-  constexpr int64_t kStride = static_cast<int64_t>(kThreads) * kUnit;
-  int64_t start = begin + static_cast<int64_t>(threadIdx.x) * kUnit;
+  constexpr int kStride = kThreads * kUnit;
+  int start = begin + static_cast<int>(threadIdx.x) * kUnit;
   for (; start + (kUnits - 1) * kStride + kUnit <= end; start += kUnits * kStride) {
-    add_units<kSoftcap, kUnits, false, T>(sums, source, start, kStride, end, scale, map);
+    add_units<kSoftcap, kUnits, kStride, false, T>(sums, source, start, end, scale, map);
   }
-  for (; start < end; start += kStride) {
-    add_units<kSoftcap, 1, true, T>(sums, source, start, kStride, end, scale, map);
-  }
+  if (start < end) add_units<kSoftcap, kUnits, kStride, true, T>(sums, source, start, end, scale, map);
 }
 
 __device__ __forceinline__ Sums no_sums() {
@@ -269,58 +369,94 @@ __device__ __forceinline__ float target_gradient(const RowGrad& grad, float logi
 }
 
 template <int kThreads, typename T>
-__device__ __forceinline__ void write_zeros(T* out, int64_t count) {
-  const bool aligned = is_aligned(out);
+__device__ __forceinline__ void write_zeros(T* out, int count) {
   Unit<T> zeros;
 #pragma unroll
   for (int w = 0; w < kWords<T>; ++w) zeros.words[w] = uint4{0, 0, 0, 0};
-  for (int64_t start = static_cast<int64_t>(threadIdx.x) * kUnit; start < count; start += kThreads * kUnit) {
-    store_unit(out + start, zeros, left_of(count, start), aligned);
+  const auto write = [&](auto align) {
+    for (int start = static_cast<int>(threadIdx.x) * kUnit; start < count; start += kThreads * kUnit) {
+      store_unit<decltype(align)::value>(out + start, zeros, left_of(count, start));
+    }
+  };
+  with_alignment<T>(write, out);
+}
+
+// The gradient of a row as a function of its logits alone, but for the target's element.
+struct Slope {
+  float scale, offset, log2_s1, from_d, constant;
+};
+
+__device__ __forceinline__ Slope slope_of(const LogitMap& map, const RowStats& stats, const RowGrad& grad) {
+  return Slope{scale_of(map), stats.offset, stats.log2_s1, grad.from_entropy * map.inv_temperature * kLn2,
+               (grad.from_p + grad.from_entropy * stats.entropy) * map.inv_temperature};
+}
+
+template <bool kSoftcap>
+__device__ __forceinline__ float gradient_at(float value, const Slope& slope, const LogitMap& map) {
+  float r = value, curve = 1.0f;
+  if (kSoftcap) {
+    const float t = tanhf(value / map.softcap);
+    r = map.softcap * t;
+    curve = 1.0f - t * t;
+  }
+  const float d = max_keep_nan(fmaf(r, slope.scale, -slope.offset) - slope.log2_s1, kFloor);
+  const float g = exp2_fast(d) * fmaf(slope.from_d, d, slope.constant);
+  return kSoftcap ? g * curve : g;
+}
+
+// A unit of logits becomes their gradient.
+template <bool kSoftcap, typename T>
+__device__ __forceinline__ void to_gradient(Unit<T>& unit, const Slope& slope, const LogitMap& map) {
+#pragma unroll
+  for (int j = 0; j < kUnit; j += 2) {
+    const float2 pair = pair_of(unit, j);
+    from_floats(gradient_at<kSoftcap>(pair.x, slope, map), gradient_at<kSoftcap>(pair.y, slope, map),
+                &unit.elements[j]);
   }
 }
 
-// Writes the gradient of n elements and zeros up to `width`; where 0 <= target < n, that element is `at_target`. Walks
-// backwards, so that what was read last is still in the cache. `out` may be where the source reads.
-template <bool kSoftcap, int kThreads, typename T, typename Source>
-__device__ __forceinline__ void write_gradient(const Source& source, T* out, int64_t n, int64_t width, int64_t target,
-                                               float at_target, const LogitMap& map, const RowStats& stats,
-                                               const RowGrad& grad) {
+// Writes the gradient of n elements and zeros up to `width`. Walks backwards, so that what was read last is still in
+// the cache. `out`, aligned or not, may be where the source reads.
+template <bool kSoftcap, int kThreads, int kAlign, typename T, typename Source>
+__device__ __forceinline__ void write_units(const Source& source, T* out, int n, int width, const Slope& slope,
+                                            const LogitMap& map) {
   constexpr int kUnits = kSoftcap || sizeof(T) == 4 ? 1 : 2;  // 32 bytes in flight a thread; more would spill
-  constexpr int64_t kStride = static_cast<int64_t>(kThreads) * kUnit;
-  const bool aligned = is_aligned(out);
-  const float scale = scale_of(map);
-  const float from_d = grad.from_entropy * map.inv_temperature * kLn2;
-  const float constant = (grad.from_p + grad.from_entropy * stats.entropy) * map.inv_temperature;
-  const int64_t last = (width - 1) / kStride * kStride + static_cast<int64_t>(threadIdx.x) * kUnit;
-  for (int64_t high = last; high >= 0; high -= kUnits * kStride) {
+  constexpr int kStride = kThreads * kUnit;
+  int start = (width - 1) / kStride * kStride + static_cast<int>(threadIdx.x) * kUnit;
+  for (; start >= 0 && start + kUnit > n; start -= kStride) {  // one that is cut off, and the padding
+    const int valid = left_of(n, start), count = left_of(width, start);
+    if (count <= 0) continue;
+    Unit<T> unit;
+    source.load(unit, start, valid);
+    to_gradient<kSoftcap>(unit, slope, map);
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) {
+      if (j >= valid) from_float(0.0f, &unit.elements[j]);
+    }
+    store_unit<kAlign>(out + start, unit, count);
+  }
+  for (; start >= (kUnits - 1) * kStride; start -= kUnits * kStride) {
     Unit<T> units[kUnits];
 #pragma unroll
-    for (int b = 0; b < kUnits; ++b) {
-      const int64_t start = high - b * kStride;
-      if (start >= 0) source.load(units[b], start, left_of(n, start));
-    }
+    for (int b = 0; b < kUnits; ++b) source.whole(units[b], start - b * kStride);
 #pragma unroll
     for (int b = 0; b < kUnits; ++b) {
-      const int64_t start = high - b * kStride;
-      const int valid = left_of(n, start);
-#pragma unroll
-      for (int j = 0; j < kUnit; ++j) {
-        const float value = to_float(units[b].elements[j]);
-        float r = value, curve = 1.0f;
-        if (kSoftcap) {
-          const float t = tanhf(value / map.softcap);
-          r = map.softcap * t;
-          curve = 1.0f - t * t;
-        }
-        const float d = max_keep_nan(fmaf(r, scale, -stats.offset) - stats.log2_s1, kFloor);
-        float g = exp2_fast(d) * fmaf(from_d, d, constant);
-        if (kSoftcap) g *= curve;
-        from_float(j < valid ? g : 0.0f, &units[b].elements[j]);
-      }
-      if (start >= 0) store_unit(out + start, units[b], left_of(width, start), aligned);
+      to_gradient<kSoftcap>(units[b], slope, map);
+      store_whole<kAlign>(out + (start - b * kStride), units[b]);
     }
   }
-  __syncthreads();  // the target's element has been written once already, by another thread
+  for (; kUnits > 1 && start >= 0; start -= kStride) {
+    Unit<T> unit;
+    source.whole(unit, start);
+    to_gradient<kSoftcap>(unit, slope, map);
+    store_whole<kAlign>(out + start, unit);
+  }
+}
+
+// By one thread, once all have written: the target's element has been written already, by another thread.
+template <typename T>
+__device__ __forceinline__ void write_target(T* out, int n, int target, float at_target) {
+  __syncthreads();
   if (threadIdx.x == 0 && target >= 0 && target < n) from_float(at_target, &out[target]);
 }
 

@@ -25,8 +25,12 @@ struct Slice {
   int64_t begin, count;  // elements; count may be 0
 };
 
+// Parts and clusters are powers of two, at most 8: no division, which is a loop of its own on a GPU.
+PAW_HOST_DEVICE int log2_of(int parts) {
+  return (parts >= 2) + (parts >= 4) + (parts >= 8);
+}
 PAW_HOST_DEVICE int64_t slice_length(int64_t n, int parts) {
-  return round_up(ceil_div(n, parts), kSliceAlign);
+  return round_up((n + parts - 1) >> log2_of(parts), kSliceAlign);
 }
 PAW_HOST_DEVICE Slice slice_of(int64_t n, int64_t length, int part) {
   const int64_t begin = part * length < n ? part * length : n;

@@ -48,7 +48,7 @@ class LossRows:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Hyper-parameters of the row losses; see docs/reference/kernels.md for the formulas. Raises ValueError on a bad value.
+    """Hyper-parameters of the row losses; formulas in docs/reference/kernels.md. Raises ValueError on a bad value.
 
     clip_low, clip_high  the surrogate's ratio is clipped to [1 - clip_low, 1 + clip_high]
     dual_clip            c > 1: the surrogate of a negative advantage is at most -A * c. None: off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 import shutil
@@ -12,6 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name):
+    """A module of bench/kernels, whose modules import one another as scripts do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "bench" / "kernels")
+        return importlib.import_module(name)
 
 
 def run(*command: str | Path, timeout: float = 580) -> str:
@@ -91,6 +99,53 @@ acceptance.main()
     assert [(r["op"][0], r["vocab"]) for r in results if not r["failed"]] == [
         ("a", 1000), ("b", 1000), ("a", 70000), ("b", 70000),
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_cuda_kernels_execute_no_more_instructions_than_the_committed_table():
+    """The speed test that needs no GPU: bench/kernels/instruction_counts.py, which also writes the table."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not on PATH")
+    counts = load("instruction_counts")
+    if counts.find_nvdisasm() is None:
+        pytest.skip("nvdisasm is not installed: pip install nvidia-cuda-nvdisasm")
+    table = counts.read_table(counts.TABLE.read_text(encoding="utf-8"))
+    measured = counts.measure()
+    assert measured.keys() == table.keys()
+    grown = {key: (table[key], round(now, 2)) for key, (now, _) in measured.items() if now > 1.05 * table[key]}
+    assert not grown, "instructions an element, committed and now: if that is meant, write the table again"
+
+
+THREAD_CODE = """
+.text.toy:
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/                   ULDC.64 UR4, c[0x0][0x210] ;
+        /*0020*/                   IMAD.WIDE R2, R0, 0x4, RZ ;
+        /*0030*/                   IADD3 R4, P1, R2, UR4, RZ ;
+        /*0040*/                   IADD3.X R5, R3, UR5, RZ, P1, !PT ;
+        /*0050*/                   LDG.E R6, desc[UR8][R4.64] ;
+.L_x_1:
+        /*0060*/                   VIADD R6, R6, 0xffffffff ;
+        /*0070*/                   FSETP.GT.AND P2, PT, R9, R8, PT ;
+        /*0080*/               @P2 BRA `(.L_x_2) ;
+        /*0090*/                   FMUL R8, R8, R8 ;
+.L_x_2:
+        /*00a0*/                   ISETP.GT.AND P0, PT, R6, RZ, PT ;
+        /*00b0*/               @P0 BRA `(.L_x_1) ;
+        /*00c0*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(("thread", "rounds"), [(0, 3), (1, 7)])
+def test_executed_instructions_of_a_toy_kernel(thread, rounds):
+    """A loop as long as a word of memory says, at a 64-bit address with a carry; inside, a branch on floats."""
+    sass = load("sass")
+    kernel = sass.parse(THREAD_CODE)[0]
+    words = {0x1_0000_0000 - 4: 3, 0x1_0000_0000: 7}
+    counts = sass.Thread({"SR_TID.X": thread}, {0x210: 0xFFFF_FFFC, 0x214: 0}, words).run(kernel)
+    assert counts["VIADD"] == rounds
+    assert counts["FMUL"] == 0
+    assert counts.total() == 6 + 5 * rounds + 1
 
 
 @pytest.mark.slow

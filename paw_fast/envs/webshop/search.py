@@ -2,7 +2,8 @@
 
 The reference uses Lucene through Pyserini: BM25 with k1 = 0.9 and b = 0.4, the English analyzer (Unicode word
 boundaries, possessive 's removed, 33 stop words, Porter stems), the best 50 results, equal scores in catalogue order.
-Rankings differ where Lucene rounds a document's length to one byte; docs/reference/webshop.md gives the measured agreement.
+Rankings differ where Lucene rounds a document's length to one byte; docs/reference/webshop.md has the measured
+agreement.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@
 struct uint4 {
   uint32_t x, y, z, w;
 };
+struct float2 {
+  float x, y;
+};
 struct float4 {
   float x, y, z, w;
 };
@@ -231,6 +234,23 @@ inline void from_float(float v, F16* out) {
   out->bits = static_cast<uint16_t>(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
+template <typename T>
+inline void from_floats(float a, float b, T* out) {
+  from_float(a, &out[0]);
+  from_float(b, &out[1]);
+}
+
+template <typename T>
+inline float2 to_floats(uint32_t pair, T) {
+  return float2{to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)})};
+}
+template <typename T>
+inline uint32_t max_halves(uint32_t a, uint32_t b, T) {
+  const float2 x = to_floats(a, T{}), y = to_floats(b, T{});
+  const uint32_t low = isnan(x.x) || y.x > x.x ? b : a, high = isnan(x.y) || y.y > x.y ? b : a;
+  return (low & 0xffffu) | (high & 0xffff0000u);
+}
+
 inline char* shared_memory() {
   return emulator::block->memory();
 }
@@ -266,6 +286,9 @@ inline thread_local std::unique_ptr<std::barrier<>::arrival_token> t_arrival;
 inline void cluster_arrive() {
   if (t_arrival) emulator::fail("a second arrival at the cluster's barrier without a wait");
   t_arrival = std::make_unique<std::barrier<>::arrival_token>(emulator::cluster->barrier.arrive());
+}
+inline void cluster_arrive_relaxed() {
+  cluster_arrive();
 }
 inline void cluster_wait() {
   if (!t_arrival) emulator::fail("a wait at the cluster's barrier without an arrival");
