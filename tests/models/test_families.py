@@ -1,7 +1,8 @@
 """Tests model families with random weights: packed forward pass, engines and chat format.
 
 `docs/reference/model_families.md` lists the results. `python tests/models/test_families.py` writes that page; the tests
-compare it with their own results. The differences on the page are upper bounds, so that it is the same on every machine.
+compare it with their own results. The differences on the page are upper bounds, so that it is the same on every
+machine.
 """
 
 from __future__ import annotations
