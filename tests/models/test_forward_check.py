@@ -139,7 +139,7 @@ def test_tolerances_depend_on_the_dtype(dtype, tolerance):
     assert tolerance_of(build("qwen3_moe", experts, dtype)) > tolerance
 
 
-def test_weights_that_are_not_finite_are_an_error():
+def test_weights_that_are_not_finite_are_an_error(save):
     model = build("llama", BASE)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
