@@ -34,6 +34,17 @@ def test_the_first_signal_stops_at_the_next_check(signum, status):
     stop_signals.check()  # the request ends with its block
 
 
+def test_a_stop_waits_for_the_end_of_a_deferred_block():
+    with stop_signals.handled(QUIET):
+        with stop_signals.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            with stop_signals.deferred():
+                stop_signals.check()
+            stop_signals.check()
+        with pytest.raises(stop_signals.Interrupted):
+            stop_signals.check()
+
+
 def test_a_second_ctrl_c_quits_at_once_and_other_signals_do_not():
     with stop_signals.handled(NO_OUTPUT):
         signal.raise_signal(signal.SIGTERM)
