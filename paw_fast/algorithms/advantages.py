@@ -1,4 +1,4 @@
-"""From rewards to advantages: pure functions of tensors. docs/reference/algorithms.md has every formula and its source.
+"""Computes advantages from rewards: pure functions of tensors. docs/reference/algorithms.md cites every formula.
 
 B trajectories, M transitions, T action tokens; transitions and tokens stand trajectory after trajectory, in order.
 """

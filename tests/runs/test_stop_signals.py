@@ -35,7 +35,7 @@ def test_the_first_signal_stops_at_the_next_check(signum, status):
 
 
 def test_a_stop_waits_for_the_end_of_a_deferred_block():
-    with stop_signals.handled(QUIET):
+    with stop_signals.handled(NO_OUTPUT):
         with stop_signals.deferred():
             signal.raise_signal(signal.SIGTERM)
             with stop_signals.deferred():

@@ -135,7 +135,7 @@ def test_train_two_steps_on_hotpotqa(test_data, tmp_path, capsys):
     assert "warning: 1 of the 3 evaluation tasks of the split 'unseen' are training tasks too" in stderr
     assert "on 3 unseen tasks (1 of them training tasks)" in stderr
     assert json.loads((run / "summary.json").read_text())["eval_tasks_in_train"] == 1
-    assert "1 of its tasks are training tasks" in (run / "report.html").read_text()
+    assert "1 of the evaluation tasks are also training tasks" in (run / "report.html").read_text()
     assert main.run(["eval", str(run), "--tasks", "3"]) == 0
     assert "3 unseen tasks (1 of them training tasks)" in " ".join(capsys.readouterr().out.split())
     assert main.run(["eval", str(run), "--tasks", "3", "--json"]) == 0
