@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from make_records import update
 
 from paw_fast.algorithms.world_model import select_transitions
 from paw_fast.config import load_preset
@@ -23,7 +24,7 @@ from paw_fast.learner.sequences import build_sequences
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy
 from paw_fast.rollout.chat_format import ChatFormat
-from paw_fast.types import Task, Trajectory, Transition
+from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
 TEXTS = ["You see a mug 2, and naïve 谁 🙂.", "go to cabinet 12"] * 20
 
@@ -58,7 +59,9 @@ def episode(rng, group, won, turns=3):
             Transition(prompt, action, (0.0,) * len(action), seen, mask, "look", "", "s", 10.0 * won, True)
         )
         prompt = prompt + action + seen
-    return Trajectory(Task(f"t{group}"), group, tuple(transitions), 10.0 * won, 10.0 * won, won)
+    return Trajectory(
+        Task(f"t{group}"), EpisodeId(0, group, 0), tuple(transitions), 10.0 * won, 10.0 * won, won
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -73,13 +76,14 @@ def test_numbers_are_those_of_predict_and_of_the_learner(policy, trajectories, l
     got = measure_expectation(policy, trajectories, c)
     # Each transition on its own, in a micro-batch of its own.
     for number, t in enumerate(t for trajectory in trajectories for t in trajectory.transitions):
-        (sequence,) = build_sequences([Trajectory(Task("t"), 0, (t,), 0.0, 0.0, False)], "window")
+        (sequence,) = build_sequences([Trajectory(Task("t"), EpisodeId(0, 0, 0), (t,), 0.0, 0.0, False)], "window")
         table = packing.observation_rows(sequence, [1.0])
         assert len(got.probabilities[number]) == len(table.positions) == sum(t.observation_mask)
         if len(table.positions):
             logprobs, _ = predict(policy, packing.pack([sequence], [table], [0], policy.device), 1000)
             assert got.probabilities[number] == pytest.approx(logprobs.exp().numpy(), rel=1e-4)
-    stats = Learner(policy, None, c).compute_token_stats(build_sequences(trajectories, layout))
+    learner = Learner(policy, None, c)
+    stats = learner.compute_token_stats(learner.make_batch(trajectories))
     assert got.entropies == pytest.approx(stats.entropies, abs=1e-6)
 
 
@@ -100,15 +104,15 @@ PAW = [{}, {"selection": "lowest", "alpha": 0.5}, {"selection": "random"}, {"ded
 def test_selection_and_lambda_are_those_of_the_learner(policy, trajectories, paw):
     c = config(**paw)
     learner = Learner(Policy(copy.deepcopy(policy.model), policy.tokenizer), None, c)
-    sequences = build_sequences(trajectories, c.layout)
-    stats = learner.compute_token_stats(sequences)
+    batch = learner.make_batch(trajectories)
+    stats = learner.compute_token_stats(batch)
     now = measure_expectation(policy, trajectories, c)
     views = view_episodes(trajectories, None, now, ChatFormat(policy.tokenizer), c)
     targets = [n for n, p in enumerate(now.probabilities) if len(p)]
     picked = select_transitions(stats.entropies[targets], c.paw.alpha, c.paw.selection, seed=(c.seed, 3, 0))
     chosen = np.flatnonzero(selected_transitions(trajectories, stats.entropies, c))
     assert chosen.tolist() == np.array(targets)[picked].tolist()
-    metrics = learner.update(trajectories, sequences, stats, 0)
+    metrics = update(learner, batch, stats)
     assert metrics["wm/selected_share"] == pytest.approx(len(chosen) / len(targets))
     weights = [one.world_model_weight for one in views]
     assert weights == [0.5, 0.5, 1.0, 1.0]
@@ -143,7 +147,13 @@ def test_token_texts_join_to_the_text(tokenizer, text):
 def test_requests_are_grouped_by_task():
     tasks = [Task(str(number)) for number in range(3)]
     requests = episode_requests(tasks, 5, 2, seed=1)
-    assert [group for _, group, _ in requests] == [0, 0, 1, 1, 2]
-    assert len({seed for _, _, seed in requests}) == 5
-    assert len({task.task_id for task, _, _ in requests}) == 3
+    assert [(one.episode_id.group, one.episode_id.index) for one in requests] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+    ]
+    assert len({one.seed for one in requests}) == 5
+    assert len({one.task.task_id for one in requests}) == 3
     assert len(episode_requests(tasks, 100, 2, seed=1)) == 6

@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_an_error(save):
     model = build("llama", BASE)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    with pytest.raises(UserError, match=r"the parameter model\.norm\.weight holds NaN or infinite numbers"):
+    with pytest.raises(UserError, match=r"the parameter model\.norm\.weight contains NaN or infinite values"):
         load_policy(save(model), ModelConfig(device="cpu"))
 
 

@@ -31,10 +31,10 @@ def test_invalid_records_are_counted_and_named(raw, write_catalogue, caplog):
         "a value that is not an object": 1, "a missing key 'asin'": 1, "an option without values": 1,
         "customization_options that are not an object": 1, "a missing key 'product_category'": 1,
     }  # fmt: skip
-    assert report.examples["missing key 'name'"] == "record 4, B2"
-    assert "1 with missing key 'name' (first: record 4, B2)" in caplog.text
+    assert report.examples["a missing key 'name'"] == "record 4, B2"
+    assert "1 record with a missing key 'name' (first: record 4, B2)" in caplog.text
     assert [env.catalogue.product_store.asin(row) for row in range(3)] == ["B1", "B3", "B7"]
-    # The report is kept with the store: a second start says it again.
+    # The report is stored with the products, so that it is logged at every start.
     caplog.clear()
     with caplog.at_level(logging.WARNING, "paw_fast.envs"):
         envs.make("webshop", **write_catalogue(products))
@@ -60,7 +60,7 @@ def test_invalid_fields_are_counted(raw, write_catalogue):
         "an option without values (the product has no goals)": 1,
     }  # fmt: skip
     assert report.num_products == 3
-    assert report.examples["half a character (a lone surrogate), replaced by U+FFFD"] == "record 1, B2"
+    assert report.examples["a lone surrogate (replaced by U+FFFD)"] == "record 1, B2"
     assert env.catalogue.product("B2").title == "mug \ufffd"
 
 
@@ -71,7 +71,7 @@ def test_null_instruction_and_infinite_price(raw, write_catalogue, tmp_path):
     settings = write_catalogue([raw("B1"), raw("B2"), raw("B3", pricing="$" + "9" * 400)])
     env = envs.make("webshop", **settings, human_goals=human)
     assert dict(env.catalogue.product_store.report.problems) == {
-        "an instruction that is no text": 1, "a price without a number (taken as $100)": 1
+        "an instruction that is not a string": 1, "an invalid price (replaced by $100)": 1
     }  # fmt: skip
     assert [goal.instruction_text.split(",")[0] for goal in env.catalogue.goals] == ["a mug"]
     assert env.catalogue.product("B3").prices == (100.0,)
@@ -150,7 +150,7 @@ def test_instruction_without_attributes_is_counted(raw, write_catalogue):
     good = {"instruction": "Find me mugs", "instruction_attributes": ["dishwasher safe"]}
     env = envs.make("webshop", **write_catalogue([raw("B1"), raw("B2")], {"B1": empty, "B2": good}))
     assert list(env.catalogue.product_store.report.problems) == [
-        "an instruction without attributes (no goal is made of it)"
+        "an instruction without attributes (the product has no goals)"
     ]
     assert {goal.asin for goal in env.catalogue.goals} == {"B2"}
     assert env.catalogue.product_store[0].attributes == ("DUMMY_ATTR",)

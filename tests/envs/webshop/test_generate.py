@@ -56,7 +56,7 @@ def test_buying_what_a_goal_was_made_from_wins(generated):
     goals = generated.catalogue.goals
     for number in random.Random(0).sample(range(len(goals)), 100):
         goal = goals[number]
-        assert generated.catalogue.judge(goal, goal.asin, goal.options).reward == 1.0
+        assert generated.catalogue.score_purchase(goal, goal.asin, goal.options).reward == 1.0
 
 
 def test_unseen_goals_are_about_products_that_training_never_asks_for(generated):
