@@ -15,7 +15,7 @@ class SkippedSteps:
 
     >>> watch = SkippedSteps()
     >>> watch.add(step=7, skipped=1, attempted=4, before=None)
-    'warning: step 7: 1 of 4 optimizer steps were skipped, their gradients were not finite'
+    'warning: step 7: 1 of 4 optimizer steps were left out, their gradients were not finite'
     >>> watch.in_a_row, watch.too_many
     (0, False)
     """
@@ -36,7 +36,7 @@ class SkippedSteps:
         if not skipped:
             return ""
         return (
-            f"warning: step {step}: {skipped} of {attempted} optimizer steps were skipped, their gradients were not "
+            f"warning: step {step}: {skipped} of {attempted} optimizer steps were left out, their gradients were not "
             "finite"
         )
 
