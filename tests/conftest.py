@@ -1,6 +1,5 @@
 """Shared fixtures: the location of the test data, and Hypothesis settings. Makes helper modules here importable."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,12 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
-
-def find_test_data() -> Path | None:
-    """`PAW_FAST_TEST_DATA`, or `../shared/data` beside the checkout; None if neither exists."""
-    named = os.environ.get("PAW_FAST_TEST_DATA")
-    path = Path(named) if named else ROOT.parent / "shared" / "data"
-    return path if path.is_dir() else None
+from data_folder import find_test_data  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ class Runner:
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory):
-    from conftest import find_test_data
+    from data_folder import find_test_data
 
     return Runner(tmp_path_factory.mktemp("docs"), find_test_data())
 
