@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: the command line prints it as one line and exits with 2.
+    """A mistake that the user can fix: the command line prints it as one line and exits with 2.
 
-    The message says what is wrong, where, and how to mend it.
+    The message says what is wrong, where, and how to fix it.
     """
