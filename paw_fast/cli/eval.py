@@ -76,7 +76,7 @@ def _stage(name: str) -> contextlib.AbstractContextManager:
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
     path, config = find_model(options.checkpoint, options.preset, options.env)
-    config = with_chat_date(_with_consent(config, options))
+    config = with_chat_date(with_consent(config, options))
     if options.env not in (None, config.env.name):
         raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
     for name in ("tasks", "transitions"):
@@ -135,7 +135,7 @@ def run_eval(options) -> int:
     return 0
 
 
-def _with_consent(config: TrainConfig, options) -> TrainConfig:
+def with_consent(config: TrainConfig, options) -> TrainConfig:
     """The settings with what the command line says about code that comes with models and games."""
     run_dir.check_consent(config.env, options.trust_env_code, "--trust-env-code")
     return dataclasses.replace(

@@ -71,7 +71,7 @@ def report(args: list[str], prepare: Callable[[], None] = lambda: None) -> int:
 
 def write_episodes(options: ReportOptions) -> Path:
     """Plays the episodes, measures what the policy expected, writes the page beside the report and returns its path."""
-    from paw_fast.cli.eval import find_model
+    from paw_fast.cli.eval import find_model, with_consent
     from paw_fast.evaluation import episode_view
     from paw_fast.models.policy import load_policy
     from paw_fast.rollout.factory import make_env
@@ -81,7 +81,7 @@ def write_episodes(options: ReportOptions) -> Path:
 
     path, config = find_model(options.runs[0], None)
     folder = run_dir.find_run_dir(Path(path))
-    config = with_chat_date(_with_consent(config, options))
+    config = with_chat_date(with_consent(config, options))
     env = make_env(config.env)
     try:
         requests = episode_view.episode_requests(
@@ -154,12 +154,3 @@ def _describe_selection(config: TrainConfig) -> str:
     text += ", duplicates once" if paw.deduplicate else ""
     text += f"; the run predicts {paw.horizon} observations, the page shows the first" if paw.horizon > 1 else ""
     return f"{text}; lambda: {paw.balance}, at most {paw.lambda_0:g}"
-
-
-def _with_consent(config: TrainConfig, options: ReportOptions) -> TrainConfig:
-    """Returns the config with what the command line allows of code that comes with models and games."""
-    from paw_fast.runs import run_dir
-
-    run_dir.check_consent(config.env, options.trust_env_code, "--trust-env-code")
-    model = dataclasses.replace(config.model, trust_remote_code=options.trust_remote_code)
-    return dataclasses.replace(config, model=model, env=config.env.with_consent(options.trust_env_code))
