@@ -212,8 +212,8 @@ class TokenSequence:
 class RolloutBatch:
     """Trajectories and the training sequences built from them, of one group or of a whole step.
 
-    trajectories [B] and sequences [S] number transitions in the same way: trajectory after trajectory, from 0. Produced by
-    the learner from the orchestrator's trajectories; consumed by credit assignment, selection and the update.
+    trajectories [B] and sequences [S] number transitions in the same way: trajectory after trajectory, from 0. Produced
+    by the learner from the orchestrator's trajectories; consumed by credit assignment, selection and the update.
 
     >>> RolloutBatch((Trajectory(Task("t"), EpisodeId(0, 3, 0), (), 0.0, 0.0, False),), ()).groups
     array([3])

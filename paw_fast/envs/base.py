@@ -97,7 +97,7 @@ class Env(Protocol):
         ...
 
     def finish_step(self) -> StepResult:
-        """The second half of `step`: returns the result. In a batch, all environments begin before the first finishes."""
+        """The second half of `step`: returns the result. In a batch, all begin before the first finishes."""
         ...
 
     def accepts(self, command: str, observation: Observation) -> bool:
