@@ -13,8 +13,8 @@ class BatchEnv:
 
     A slot is idle if its command is None, or if its episode is over, until the next `reset`. Idle slots cost nothing.
 
-    All slots begin a step before the first finishes it, so that environments in separate processes run concurrently. The
-    results do not depend on their order of completion.
+    All slots begin a step before the first finishes it, so that environments in separate processes run concurrently.
+    The results do not depend on their order of completion.
     """
 
     def __init__(self, envs: Sequence[Env]) -> None:
@@ -61,7 +61,7 @@ class BatchEnv:
 
 
 def make_batch(env: Env, num: int) -> BatchEnv:
-    """Creates `num` slots over the data of `env`, which itself is not used as a slot. Raises `ValueError` for num below 1."""
+    """Creates `num` slots over the data of `env`, which is not itself a slot. Raises `ValueError` for num below 1."""
     if num < 1:
         raise ValueError(f"{num} slots asked for, expected at least 1")
     return BatchEnv([env.spawn() for _ in range(num)])
