@@ -32,7 +32,7 @@ Step = Callable[[], tuple[float, bool]]
 def value_loss(
     values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Computes PPO's clipped value loss, in the form of the OpenAI baselines and verl, and where it is clipped.
+    """Computes PPO's clipped value loss (arXiv 1707.06347, as in OpenAI's baselines and verl), and where it is clipped.
 
     values, old_values, targets, weights [N] -> scalar sum(w * 0.5 * max((v - R)^2, (clip(v, old +- c) - R)^2)) and
     [N] bool, True where the clipped branch is larger (its gradient is zero there). `clip=None` is 0.5 * (v - R)^2.
