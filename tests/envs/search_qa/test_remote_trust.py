@@ -1,4 +1,4 @@
-"""Tests what the client of a retrieval server does not do: leak credentials, follow redirects elsewhere, read forever."""
+"""Tests what the client of a retrieval server does not do: leak credentials, follow redirects, read forever."""
 
 import dataclasses
 import http.server
