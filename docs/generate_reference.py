@@ -72,7 +72,7 @@ def field_texts(cls: type) -> dict[str, str]:
 
 
 def range_text(mark: Any) -> str:
-    """A range in words; bounds that only keep a number within the machine's are left out.
+    """A range in words; upper bounds that only catch typing mistakes are left out.
 
     >>> range_text(types.SimpleNamespace(low=0, high=1, open_low=True, open_high=False))
     'above 0, at most 1'
@@ -80,8 +80,10 @@ def range_text(mark: Any) -> str:
     'at least 1'
     """
     low, high = getattr(mark, "low", None), getattr(mark, "high", None)
-    parts = [] if low is None else [f"{'above' if getattr(mark, 'open_low', False) else 'at least'} {low}"]
-    if high is not None and high < 2**31:
+    parts = (
+        [] if low is None or low < -1000 else [f"{'above' if getattr(mark, 'open_low', False) else 'at least'} {low}"]
+    )
+    if high is not None and high <= 1000:
         parts.append(f"{'below' if getattr(mark, 'open_high', False) else 'at most'} {high}")
     return ", ".join(parts)
 

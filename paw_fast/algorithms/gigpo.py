@@ -11,7 +11,7 @@ from paw_fast import registry
 from paw_fast.algorithms.base import Algorithm, Credit, policy_mask, repeat_over_tokens
 from paw_fast.algorithms.group_relative import GroupRelativeConfig, GroupReturns
 from paw_fast.config import TrainConfig
-from paw_fast.config.ranges import Range
+from paw_fast.config.ranges import COEFFICIENT, Range
 from paw_fast.config.schema import AlgoName
 from paw_fast.errors import UserError
 from paw_fast.types import RolloutBatch, TokenStats
@@ -26,7 +26,7 @@ class GigpoConfig(GroupRelativeConfig):
     """Divide the episode advantage by the group's standard deviation, where --algo.step-normalize-std is on too."""
     gamma: Annotated[float, Range(0, 1)] = 0.95
     """Discount of the return-to-go, for each step (default from the verl-agent recipe)."""
-    step_weight: Annotated[float, Range(0)] = 1.0
+    step_weight: Annotated[float, COEFFICIENT] = 1.0
     """Weight of the step advantage beside the episode's (default from the verl-agent recipe)."""
     step_normalize_std: bool = True
     """Divide both advantages by their groups' standard deviations, verl-agent's `mean_std_norm` (default from its
