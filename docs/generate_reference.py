@@ -9,7 +9,6 @@ dataclasses of `paw_fast.config` and `paw_fast.cli` and from `paw_fast.runs.metr
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -17,12 +16,13 @@ import inspect
 import pkgutil
 import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from paw_fast.config.field_texts import field_texts
 
 DOCS = Path(__file__).resolve().parent
 
@@ -52,23 +52,6 @@ UNITS = {
 
 
 # ------------------------------------------------------------------------------------------------ dataclasses
-
-
-def field_texts(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, those of its base classes included."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(tree, ast.ClassDef)
-        for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
-            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-                continue
-            text = following.value if isinstance(following, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                texts[node.target.id] = " ".join(text.value.split())
-    return texts
 
 
 def range_text(mark: Any) -> str:

@@ -109,7 +109,7 @@ def test_a_switch_can_be_turned_off_in_every_table(tmp_path):
 def test_a_base_that_is_no_name(tmp_path):
     (tmp_path / "mine.toml").write_text('base = ["tiny"]')
     with pytest.raises(UserError, match="expected a recipe"):
-        begin("--config", tmp_path / "mine.toml")
+        main.run(["train", "--config", str(tmp_path / "mine.toml")])
 
 
 def presets_of(monkeypatch, *options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class GigpoConfig(GroupRelativeConfig):
     anchor: Literal["state", "observation"] = "state"
     """The text of a state: the environment's whole state (ALFWorld: the observation and the admissible commands), or
     the observation alone (verl-agent)."""
+
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("gamma", "step_weight", "step_normalize_std", "similarity")
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)

@@ -10,26 +10,25 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from paw_fast import __version__, envs
-from paw_fast.cli.options import PROGRAM, parse, take
+from paw_fast.cli import help
+from paw_fast.cli.option_table import HELP, PROGRAM
+from paw_fast.cli.options import parse, take, take_switch, unused_tables
+from paw_fast.cli.settings import base_config
 from paw_fast.config import (
     EnvConfig,
     TrainConfig,
     changes_on_resume,
-    env_config,
-    load_preset,
-    load_toml,
-    read_toml,
     recipes,
+    to_toml,
     validate,
-    with_algo,
     with_chat_date,
     with_full_paths,
 )
@@ -90,73 +89,57 @@ class DoctorOptions:
     """Print one JSON object."""
 
 
-def _default_preset(args: Sequence[str], over: Mapping[str, Any]) -> tuple[str, str]:
-    """The preset where none is named, and why. `over` is what a file lays over it."""
-    import torch
-
-    from paw_fast.models.smollm2 import SMOLLM2
-
-    joined = " ".join(args)
-    model = over.get("model")
-    of_file = isinstance(model, dict) and model.get("path") == SMOLLM2
-    if of_file or f"--model {SMOLLM2}" in joined or f"--model={SMOLLM2}" in joined:
-        return "smollm2", "it suits that model"
-    if torch.cuda.is_available():
-        return "qwen2.5-1.5b", f"{torch.cuda.get_device_name()} was found"
-    return "tiny", "no CUDA device was found"
-
-
-def _base_config(
-    args: Sequence[str], preset: str | None, file: Path | None, wants_help: bool
-) -> tuple[TrainConfig, str]:
-    """The settings below the options, and what is to be said of the preset that was chosen for the user."""
-    env, algo = take(list(args), "env"), take(list(args), "algo")
-    over = read_toml(file) if file else {}
-    of_file = over.get("env", {}).get("name") if isinstance(over.get("env"), dict) else None
-    if env and of_file not in (None, env):
-        raise UserError(f"--env {env}: {file} is for the environment {of_file}")
-    name = env or (of_file if isinstance(of_file, str) else None)
-    why = ""
-    if preset is None and "base" not in over:
-        preset, reason = ("tiny", "") if wants_help else _default_preset(args, over)
-        why = f"preset {preset}: {reason} (--preset takes another; see `paw-fast recipes`)" if reason else ""
-    plain = TrainConfig(env=env_config(name or "alfworld"))
-    config = load_preset(preset, name) if preset else plain
-    if file is not None:
-        config = load_toml(file, config)
-        if config == load_toml(file, plain):  # a run's config.toml leaves nothing to the preset
-            why = ""
-    return with_algo(config, algo) if algo else config, why
+RUN_OPTIONS = ("--preset", "--config", "--resume", "--print-config")
+"""Options of train that are no settings."""
 
 
 def _train(args: list[str]) -> int:
-    if "-h" in args or "--help" in args:
-        return _train_command(args)
+    if not set(HELP).isdisjoint(args):
+        return _train_help(args)
     from paw_fast.runs import console
 
     with stop_signals.handled(console.say):  # before anything is built
         return _train_command(args)
 
 
+def _train_help(args: list[str]) -> int:
+    """Prints the help with the defaults of the run that the other options would start."""
+    at = next(i for i, arg in enumerate(args) if arg in HELP)
+    topic = args[at + 1] if at + 1 < len(args) and not args[at + 1].startswith("-") else None
+    args = [arg for i, arg in enumerate(args) if arg not in HELP and (topic is None or i != at + 1)]
+    take_switch(args, "print-config")
+    if (run := take(args, "resume")) is not None:
+        from paw_fast.runs import run_dir as runs
+
+        config, preset = runs.load_config(runs.find_run_dir(Path(run))), f"run {run}"
+    else:
+        named, file = take(args, "preset"), take(args, "config")
+        config, why = base_config(args, named, Path(file) if file else None)
+        chosen = why.partition(" (--preset")[0].replace(": ", " (") + ")" if why else f"preset {named}" if named else ""
+        preset = " and ".join(one for one in (chosen, f"file {file}" if file else "") if one)
+    config = parse(TrainConfig, args, "train", config, RUN_OPTIONS)
+    print(help.train_help(config, preset, topic, unused_tables(config)), end="")
+    return 0
+
+
+def _resolve(args: list[str]) -> tuple[TrainConfig, str]:
+    """The settings of the run that the options describe, and what is to be said of its preset."""
+    preset, file = take(args, "preset"), take(args, "config")
+    base, why = base_config(args, preset, Path(file) if file else None)
+    config = parse(TrainConfig, args, "train", base, RUN_OPTIONS)
+    validate(config)
+    return with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env))), why
+
+
 def _train_command(args: list[str]) -> int:
+    only_print = take_switch(args, "print-config")
     resume = take(args, "resume")
     if resume is not None:
-        return _resume(Path(resume), args)
-    wants_help = "-h" in args or "--help" in args
-    preset, file = take(args, "preset"), take(args, "config")
-    base, why = _base_config(args, preset, Path(file) if file else None, wants_help)
-    if wants_help:
-        print(
-            f"usage: {PROGRAM} train [--preset NAME|FILE] [--config FILE] [--resume RUN] [OPTIONS]\n\n"
-            "  --preset   a recipe by name (see `paw-fast recipes`) or a TOML file; else chosen by the hardware\n"
-            "  --config   a TOML file laid over the preset (a run's config.toml repeats the run)\n"
-            "  --resume   go on with a run directory from its newest checkpoint\n\n"
-            "exit status: 0 done, 2 a mistake or a failure (one line says which), 130 stopped by Ctrl-C, 75 stopped\n"
-            "by SIGTERM, SIGHUP or SIGUSR1. After 130 and 75 the run is saved: go on with --resume RUN.\n"
-        )
-    config = parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
-    validate(config)
-    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
+        return _resume(Path(resume), args, only_print)
+    config, why = _resolve(args)
+    if only_print:
+        print(f"# {why}\n{to_toml(config)}" if why else to_toml(config), end="")
+        return 0
     from paw_fast.runs import console
 
     if why:
@@ -179,7 +162,7 @@ def _train_command(args: list[str]) -> int:
         runs.unlock(run_dir)
 
 
-def _resume(path: Path, args: list[str]) -> int:
+def _resume(path: Path, args: list[str], only_print: bool) -> int:
     from paw_fast.runs import console
     from paw_fast.runs import run_dir as runs
 
@@ -193,6 +176,9 @@ def _resume(path: Path, args: list[str]) -> int:
     given = any(arg.replace("_", "-").startswith(consent) for arg in args)
     first = begun.env.CONSENT_FIELDS[:1]
     runs.check_consent(begun.env, given, " ".join(f"{option(f'env.{one}')} {getattr(begun.env, one)}" for one in first))
+    for name in ("preset", "config"):
+        if take(args, name) is not None:
+            raise UserError(f"--{name} and --resume: a run is resumed with its own settings; leave --{name} out")
     if (algo := take(list(args), "algo")) not in (None, begun.algo.name):
         raise UserError(f"--algo {algo}: {run_dir} was begun with {begun.algo.name}; begin a new run without --resume")
     config = parse(TrainConfig, args, "train --resume RUN", begun)
@@ -201,6 +187,9 @@ def _resume(path: Path, args: list[str]) -> int:
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
+    if only_print:
+        print(to_toml(config), end="")
+        return 0
     runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from paw_fast.cli.options import PROGRAM, parse
+from paw_fast.cli.options import parse
 from paw_fast.config import TrainConfig, with_chat_date
 from paw_fast.errors import UserError
 from paw_fast.runs import console, stop_signals
@@ -47,8 +47,6 @@ class ReportOptions:
 def report(args: list[str], prepare: Callable[[], None] = lambda: None) -> int:
     """Runs the command; returns the exit status. `prepare` is called before heavy packages are used."""
     options: ReportOptions = parse(ReportOptions, args, "report")
-    if not options.runs:
-        raise UserError(f"name one or more run directories: {PROGRAM} report RUN...")
     if options.episodes < 0:
         raise UserError(f"--episodes is {options.episodes}, expected 0 or more")
     if options.episodes_per_task < 1:

@@ -73,8 +73,8 @@ def _typed(value: float) -> str:
     >>> _typed(0.1 + 0.2), _typed(10**1000)
     ('0.30000000000000004', 'an integer of about 1000 digits')
     """
-    long = isinstance(value, int) and value.bit_length() > 128
-    return f"an integer of about {int(value.bit_length() * 0.30103)} digits" if long else f"{value}"
+    bits = value.bit_length() if isinstance(value, int) else 0
+    return f"an integer of about {int(bits * 0.30103)} digits" if bits > 128 else f"{value}"
 
 
 SEED = Range(0, LARGEST_SEED)

@@ -55,6 +55,8 @@ class EnvConfig:
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ()
     """Fields that a resumed run may change, because they do not change what the run learns from."""
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Own settings that `paw-fast train --help` shows; empty shows the first."""
     CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ()
     """Fields by which a command line allows code from data files to run (see `code_in_data`)."""
 
@@ -216,6 +218,9 @@ class AlgoConfig:
     """Optimizer steps in each pass, where --algo.minibatch-size is not given."""
     minibatch_size: Annotated[int | None, Range(1, 1 << 24)] = None
     """Sequences of an optimizer step (verl-agent: 256 transitions); `None` divides the batch by --algo.minibatches."""
+
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Own settings that `paw-fast train --help` shows; empty shows the first."""
 
     def check(self, config: TrainConfig) -> None:
         """Raises `UserError` for settings that contradict each other or others of `config`; ranges of single fields are

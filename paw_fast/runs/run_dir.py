@@ -164,7 +164,7 @@ def load_config(run_dir: Path) -> TrainConfig:
 
     Raises `UserError` if an environment variable would replace the generated data of the run by other data.
     """
-    config = load_toml(run_dir / "config.toml")
+    config = load_toml(run_dir / "config.toml", of_run=True)
     if variable := data_variable(config.env):
         raise UserError(
             f'{run_dir} was started without --env.data, but {variable} is set now: unset it, or add data = "FOLDER" '

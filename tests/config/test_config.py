@@ -87,9 +87,11 @@ def test_a_config_with_the_settings_of_all_algorithms_is_read(tmp_path, caplog):
     assert load_toml(path).algo == dataclasses.replace(algo_config("rloo"), epochs=2)
     assert caplog.messages == []
     path.write_text('[algo]\nname = "rloo"\ngamma = 0.5\n')
-    assert load_toml(path).algo == algo_config("rloo")
+    assert load_toml(path, of_run=True).algo == algo_config("rloo")
     (said,) = caplog.messages
     assert "gamma is a setting of gigpo and has no effect with rloo" in said
+    with pytest.raises(UserError, match=r"config\.toml: algo: gamma is a setting of gigpo and has no effect with rloo"):
+        load_toml(path)
 
 
 def test_a_run_config_repeats_the_run(tmp_path):
@@ -104,8 +106,8 @@ def test_a_run_config_repeats_the_run(tmp_path):
     [
         ("[paw]\nalpa = 0.5", "unknown key 'alpa'; did you mean 'alpha'"),
         ("stepz = 3", "unknown key 'stepz'; did you mean 'steps'"),
-        ("steps = 'many'", "steps is 'many', expected int"),
-        ("steps = true", "steps is True, expected int"),
+        ("steps = 'many'", "steps is 'many', expected an integer"),
+        ("steps = true", "steps is True, expected an integer"),
         ("paw = 3", "paw is 3, expected a table"),
         ("layout = 'windows'", "expected one of 'window', 'trajectory'"),
         ("steps = ", "not valid TOML"),
@@ -162,7 +164,7 @@ def test_lists_of_files_go_through_a_run_config(tmp_path):
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, train=("a.jsonl:2", "b.json")))
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert load_toml(tmp_path / "config.toml") == config
-    for text, message in [('train = "a.jsonl"', "expected a list"), ("train = [3]", "train[0] is 3, expected str")]:
+    for text, message in [('train = "a.jsonl"', "expected a list"), ("train = [3]", "train[0] is 3, expected text")]:
         (tmp_path / "mine.toml").write_text(f"[env]\nname = 'search'\n{text}\n")
         with pytest.raises(UserError) as error:
             load_toml(tmp_path / "mine.toml")

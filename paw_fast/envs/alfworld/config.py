@@ -34,6 +34,7 @@ class AlfworldConfig(EnvConfig):
     num_unseen: Annotated[int, Range(1, 1 << 20)] = 200
     """Generated games in rooms that training never sees."""
 
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("data", "size", "num_train")
     CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ("engine", "allow_reference_engine")
 
     def code_in_data(self) -> str:

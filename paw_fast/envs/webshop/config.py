@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from paw_fast.config.ranges import SEED, Range
 from paw_fast.config.schema import EnvConfig, EnvName
@@ -46,3 +46,5 @@ class WebshopConfig(EnvConfig):
     """Prompts show pages in short, for small models: products (at most so many) and options as the commands that choose
     them, no other buttons; 0 shows them as verl-agent does."""
     expert: ShopperConfig = field(default_factory=ShopperConfig)
+
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("data", "mode", "goals", "num_products")
