@@ -115,10 +115,8 @@ def suggest(flag: str, known: Collection[str]) -> str:
     'did you mean --other.interval or --paw.interval?'
     """
     flag = flag.lower()
-    if (meant := MEANT.get(flag)) is not None:
-        named = [word.strip(",;.()") for word in meant.split() if word.startswith("--")]
-        if any(word in known for word in named):
-            return meant
+    if flag in MEANT and "--run-dir" in known:  # it is train's
+        return MEANT[flag]
     last = flag.removeprefix("--").rpartition(".")[2]
     by_last: dict[str, list[str]] = {}
     for one in sorted(known):

@@ -19,6 +19,7 @@ import tyro
 
 from paw_fast import __version__, envs
 from paw_fast.cli import help
+from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.cli.option_table import HELP, PROGRAM
 from paw_fast.cli.options import parse, take, take_switch, unused_tables
 from paw_fast.cli.settings import base_config
@@ -32,6 +33,7 @@ from paw_fast.config import (
     with_chat_date,
     with_full_paths,
 )
+from paw_fast.config.ranges import SEED, TEMPERATURE, Range
 from paw_fast.config.renames import option
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
@@ -47,17 +49,17 @@ class EvalOptions:
     """Which environment; by default that of the run, or ALFWorld."""
     split: str = "unseen"
     """`train`, `unseen`, or another split of the environment (ALFWorld: `valid_seen`, `valid_unseen`)."""
-    tasks: int = 100
+    tasks: Annotated[int, Range(1, 1 << 24)] = 100
     """How many tasks, drawn from the split once and for all."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the sampling; the same seed and checkpoint give the same result."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, TEMPERATURE] = None
     """By default the run's evaluation temperature."""
     preset: str | None = None
     """Settings for a model folder that belongs to no run."""
     world_model: bool = False
     """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
-    transitions: int = 256
+    transitions: Annotated[int, Range(1, 1 << 24)] = 256
     """Transitions of those episodes that --world-model draws."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
@@ -75,7 +77,7 @@ class PlayOptions:
     env: EnvConfig
     split: str = "unseen"
     """Which tasks."""
-    task: int = 0
+    task: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of the task in the split."""
     game: Path | None = None
     """A file that holds one task, instead of a number (ALFWorld: game.tw-pddl)."""
@@ -144,20 +146,21 @@ def _train_command(args: list[str]) -> int:
 
     if why:
         console.say(why)
+    from paw_fast.runs import rollback
     from paw_fast.runs import run_dir as runs
 
     _quiet_libraries()
-    from paw_fast.train import train
+    from paw_fast.models.hub import check_model
+    from paw_fast.train import check_parts, train
 
-    folder = config.run_dir
-    before = list(folder.iterdir()) if folder is not None and folder.is_dir() else None
+    check_parts(config)
+    check_model(config.model.path)
+    before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
     try:
-        return train(config, run_dir)
-    except UserError:
-        runs.discard_unused(run_dir, before)
-        raise
+        with clean_up(run_dir, before), memory_errors(config):
+            return train(config, run_dir)
     finally:
         runs.unlock(run_dir)
 
@@ -199,7 +202,8 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
                 return 0
             raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
         console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
-        return train(config, run_dir, resume=True)
+        with memory_errors(config):
+            return train(config, run_dir, resume=True)
     finally:
         runs.unlock(run_dir)
 

@@ -47,7 +47,7 @@ def parse(cls: type, args: Sequence[str], command: str, default: Any = None, ext
             parsed = tyro.cli(cls, args=checked, prog=f"{PROGRAM} {command}", **more)
     except SystemExit:
         raise UserError(f"cannot read the options: {' '.join(checked)} (see {PROGRAM} {command} --help)") from None
-    if default is None:
+    if not isinstance(default, TrainConfig):  # which is validated as a whole
         check_ranges(parsed)
     return parsed
 

@@ -279,6 +279,8 @@ class EnvSpec:
     data_variable   environment variable that names the data folder where `--env.data` does not; "" for none
     templates       folder of its own prompt templates; others are looked for in `rollout/templates`
     extras          optional dependencies
+    check_installed check_installed(config) raises `UserError` if packages or data that the settings need are missing;
+                    it is called before a run begins, and is quick
     doctor          what `paw-fast doctor` says of its data; never raises
     play            settings for `paw-fast play` that differ from the defaults
     read_task       the task in a file, for `paw-fast play --game FILE`; None where tasks have no files
@@ -293,6 +295,7 @@ class EnvSpec:
     data_variable: str = ""
     templates: Path | None = None
     extras: tuple[Extra, ...] = ()
+    check_installed: Callable[[Any], None] | None = None
     doctor: Callable[[], Finding] | None = None
     play: Mapping[str, Any] = field(default_factory=dict)
     read_task: Callable[[Path], Task] | None = None

@@ -21,9 +21,9 @@ def as_spec(found: Any, name: str) -> EnvSpec:
     """The spec of what a name stands for: an `EnvSpec`, or a class with `tasks`, `reset` and `step`.
 
     Of a class these attributes are used where it has them: `Config` (a subclass of `EnvConfig`, given to the class),
-    `Expert` (a class with `reset` and `act`), `templates` (a folder), `data_variable`, `play` and `has_state_text` as
-    in `EnvSpec`. What it lacks of `Env` and `Expert` comes from `BaseEnv` and `BaseExpert`. Raises `UserError`, saying
-    what is missing, for what is no environment.
+    `Expert` (a class with `reset` and `act`), `templates` (a folder), `data_variable`, `play`, `has_state_text` and
+    `check_installed` as in `EnvSpec`. What it lacks of `Env` and `Expert` comes from `BaseEnv` and `BaseExpert`.
+    Raises `UserError`, saying what is missing, for what is no environment.
     """
     if isinstance(found, EnvSpec):
         return found
@@ -56,6 +56,7 @@ def as_spec(found: Any, name: str) -> EnvSpec:
         data_variable=getattr(found, "data_variable", ""),
         templates=None if templates is None else Path(templates),
         play=getattr(found, "play", {}),
+        check_installed=getattr(found, "check_installed", None),
         has_state_text=getattr(found, "has_state_text", True),
     )
 

@@ -22,7 +22,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def create_run(config: TrainConfig) -> Path:
         run_dir = _new_folder(Path("runs") / f"{config.env.name.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}")
     with user_errors("create the run directory", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    lock(run_dir)
+        is_new = (run_dir / LOCK).exists() or not (run_dir / "config.toml").exists()
+    if is_new:
+        lock(run_dir)
     if (run_dir / "config.toml").exists():
         unlock(run_dir)
         raise UserError(f"{run_dir} already contains a run: resume it with --resume or choose another --run-dir")
@@ -124,20 +126,6 @@ def unlock(run_dir: Path) -> None:
 def write_config(run_dir: Path, config: TrainConfig) -> None:
     """Writes config.toml, the settings that a later `--resume` uses."""
     write_text(run_dir / "config.toml", to_toml(config))
-
-
-def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
-    """Removes the files written by `create_run` if the run stopped before it wrote anything else.
-
-    The corrected command can then be run again with the same folder. `before` lists the contents of the folder before
-    `create_run`, or is None if the folder did not exist. This process must hold the lock.
-    """
-    made = {run_dir / "config.toml", run_dir / "versions.json", run_dir / LOCK}
-    if run_dir.is_dir() and set(run_dir.iterdir()) <= made | set(before or ()):
-        for path in made:
-            path.unlink(missing_ok=True)
-        if before is None:
-            run_dir.rmdir()
 
 
 def versions() -> dict[str, str]:
