@@ -215,6 +215,17 @@ def option_classes() -> dict[str, type]:
     return found
 
 
+def aliases() -> str:
+    """The other names of the options of train."""
+    from paw_fast.cli.aliases import ALIASES
+
+    others: dict[str, list[str]] = {}
+    for name, full in ALIASES.items():
+        others.setdefault(full, []).append(f"`{name}`")
+    lines = ["| option | other names |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| `{full}` | {', '.join(names)} |" for full, names in sorted(others.items()))])
+
+
 def commands() -> str:
     """Every command with its options."""
     from paw_fast.cli.main import COMMANDS
@@ -225,6 +236,7 @@ def commands() -> str:
     for name, cls in sorted(option_classes().items()):
         if name != "train":
             parts += [f"## `paw-fast {name}`", summary(cls), table(cls)]
+    parts += ["## `paw-fast train`: other names of options", aliases()]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -46,21 +46,21 @@ class EvalOptions:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run directory (its newest checkpoint), a checkpoint, or a Hugging Face model folder."""
     env: Annotated[str | None, tyro.conf.arg(name="env")] = None
-    """Which environment; by default that of the run, or ALFWorld."""
+    """The environment; by default that of the run, or ALFWorld for a model of no run."""
     split: str = "unseen"
     """`train`, `unseen`, or another split of the environment (ALFWorld: `valid_seen`, `valid_unseen`)."""
     tasks: Annotated[int, Range(1, 1 << 24)] = 100
-    """How many tasks, drawn from the split once and for all."""
+    """Number of tasks, always the same ones of the split."""
     seed: Annotated[int, SEED] = 0
-    """Of the sampling; the same seed and checkpoint give the same result."""
+    """Seed of the sampling; the same seed and checkpoint give the same result."""
     temperature: Annotated[float | None, TEMPERATURE] = None
-    """By default the run's evaluation temperature."""
+    """Sampling temperature; by default the evaluation temperature of the run."""
     preset: str | None = None
-    """Settings for a model folder that belongs to no run."""
+    """Recipe or TOML file with the settings for a model folder that belongs to no run."""
     world_model: bool = False
     """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
     transitions: Annotated[int, Range(1, 1 << 24)] = 256
-    """Transitions of those episodes that --world-model draws."""
+    """Number of transitions of those episodes that --world-model measures."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     trust_env_code: bool = False
@@ -76,7 +76,7 @@ class PlayOptions:
 
     env: EnvConfig
     split: str = "unseen"
-    """Which tasks."""
+    """The set of tasks: `train`, `unseen`, or another split of the environment."""
     task: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of the task in the split."""
     game: Path | None = None
@@ -142,11 +142,7 @@ def _train_command(args: list[str]) -> int:
     if only_print:
         print(f"# {why}\n{to_toml(config)}" if why else to_toml(config), end="")
         return 0
-    from paw_fast.runs import console
-
-    if why:
-        console.say(why)
-    from paw_fast.runs import rollback
+    from paw_fast.runs import console, rollback
     from paw_fast.runs import run_dir as runs
 
     _quiet_libraries()
@@ -155,6 +151,8 @@ def _train_command(args: list[str]) -> int:
 
     check_parts(config)
     check_model(config.model.path)
+    if why:
+        console.say(why)
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
@@ -312,11 +310,13 @@ def _usage() -> str:
 
 def _quiet_libraries() -> None:
     """Progress bars and advice of the libraries below would break into our own."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    verbosity = os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
+    if verbosity == "error":  # also where transformers was imported before
+        logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 

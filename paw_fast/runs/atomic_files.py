@@ -220,14 +220,20 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in _DISK_FULL | _ACCESS_DENIED | _PATH_MISTAKES:
-            raise
         place = error.filename or Path.cwd()
         message = f"{place}: {describe_os_error(error, place)}"
-    except Exception as error:
-        what = describe_out_of_memory(error)
-        if what is None:
+        if error.errno == errno.ENOMEM:
+            message = _out_of_memory(error)
+        elif error.errno not in _DISK_FULL | _ACCESS_DENIED | _PATH_MISTAKES:
             raise
-        message = f"{what}: end other programs, or ask for less (in training: --rollout.slots, --token-budget)"
+    except Exception as error:
+        if describe_out_of_memory(error) is None:
+            raise
+        message = _out_of_memory(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _out_of_memory(error: BaseException) -> str:
+    what = describe_out_of_memory(error)
+    return f"{what}: end other programs, or ask for less (in training: --rollout.slots, --token-budget)"

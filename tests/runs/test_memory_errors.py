@@ -1,5 +1,7 @@
 """Lack of memory is recognized by what Python, numpy and torch really raise."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,14 @@ def test_what_torch_says_of_a_gpu():
     )
     cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     assert describe_out_of_memory(cublas) == "out of memory on the GPU"
+
+
+def test_what_the_operating_system_says(capsys):
+    def fork():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    assert exit_code_of(fork) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory on the CPU: end other programs")
 
 
 def test_other_errors_are_none_of_it():
