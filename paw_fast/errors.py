@@ -1,4 +1,4 @@
-"""The error for mistakes that a user can fix. Imports nothing."""
+"""Defines the exception for mistakes that a user can fix. Imports nothing."""
 
 
 class UserError(ValueError):

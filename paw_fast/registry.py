@@ -15,7 +15,7 @@ from paw_fast.errors import UserError
 
 @dataclass(frozen=True)
 class _Group:
-    """One kind of extension. `adapt` is called as adapt(object, name) on what was imported, where it is given."""
+    """One kind of extension. `adapt(object, name)`, if given, converts the imported object."""
 
     noun: str
     option: str
@@ -52,10 +52,10 @@ _found: dict[tuple[str, str], Any] = {}
 
 
 def find(group: str, name: str) -> Any:
-    """The environment's `EnvSpec` (group "environments") or the algorithm's class (group "algorithms").
+    """Returns the `EnvSpec` of an environment (group "environments") or the class of an algorithm ("algorithms").
 
-    name: a built-in name, `module:Name` (the current folder is searched too), or the name of an entry point. The
-    answer is remembered. Raises `UserError` for a name that does not exist or cannot be imported.
+    name: a built-in name, `module:Name` (also searched in the current folder), or the name of an entry point. Results
+    are cached. Raises `UserError` for a name that does not exist or cannot be imported.
 
     >>> find("environments", "alfworld").name
     'alfworld'
@@ -79,7 +79,7 @@ def find(group: str, name: str) -> Any:
 
 
 def names(group: str) -> tuple[str, ...]:
-    """The built-in names of a group, then those of its entry points."""
+    """Returns the built-in names of a group, followed by those of its entry points."""
     built_in = _GROUPS[group].built_in
     return (*built_in, *(name for name in _entry_points(group) if name not in built_in))
 
@@ -110,8 +110,7 @@ def _load_entry_point(kind: _Group, group: str, name: str) -> Any:
 
 
 def _import_foreign(kind: _Group, name: str) -> Any:
-    """The object that `module:Name` means. The current folder stays on the import path, which spawned worker
-    processes inherit."""
+    """Imports the object `module:Name`. The current folder stays on the import path, which worker processes inherit."""
     module_name, _, attribute = name.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:

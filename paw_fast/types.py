@@ -1,8 +1,8 @@
 """Defines the records that pass between the stages. Imports no torch.
 
 A *task* is one initial state of an environment. A *group* is G episodes of one task. A *trajectory* is one finished
-episode. A *transition* is what the policy saw (`prompt_ids`), the tokens it sampled (`action_ids`) and the
-observation that the environment answered with (`observation_ids`).
+episode. A *transition* is the prompt of the policy (`prompt_ids`), the tokens it sampled (`action_ids`) and the
+observation that followed (`observation_ids`).
 
     EpisodeRequest -> Trajectory (Transition, ...) -> RolloutBatch (TokenSequence, Span) -> TokenStats
 
@@ -25,8 +25,8 @@ class Task:
     """One initial state of an environment. Produced by `Env.tasks`, consumed by `Env.reset`.
 
     `task_type` groups tasks in the metrics: letters, digits, `_` and `-`.
-    `key` is what the task asks for, where that can be said in a text: equal exactly where two tasks are the same,
-    whatever their ids. Without it a task is known by its file's contents, else by its id.
+    `key` describes the content of the task as a text: two tasks with equal keys are the same task, whatever their
+    ids. Without a key, tasks are compared by the contents of their files, else by their ids.
 
     >>> Task(task_id="pick_and_place_simple-Mug-None-Desk-308/trial_1", env="alfworld", split="unseen",
     ...      task_type="pick_and_place_simple", path=Path("game.tw-pddl"))  # doctest: +ELLIPSIS
@@ -44,15 +44,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Observation:
-    """What an environment shows. Produced by `Env.reset` and in `StepResult`, consumed by the agent loop.
+    """An observation of an environment. Produced by `Env.reset` and in `StepResult`, consumed by the agent loop.
 
     text        the environment's own text
-    admissible  the commands that it would accept now, in its order; empty where they cannot be listed
-    task        the instruction; needed in the first observation of an episode only
-    state_text  equal exactly where the environment's state looks equal: GiGPO's anchor; None where that is `text`
-    shown       the form in which the policy reads the text; None where that is `text`
-    passages    (first, end, id) of the stretches of the text that come from a corpus, in characters
-    notes       what an expert may know and no prompt shows
+    admissible  the commands that it would accept now, in its order; empty if they cannot be listed
+    task        the instruction; required in the first observation of an episode only
+    state_text  text that is equal for indistinguishable states, for GiGPO's anchor groups; None: `text`
+    shown       the form of the text in the prompts; None: `text`
+    passages    (first, end, id) of the parts of the text that come from a corpus, in characters
+    notes       information for an expert that no prompt contains
 
     >>> Observation("You arrive at cabinet 1. The cabinet 1 is closed.", ("open cabinet 1",)).text
     'You arrive at cabinet 1. The cabinet 1 is closed.'
@@ -92,7 +92,7 @@ class EpisodeId:
 class EpisodeRequest:
     """An episode to play. Produced by the orchestrator and by `evaluate`, consumed by rollout workers.
 
-    `seed` decides what the episode samples, whatever else is in flight.
+    `seed` determines what the episode samples, independently of other episodes in flight.
 
     >>> EpisodeRequest(EpisodeId(step=3, group=0, index=1), Task("t"), seed=(0, 3, 0, 1)).episode_id.index
     1
@@ -107,16 +107,16 @@ class EpisodeRequest:
 class Transition:
     """One step of an episode, as token ids. Produced by the agent loop, consumed by every training stage.
 
-    prompt_ids       [P]  all that the policy saw before it acted. In the `trajectory` layout it is the whole
-                          episode so far, and the next transition's prompt continues it exactly.
-    action_ids       [A]  the tokens that were sampled, the end token included when one was sampled
-    rollout_logprobs [A]  their log-probs, as the engine reported them
+    prompt_ids       [P]  the prompt. In the `trajectory` layout it is the whole episode so far, and the prompt of
+                          the next transition continues it exactly.
+    action_ids       [A]  the sampled tokens, including the end token if it was sampled
+    rollout_logprobs [A]  their log-probs, as reported by the engine
     observation_ids  [O]  the tokens that follow the action: chat markup and the next observation's text
     observation_mask [O]  True on the tokens of the observation's text itself (markup is not predicted)
-    anchor_obs            text of the state before the action, equal exactly where the environment's state looks equal
-    previous_text         the observation before the action in full, of which the prompt may show less
-    passages              (first, end, id) of what in `observation_ids` comes from a passage of a corpus
-    policy_versions  [A]  number of updates of the weights that each action token was sampled with
+    anchor_obs            text of the state before the action, equal for indistinguishable states
+    previous_text         the full observation before the action; the prompt may contain less of it
+    passages              (first, end, id) of the tokens of `observation_ids` that come from a passage of a corpus
+    policy_versions  [A]  number of weight updates before each action token was sampled
 
     >>> t = Transition((1, 2), (3,), (-0.1,), (4, 5), (False, True), command="look", observation_text="a room",
     ...                anchor_obs="s0", reward=0.0, valid=True)
@@ -144,12 +144,12 @@ class Trajectory:
     """One finished episode. Produced by the agent loop, consumed by credit, selection, packing and the metrics.
 
     episode_return  sum of the transitions' rewards, penalties included
-    success_return  the same without penalties: what the world-model weight compares with `R_max`
+    success_return  the same without penalties; the world-model weight compares it with R_max, the largest return
     score           sum of the environment's own rewards
-    scores          what else the environment measured, each 0 to 1, by name
-    num_cut         steps whose observation or history was cut to fit the prompt
-    truncated       whether a limit ended the episode: of steps, of tokens, or a budget
-    overrun         name of the budget that was spent, `time` or `tokens`; else empty
+    scores          further scores of the environment by name, each 0 to 1
+    num_cut         number of steps whose observation or history was cut to fit the prompt
+    truncated       whether the episode ended because of a limit on steps, tokens or time
+    overrun         the limit that was exceeded, `time` or `tokens`; else empty
 
     An episode whose first prompt does not fit is truncated and has no transitions.
 
@@ -210,10 +210,10 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Trajectories and the training sequences made of them, of one group or of a whole step.
+    """Trajectories and the training sequences built from them, of one group or of a whole step.
 
-    trajectories [B] and sequences [S] number transitions alike: trajectory after trajectory, from 0. Produced by the
-    learner from what the orchestrator collects, consumed by credit, selection and the update.
+    trajectories [B] and sequences [S] number transitions in the same way: trajectory after trajectory, from 0. Produced
+    by the learner from the orchestrator's trajectories; consumed by credit assignment, selection and the update.
 
     >>> RolloutBatch((Trajectory(Task("t"), EpisodeId(0, 3, 0), (), 0.0, 0.0, False),), ()).groups
     array([3])
@@ -239,7 +239,7 @@ class RolloutBatch:
 
     @staticmethod
     def join(parts: Sequence[RolloutBatch]) -> RolloutBatch:
-        """Batches one after the other as one, with trajectories and transitions numbered through."""
+        """Concatenates batches, and renumbers trajectories and transitions."""
         sequences: list[TokenSequence] = []
         trajectories = transitions = 0
         for part in parts:
@@ -253,14 +253,14 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What the models say of a batch's action tokens before the update. Produced by `Learner.compute_token_stats`,
-    consumed by credit, selection and the loss rows.
+    """Statistics of the action tokens of a batch before the update. Produced by `Learner.compute_token_stats`, consumed
+    by credit assignment, selection and the loss rows.
 
-    old_logprobs   M arrays [A_m]: of the policy that is about to be updated, at the sampling temperature
-    ref_logprobs   the same of the reference policy, None where no KL is wanted
-    values         the critic's, before each token, None without a critic
+    old_logprobs   M arrays [A_m]: log-probs under the policy before the update, at the sampling temperature
+    ref_logprobs   the same under the reference policy, None without a KL term
+    values         the critic's values of the states before each token, None without a critic
     entropies      [M]: mean full-vocabulary entropy over an action's tokens, nats
-    importance     M arrays [A_m]: truncated importance weights of the rollouts, None where they are on-policy
+    importance     M arrays [A_m]: truncated importance weights of the rollouts, None if they are on-policy
 
     >>> TokenStats([np.zeros(2)], None, None, np.array([0.5])).entropies
     array([0.5])
@@ -274,7 +274,7 @@ class TokenStats:
 
     @staticmethod
     def join(parts: Sequence[TokenStats]) -> TokenStats:
-        """Statistics of batches one after the other as those of one."""
+        """Concatenates the statistics of several batches."""
 
         def column(name: str) -> list[np.ndarray] | None:
             lists = [getattr(p, name) for p in parts]

@@ -1,6 +1,6 @@
 """Reinforcement-learning algorithms, and the selection of transitions for the world-model loss.
 
-The names here are what an algorithm in a file of your own needs; see docs/howto/add_algorithm.md.
+The exported names are those that a custom algorithm needs; see docs/howto/add_algorithm.md.
 """
 
 from paw_fast.algorithms.base import (

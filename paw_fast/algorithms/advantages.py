@@ -1,6 +1,6 @@
 """Computes advantages from rewards: pure functions of tensors. docs/reference/algorithms.md cites every formula.
 
-B trajectories, M transitions, T action tokens; transitions and tokens stand trajectory after trajectory, in order.
+B trajectories, M transitions, T action tokens; transitions and tokens are ordered by trajectory.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def grpo_advantages(returns: Tensor, groups: Tensor, normalize_std: bool = True)
     """Group-relative advantages of GRPO (arXiv 2402.03300, section 4.1.2): (R - mean) / (std + 1e-6).
 
     returns [B] float, groups [B] int (equal where episodes share a task) -> [B] float32. `normalize_std=False` is
-    Dr. GRPO (arXiv 2503.20783): R - mean. A group of one, or of equal returns, has advantage 0. Given one entry for
-    each transition instead of each episode, longer episodes weigh more in mean and std: verl-agent's statistics.
+    Dr. GRPO (arXiv 2503.20783): R - mean. A group of one, or of equal returns, has advantage 0. With one
+    entry per transition instead of per episode, longer episodes weigh more in mean and std, as in verl-agent.
     Raises `ValueError` when the lengths differ.
 
     >>> grpo_advantages(torch.tensor([10.0, 0.0, 10.0, 0.0]), torch.tensor([0, 0, 0, 0])).tolist()
@@ -55,7 +55,7 @@ def grpo_advantages(returns: Tensor, groups: Tensor, normalize_std: bool = True)
 
 
 def rloo_advantages(returns: Tensor, groups: Tensor) -> Tensor:
-    """REINFORCE with a leave-one-out baseline (arXiv 2402.14740): R_i minus the mean of the group's other returns.
+    """RLOO (arXiv 2402.14740), a leave-one-out baseline: R_i minus the mean of the other returns of the group.
 
     returns [B], groups [B] -> [B] float32; a group of one has advantage 0. Raises `ValueError` for other lengths.
 
@@ -146,8 +146,8 @@ def gae(rewards: Tensor, values: Tensor, episodes: Tensor, gamma: float, lam: fl
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16) over the action tokens of whole trajectories.
 
     rewards [T], values [T] (before each token), episodes [T] int (one run of equal numbers an episode) ->
-    advantages [T] and value targets [T] = advantages + values, float32. What follows an episode's last token has value
-    0. Observation tokens are the environment's and do not count as time. Raises `ValueError` for a gamma or lambda
+    advantages [T] and value targets [T] = advantages + values, float32. The value after an episode's last token is 0.
+    Observation tokens are not steps of the policy and are skipped. Raises `ValueError` for a gamma or lambda
     outside [0, 1].
 
     >>> gae(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]), torch.tensor([0, 0]), 1.0, 1.0)[0].tolist()
@@ -172,7 +172,7 @@ def gae(rewards: Tensor, values: Tensor, episodes: Tensor, gamma: float, lam: fl
 def whiten(advantages: Tensor) -> Tensor:
     """(A - mean) / sqrt(var + 1e-8) over all tokens of the batch [T], var with n - 1, as verl's `masked_whiten`.
 
-    A spread well below 1e-4 is noise of the values and stays small. Equal advantages, or a single one, give 0.
+    Differences well below 1e-4 are noise of the values and stay small. Equal advantages, or a single one, give 0.
 
     >>> whiten(torch.tensor([1e-6, -1e-6])).tolist()
     [0.0099..., -0.0099...]

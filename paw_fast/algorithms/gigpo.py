@@ -1,4 +1,4 @@
-"""GiGPO (arXiv 2505.10978): GRPO's episode advantage, and a step advantage among transitions from the same state."""
+"""Implements GiGPO (arXiv 2505.10978): GRPO's advantage plus a step advantage among transitions from equal states."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class GigpoConfig(GroupRelativeConfig):
 
 
 class Gigpo(Algorithm[GigpoConfig]):
-    """Every action token has its episode's advantage plus `step_weight` times its transition's."""
+    """The advantage of a token is that of its episode plus `step_weight` times the step advantage of its transition."""
 
     config = GigpoConfig
 

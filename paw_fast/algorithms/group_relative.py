@@ -43,11 +43,11 @@ class GroupRelativeConfig(AlgoConfig):
 
 @dataclass(frozen=True)
 class GroupReturns:
-    """The returns that a group's episodes are compared by. Produced by `of`.
+    """The returns of a batch, to be compared inside each group. Created by `of`.
 
-    rewards     [M] of the transitions, the KL subtracted where the statistics are over episodes
-    penalties   [M] still to be taken from single transitions' returns
-    deductions  [M] penalties, and the KL where the statistics are over transitions
+    rewards     [M] rewards of the transitions; the KL is subtracted if the statistics are over episodes
+    penalties   [M] to subtract from the returns of single transitions
+    deductions  [M] the penalties, plus the KL if the statistics are over transitions
     owners [M], groups [B]; over_transitions: whether the statistics are over transitions
     """
 
@@ -60,8 +60,8 @@ class GroupReturns:
 
     @classmethod
     def of(cls, batch: RolloutBatch, stats: TokenStats, settings: GroupRelativeConfig) -> GroupReturns:
-        """The returns of a batch. An episode pays its KL, a step's return-to-go that of what follows; with statistics
-        over transitions each pays its own."""
+        """Computes the returns of a batch. The KL of all transitions is subtracted from the return of their episode, or
+        with statistics over transitions, from the return of each transition."""
         rewards, penalties = transition_rewards(batch, settings)
         kl = np.array([float(k.sum()) for k in token_kl(stats, settings)])
         over_transitions = settings.statistics == "step"
@@ -70,7 +70,7 @@ class GroupReturns:
         return cls(rewards, penalties, penalties + kl, batch.owners, batch.groups, over_transitions)
 
     def advantages(self, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Advantage [M] of each transition's episode. `compare` gives the advantages of returns [N] in groups [N]."""
+        """Returns the advantage [M] of each transition's episode. `compare` maps returns [N] and groups [N] to them."""
         import torch
 
         returns = np.bincount(self.owners, weights=self.rewards, minlength=len(self.groups))

@@ -1,4 +1,4 @@
-"""GRPO (arXiv 2402.03300): an episode's return relative to those of its group."""
+"""Implements GRPO (arXiv 2402.03300): returns relative to the other episodes of the group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GrpoConfig(GroupRelativeConfig):
 
 
 class Grpo(Algorithm[GrpoConfig]):
-    """Every action token of an episode has the advantage (R - mean) / std of the episode's return R in its group."""
+    """The advantage of every token of an episode is (R - mean) / std of its return R in the group."""
 
     config = GrpoConfig
 

@@ -1,7 +1,7 @@
-"""Measures how far the engine's log-probs lie from the trainer's on the same tokens, and corrects for it.
+"""Measures the difference between the log-probs of the engine and of the trainer, and corrects for it.
 
-In exact arithmetic and on the same weights they are equal. A gap that grows means that the trained policy is not the
-one that acted: stale weights, another precision, text that was tokenized again.
+In exact arithmetic and with the same weights they are equal. A growing gap means that the rollouts come from another
+policy than the trained one: stale weights, another precision, or text that was tokenized again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paw_fast.types import RolloutBatch, TokenStats
 def correct(
     batch: RolloutBatch, stats: TokenStats, config: PipelineConfig, step: int, warn: Callable[[str], None]
 ) -> tuple[TokenStats, dict[str, float]]:
-    """The statistics with importance weights where the rollouts are off-policy (`async`), and the metrics of the gap.
+    """Returns the statistics, with importance weights if the rollouts are off-policy (`async`), and the gap's metrics.
 
     Calls `warn` for a gap above `gap_warn`; raises `UserError` for one above `gap_stop`.
     """
@@ -39,7 +39,7 @@ def correct(
 
 
 def gap_metrics(sampled: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> dict[str, float]:
-    """Mean and largest |difference| over all tokens, and the KL from engine to trainer in nats a token.
+    """Computes the mean and largest |difference| over all tokens, and the KL from engine to trainer in nats per token.
 
     sampled, old: M arrays [A_m] of the engine's and the trainer's log-probs. The KL is the k3 estimate over sampled
     tokens, mean(exp(d) - 1 - d) with d = old - sampled: unbiased and never negative (Schulman,
@@ -57,7 +57,7 @@ def gap_metrics(sampled: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> dic
 
 
 def check_gap(metrics: dict[str, float], config: PipelineConfig, step: int) -> str | None:
-    """A warning when the step's mean gap is above `gap_warn`. Raises `UserError` when it is above `gap_stop`."""
+    """Returns a warning if the step's mean gap exceeds `gap_warn`. Raises `UserError` if it exceeds `gap_stop`."""
     gap = metrics["rollout/logprob_gap_mean"]
     what = f"step {step + 1}: log-probs of engine and trainer differ by {gap:.3g} nats in the mean"
     kl = f"KL {metrics['rollout/mismatch_kl']:.3g}"
@@ -70,7 +70,7 @@ def check_gap(metrics: dict[str, float], config: PipelineConfig, step: int) -> s
 
 
 def truncated_importance(sampled: Sequence[np.ndarray], old: Sequence[np.ndarray], cap: float) -> list[np.ndarray]:
-    """min(exp(old - sampled), cap) for every sampled token: corrects for tokens that were sampled with other weights.
+    """Computes min(exp(old - sampled), cap) for every token, the weight of tokens sampled with other weights.
 
     >>> [w.tolist() for w in truncated_importance([np.array([-1.0, -3.0])], [np.array([-1.0, -1.0])], 2.0)]
     [[1.0, 2.0]]

@@ -1,4 +1,4 @@
-"""PPO (arXiv 1707.06347) with a critic: generalized advantage estimation over action tokens."""
+"""Implements PPO (arXiv 1707.06347) with a critic and generalized advantage estimation over action tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paw_fast.types import RolloutBatch, TokenStats
 
 @dataclass(frozen=True)
 class PpoConfig(AlgoConfig):
-    """Settings of PPO; those of its critic are the table `critic`."""
+    """Settings of PPO. Those of its critic are in the table `critic`."""
 
     name: AlgoName = "ppo"
 
@@ -30,7 +30,7 @@ class PpoConfig(AlgoConfig):
 
 
 class Ppo(Algorithm[PpoConfig]):
-    """Every action token has its own advantage, by the critic's values before it and after it."""
+    """The advantage of a token depends on the critic's values before and after it."""
 
     config = PpoConfig
     needs_critic = True
@@ -40,8 +40,8 @@ class Ppo(Algorithm[PpoConfig]):
         self.critic = config.critic
 
     def credit(self, batch: RolloutBatch, stats: TokenStats) -> Credit:
-        """GAE over the tokens of a trajectory, or of a transition; a transition's reward is that of its last token, and
-        each token pays its own KL."""
+        """Computes GAE over the tokens of each trajectory or transition. The last token of a transition receives its
+        reward; the KL of each token is subtracted from the reward of that token."""
         import torch
 
         from paw_fast.algorithms.advantages import gae, whiten

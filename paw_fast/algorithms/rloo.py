@@ -1,4 +1,4 @@
-"""RLOO (arXiv 2402.14740): an episode's return against the mean of the others of its group."""
+"""Implements RLOO (arXiv 2402.14740): returns relative to the mean of the other episodes of the group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RlooConfig(GroupRelativeConfig):
 
 
 class Rloo(Algorithm[RlooConfig]):
-    """Every action token of an episode has the advantage R - (mean return of the group's other episodes)."""
+    """The advantage of every token of an episode is R - (mean return of the other episodes of the group)."""
 
     config = RlooConfig
 

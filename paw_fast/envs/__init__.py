@@ -1,7 +1,7 @@
-"""Environments: `make` one by name, step many with `make_batch`.
+"""Environments: `make` creates one by name, `make_batch` runs many.
 
-Each environment is a package whose `spec` module holds its `EnvSpec`; `paw_fast.registry` finds it by name. See
-docs/howto/add_env.md for one in a file of your own.
+Each environment is a package whose `spec` module contains its `EnvSpec`; `paw_fast.registry` finds it by name. See
+docs/howto/add_env.md for environments in a user's own file.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = [
 
 
 def find(name: str) -> EnvSpec:
-    """The spec of an environment: a built-in name, `module:Name`, or an entry point. Raises `UserError`."""
+    """Returns the spec of an environment: a built-in name, `module:Name`, or an entry point. Raises `UserError`."""
     return registry.find("environments", name)
 
 
 def make(name: str, **settings: Any) -> Env:
-    """An environment by name, with settings of its config class and what else its `make` takes (`cache_dir`).
+    """Creates an environment by name, with settings of its config class and other keywords of its `make` (`cache_dir`).
 
     Raises `UserError` for names and settings that do not exist.
 
@@ -69,7 +69,7 @@ def make(name: str, **settings: Any) -> Env:
 
 
 def _as_written(config: type[EnvConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """Values as the config class has them: paths may be given as strings, tuples as lists."""
+    """Converts values to the types of the config class: paths may be given as strings, tuples as lists."""
     defaults = {f.name: str(f.type) for f in dataclasses.fields(config)}
     out = {}
     for key, value in values.items():
@@ -80,17 +80,17 @@ def _as_written(config: type[EnvConfig], values: dict[str, Any]) -> dict[str, An
 
 
 def make_env(config: EnvConfig, **more: Any) -> Env:
-    """The environment of a config. Raises `UserError` for settings out of range and data that cannot be used."""
+    """Creates the environment of a config. Raises `UserError` for invalid settings or unusable data."""
     check_ranges(config, "env.")
     config.check()
     return find(config.name).make(config, **more)
 
 
 def make_expert(env: str | EnvConfig, seed: int = 0, careful: bool = False, **settings: Any) -> Expert:
-    """The expert of an environment, which knows only what an episode has shown: `reset(observation)`, then `act`.
+    """Creates the expert of an environment, which sees only the observations of an episode.
 
-    `settings` are those of the config's `expert` table. careful: without the early answers of these. Raises
-    `UserError` for an environment that has no expert, and for settings that its expert does not have.
+    settings: those of the config's `expert` table. careful: never answer early, whatever the settings. Raises
+    `UserError` for an environment without an expert, and for settings that its expert does not have.
     """
     config = find(env).make_config() if isinstance(env, str) else env
     spec = find(config.name)

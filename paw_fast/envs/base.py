@@ -1,7 +1,7 @@
-"""Defines what an environment is: `Env`, `Expert`, and the `EnvSpec` by which the rest of the package knows it.
+"""Defines the interfaces `Env` and `Expert`, and `EnvSpec`, which describes an environment to the package.
 
-An environment of your own is a class with `tasks`, `reset` and `step`: `BaseEnv` has the other members of `Env`, and
-`user_class.as_spec` makes the spec of such a class. docs/howto/add_env.md shows one.
+A custom environment is a class with `tasks`, `reset` and `step`: `BaseEnv` provides the other members of `Env`, and
+`user_class.as_spec` creates the spec of such a class. docs/howto/add_env.md shows an example.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from paw_fast.types import Observation, Task
 
 @dataclass(frozen=True)
 class StepResult:
-    """The answer to one command. Produced by `Env.step`, consumed by the agent loop.
+    """The result of one command. Produced by `Env.step`, consumed by the agent loop.
 
     observation  what the environment shows now
     done         the episode is over
     won          the task is solved; the episode is over, and counts as a success
-    reward       what the policy is rewarded with, as a share of --algo.success-reward; by default 1 if won, else 0
+    reward       the reward for the policy, as a share of --algo.success-reward; by default 1 if won, else 0
     score        the environment's own score of this step, for the metrics; by default the reward
-    truncated    `done` only means that a limit was reached, as of steps
-    admissible   whether the command was one that the environment accepts; None looks it up in the admissible commands
-                 of the observation before, and takes any command where that lists none
-    scores       further scores of an episode by name, each 0 to 1, given at its end
-    verdict      what a person who plays is told when the episode is lost
+    truncated    the episode is over only because it reached a limit, such as the number of steps
+    admissible   whether the environment accepts the command; None: look it up in the admissible commands of the
+                 previous observation, or accept any command if that lists none
+    scores       further scores of the episode by name, each 0 to 1, given at its end
+    verdict      message to a person who plays when the episode is lost
 
     >>> StepResult(Observation("You have won."), done=True, won=True).reward
     1.0
@@ -51,7 +51,7 @@ class StepResult:
             object.__setattr__(self, "score", float(self.reward))
 
     def was_admissible(self, command: str, before: Observation) -> bool:
-        """Whether `command`, given after the observation `before`, was one that the environment accepts.
+        """Whether the environment accepts `command` after the observation `before`.
 
         >>> StepResult(Observation("ok")).was_admissible("jump", Observation("start", ("walk",)))
         False
@@ -63,13 +63,13 @@ class StepResult:
 
 @runtime_checkable
 class Env(Protocol):
-    """One episode at a time. Not thread-safe; `spawn` gives another episode slot over the same data."""
+    """Runs one episode at a time. Not thread-safe; `spawn` creates another episode slot over the same data."""
 
     name: str
 
     @property
     def disjoint_splits(self) -> bool:
-        """Whether the data was generated so that no two splits share a task; else that is looked up."""
+        """Whether no two splits share a task by construction; if False, the tasks are compared."""
         ...
 
     def tasks(self, split: str) -> Sequence[Task]:
@@ -81,39 +81,39 @@ class Env(Protocol):
         ...
 
     def begin_reset(self, task: Task) -> None:
-        """The first half of `reset`: takes the task, so that several environments can load at the same time."""
+        """The first half of `reset`: accepts the task, so that several environments can load at the same time."""
         ...
 
     def finish_reset(self) -> Observation:
-        """The second half of `reset`: the first observation."""
+        """The second half of `reset`: returns the first observation."""
         ...
 
     def step(self, command: str) -> StepResult:
-        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
         ...
 
     def begin_step(self, command: str) -> None:
-        """The first half of `step`: takes the command, so that several environments can work at the same time."""
+        """The first half of `step`: accepts the command, so that several environments can run at the same time."""
         ...
 
     def finish_step(self) -> StepResult:
-        """The second half of `step`: the answer. All environments of a batch begin before the first finishes."""
+        """The second half of `step`: returns the result. In a batch, all begin before the first finishes."""
         ...
 
     def accepts(self, command: str, observation: Observation) -> bool:
-        """Whether a command would do something after this observation, for a person who plays."""
+        """Whether a command would have an effect after this observation; used when a person plays."""
         ...
 
     def from_keyboard(self, typed: str, observation: Observation) -> str:
-        """The command that a person's short form stands for (a button's name, say)."""
+        """Expands the short form of a command that a person typed (such as the name of a button)."""
         ...
 
     def while_waiting(self, check: Callable[[], None]) -> None:
-        """`check` is to be called again and again while the environment waits for a server; it may raise."""
+        """Registers `check`, to be called repeatedly while the environment waits for a server; it may raise."""
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What all episode slots together have counted since the last call, by metric name."""
+        """Returns the counters of all episode slots since the last call, by metric name."""
         ...
 
     def spawn(self) -> Env:
@@ -126,7 +126,7 @@ class Env(Protocol):
 
 
 class BaseEnv:
-    """The members of `Env` that most environments need not write; `tasks`, `reset` and `step` are theirs."""
+    """Default implementations of all members of `Env` except `tasks`, `reset` and `step`."""
 
     name: str = ""
     _remake: Callable[[], Env] | None = None
@@ -169,7 +169,7 @@ class BaseEnv:
         return {}
 
     def spawn(self) -> Env:
-        """Another one with the same settings, where a spec made this one; environments with large data override it."""
+        """Creates another environment with the same settings. Override it to share large data."""
         if self._remake is None:
             raise NotImplementedError(f"{type(self).__name__}.spawn")
         return self._remake()
@@ -182,7 +182,7 @@ class BaseEnv:
 class Extra:
     """An optional dependency of the package (`pip install 'paw-fast[name]'`) that an environment uses.
 
-    purpose: what it is for, in a few words. distributions: what it installs, by their names on PyPI.
+    purpose: what it is used for, in a few words. distributions: the packages it installs, by their names on PyPI.
     """
 
     name: str
@@ -192,7 +192,7 @@ class Extra:
 
 @dataclass(frozen=True)
 class Gap:
-    """Something that `paw-fast doctor` misses: what, why it matters, how to fix it, and whether it must be fixed.
+    """Something that `paw-fast doctor` finds missing: what, why it matters, how to fix it, and whether it is required.
 
     >>> Gap("ALFWorld data", "ALFWORLD_DATA is not set", "nothing to do: games are generated", needed=False).needed
     False
@@ -206,9 +206,9 @@ class Gap:
 
 @dataclass(frozen=True)
 class Finding:
-    """What `paw-fast doctor` finds of an environment's data. Produced by `EnvSpec.doctor`.
+    """The state of an environment's data. Produced by `EnvSpec.doctor`, shown by `paw-fast doctor`.
 
-    data: for `doctor --json`. text: the same in words, one line. gaps: what is missing.
+    data: for `doctor --json`. text: the same as one line of text. gaps: what is missing.
     """
 
     data: Mapping[str, Any]
@@ -217,12 +217,12 @@ class Finding:
 
 
 class Expert(Protocol):
-    """Chooses commands from what an episode has shown; its episodes are the demonstrations of a warm start.
+    """Chooses commands from the observations of an episode. Its episodes are the demonstrations of a warm start.
 
-    noop_command        a command that does nothing, for the habit of needless commands; None where there is none
-    token_pattern       regular expression of what the tokenizer of the `tiny` model should keep whole; "" for nothing
+    noop_command        a command without effect, which a warm start can insert; None if there is none
+    token_pattern       regular expression of texts that the tokenizer of the `tiny` model should not split; "" for none
     early_answer_share  share of the episodes, the last ones, in which the expert may answer too early; 0 for none
-    answered_early      whether it has done so in this episode, which is then imitated though it may be lost
+    answered_early      whether it did so in this episode, which is then imitated even if it is lost
     """
 
     noop_command: str | None
@@ -233,20 +233,20 @@ class Expert(Protocol):
     def token_pattern(self) -> str: ...
 
     def reset(self, observation: Observation) -> None:
-        """Starts an episode with its first observation. Raises `ValueError` for a task that it cannot do."""
+        """Starts an episode with its first observation. Raises `ValueError` for an unsupported task."""
         ...
 
     def act(self, observation: Observation) -> str:
-        """The next command, given the answer to the last one (at first: the first observation)."""
+        """Returns the next command, given the result of the last one (initially the first observation)."""
         ...
 
     def is_useless(self, command: str, observation: Observation) -> bool:
-        """Whether a command would change nothing here; a warm start shows how to go on after such mistakes."""
+        """Whether a command would change nothing here. A warm start inserts such mistakes and shows the recovery."""
         ...
 
 
 class BaseExpert:
-    """The parts of `Expert` that most experts need not write; `reset` and `act` are theirs."""
+    """Default implementations of all members of `Expert` except `reset` and `act`."""
 
     noop_command: str | None = None
     early_answer_share: float = 0.0
@@ -257,35 +257,35 @@ class BaseExpert:
         return ""
 
     def is_useless(self, command: str, observation: Observation) -> bool:
-        """Any command that is not listed as admissible."""
+        """Whether the command is not listed as admissible."""
         return command not in observation.admissible
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """Returns the message of an exception on one line, or its type if it has none."""
     text = " ".join(str(error).split())
     return text if text else type(error).__name__
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """All that the package knows of an environment. `registry.find("environments", name)` gives it.
+    """Describes an environment to the package. `registry.find("environments", name)` returns it.
 
-    name            what `--env` takes
-    config          its settings: a subclass of `EnvConfig` with its own fields and defaults
-    make            make(config, **more) -> Env; `more` are keywords of `envs.make` that are no settings (`cache_dir`)
-    make_expert     make_expert(config, seed=0, careful=False) -> Expert, None where it has none; `careful`: without
-                    the early answers of its settings
-    data_variable   environment variable that names the data folder where `--env.data` does not; "" for none
-    templates       folder of its own prompt templates; others are looked for in `rollout/templates`
+    name            the name for `--env`
+    config          the class of its settings: a subclass of `EnvConfig` with its own fields and defaults
+    make            make(config, **more) -> Env; `more` are keywords of `envs.make` other than settings (`cache_dir`)
+    make_expert     make_expert(config, seed=0, careful=False) -> Expert; None if it has none. `careful`: never answer
+                    early, whatever the settings
+    data_variable   environment variable with the data folder, used if `--env.data` is not set; "" for none
+    templates       folder of its own prompt templates, searched before `rollout/templates`
     extras          optional dependencies
     check_installed check_installed(config) raises `UserError` if packages or data that the settings need are missing;
-                    it is called before a run begins, and is quick
-    doctor          what `paw-fast doctor` says of its data; never raises
+                    called before a run begins, so it must be quick
+    doctor          checks its data for `paw-fast doctor`; never raises
     play            settings for `paw-fast play` that differ from the defaults
-    read_task       the task in a file, for `paw-fast play --game FILE`; None where tasks have no files
-    has_state_text  whether the text of a state comes again when the state does, as GiGPO's anchor groups need it
-    keywords        other names that `envs.make` takes for settings
+    read_task       reads the task in a file, for `paw-fast play --game FILE`; None if tasks have no files
+    has_state_text  whether equal states have equal texts, which the anchor groups of GiGPO require
+    keywords        other names that `envs.make` accepts for settings
     """
 
     name: str
@@ -303,5 +303,5 @@ class EnvSpec:
     keywords: Mapping[str, str] = field(default_factory=dict)
 
     def make_config(self, **changes: Any) -> EnvConfig:
-        """The environment's settings: its defaults with `changes`."""
+        """Returns the default settings of the environment with `changes` applied."""
         return self.config(**{"name": self.name, **changes})

@@ -1,4 +1,4 @@
-"""Steps many episodes with one call."""
+"""Runs many episodes with one call per step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from paw_fast.types import Observation, Task
 class BatchEnv:
     """`num` episode slots over one environment's data.
 
-    A slot whose command is None is idle, and one whose episode is over stays so until the next `reset`, whatever its
-    command; both cost nothing.
+    A slot is idle if its command is None, or if its episode is over, until the next `reset`. Idle slots cost nothing.
 
-    All slots begin before the first finishes, so that environments in processes of their own work at the same time;
-    the answers do not depend on which of them is quicker.
+    All slots begin a step before the first finishes it, so that environments in separate processes run concurrently.
+    The results do not depend on their order of completion.
     """
 
     def __init__(self, envs: Sequence[Env]) -> None:
@@ -36,7 +35,7 @@ class BatchEnv:
         return [env.finish_reset() for env in envs]
 
     def step(self, commands: Sequence[str | None]) -> list[StepResult | None]:
-        """Carries out one command in each slot that has one and whose episode goes on; the others answer None.
+        """Executes a command in each slot that has one and whose episode is running; returns None for the others.
 
         Raises `ValueError` for more commands than slots.
         """
@@ -62,7 +61,7 @@ class BatchEnv:
 
 
 def make_batch(env: Env, num: int) -> BatchEnv:
-    """`num` slots over the data of `env`, which itself stays free. Raises `ValueError` for num below 1."""
+    """Creates `num` slots over the data of `env`, which is not itself a slot. Raises `ValueError` for num below 1."""
     if num < 1:
         raise ValueError(f"{num} slots asked for, expected at least 1")
     return BatchEnv([env.spawn() for _ in range(num)])

@@ -1,4 +1,4 @@
-"""Constants of Lucene's BM25 with its English analyzer, which WebShop's and search's engines follow."""
+"""Defines the constants of Lucene's BM25 and English analyzer, used by the search engines of WebShop and search."""
 
 from __future__ import annotations
 

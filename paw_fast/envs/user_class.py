@@ -1,4 +1,4 @@
-"""Makes the spec of an environment that is a class in a user's file or package."""
+"""Creates the spec of an environment from a class in a user's file or package."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from paw_fast.errors import UserError
 from paw_fast.types import Observation, Task
 
 CHECKED_TASKS = 100
-"""Tasks of the training split that are looked at before a run begins."""
+"""Number of training tasks that are checked before a run begins."""
 
 
 def as_spec(found: Any, name: str) -> EnvSpec:
-    """The spec of what a name stands for: an `EnvSpec`, or a class with `tasks`, `reset` and `step`.
+    """Returns `found` if it is an `EnvSpec`, else the spec of a class with `tasks`, `reset` and `step`.
 
-    Of a class these attributes are used where it has them: `Config` (a subclass of `EnvConfig`, given to the class),
-    `Expert` (a class with `reset` and `act`), `templates` (a folder), `data_variable`, `play`, `has_state_text` and
-    `check_installed` as in `EnvSpec`. What it lacks of `Env` and `Expert` comes from `BaseEnv` and `BaseExpert`.
-    Raises `UserError`, saying what is missing, for what is no environment.
+    Optional attributes of the class: `Config` (a subclass of `EnvConfig`, passed to the class), `Expert` (a class with
+    `reset` and `act`), `templates` (a folder), and `data_variable`, `play`, `has_state_text` and `check_installed` as
+    in `EnvSpec`. Members of `Env` and `Expert` that the class does not have are taken from `BaseEnv` and `BaseExpert`.
+    Raises `UserError`, saying what is missing, if `found` is not an environment.
     """
     if isinstance(found, EnvSpec):
         return found
@@ -62,8 +62,8 @@ def as_spec(found: Any, name: str) -> EnvSpec:
 
 
 def _complete(found: type, name: str, base: type, needed: Mapping[str, Any]) -> Any:
-    """A subclass of a user's class that has from `base` what the class lacks, and checks the types that the methods in
-    `needed` return (None: any)."""
+    """Returns a subclass of a user's class with the missing members from `base`. It checks the types that the methods
+    in `needed` return (None: any type)."""
     inherited = [method for method in needed if getattr(found, method, None) is getattr(base, method, base)]
     missing = [method for method in needed if not callable(getattr(found, method, None)) or method in inherited]
     if missing:
@@ -98,7 +98,7 @@ def _check_tasks(tasks: Sequence[Any], name: str) -> None:
 
 
 def _construct(cls: Any, config: EnvConfig, **more: Any) -> Any:
-    """An object of a user's class, which may take the config and any of `more`."""
+    """Creates an object of a user's class, whose constructor may take the config and any of `more`."""
     parameters = inspect.signature(cls).parameters
     named = {key: value for key, value in more.items() if key in parameters}
     takes_config = any(key not in named for key in parameters)

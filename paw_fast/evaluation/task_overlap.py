@@ -1,4 +1,4 @@
-"""Finds evaluation tasks that are training tasks too, by their content and not by their names."""
+"""Finds evaluation tasks that are also training tasks, by their contents rather than their names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from paw_fast.types import Task
 
 
 def tasks_in_train(env: Env, tasks: Sequence[Task], split: str) -> int:
-    """Number of `tasks`, which are of `split`, that are in the training split of `env` too.
+    """Counts the `tasks` of a split that are also in the training split of `env`.
 
-    The training tasks are not read where the environment says by `disjoint_splits` that its splits share none. Raises
-    `UserError` when they cannot be read.
+    If `disjoint_splits` of the environment is True, the training tasks are not read. Raises `UserError` if they cannot
+    be read.
     """
     if split != "train" and env.disjoint_splits:
         return 0

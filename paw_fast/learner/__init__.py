@@ -1,4 +1,4 @@
-"""Token statistics and the update: sequences, loss rows, packing, losses, optimizer, critic."""
+"""Computes token statistics and updates the policy: sequences, loss rows, packing, losses, optimizer, critic."""
 
 from paw_fast.learner.learner import Learner, join_groups
 

@@ -32,10 +32,10 @@ Step = Callable[[], tuple[float, bool]]
 def value_loss(
     values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped value loss (arXiv 1707.06347 in the form of the OpenAI baselines, as in verl), and what it clips.
+    """Computes PPO's clipped value loss (arXiv 1707.06347, as in OpenAI's baselines and verl), and where it is clipped.
 
     values, old_values, targets, weights [N] -> scalar sum(w * 0.5 * max((v - R)^2, (clip(v, old +- c) - R)^2)) and
-    [N] bool, where the clipped branch is the larger one (it has no gradient there). `clip=None` is 0.5 * (v - R)^2.
+    [N] bool, True where the clipped branch is larger (its gradient is zero there). `clip=None` is 0.5 * (v - R)^2.
 
     >>> value_loss(torch.tensor([2.0]), torch.zeros(1), torch.tensor([3.0]), torch.ones(1), 0.5)
     (tensor(3.1250), tensor([True]))
@@ -49,7 +49,7 @@ def value_loss(
 
 
 class NoCritic:
-    """For algorithms that learn no value function; also the interface of the other two classes."""
+    """No value function. Also defines the interface of the other two classes."""
 
     needed = False
     has_own_pass = False
@@ -58,7 +58,7 @@ class NoCritic:
     """First training steps in which the policy does not learn."""
 
     def own_optimizers(self) -> list[MasterAdamW]:
-        """Its own optimizer; empty where its parameters are in the policy's."""
+        """The critic's own optimizer; empty if its parameters belong to the policy's."""
         return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -66,38 +66,38 @@ class NoCritic:
         return []
 
     def shared_values(self) -> Values | None:
-        """Values from the policy's hidden states; None where they are not the critic's input."""
+        """Maps hidden states of the policy to values; None if the critic does not use them."""
         return None
 
     def separate_values(self, batch: PackedBatch) -> Tensor:
-        """Values [N] of a micro-batch's rows, from a pass of the critic's own."""
+        """Computes the values [N] of a micro-batch's rows with a separate forward pass."""
         raise NotImplementedError
 
     def loss_in_policy_update(self, batch: PackedBatch, metrics: UpdateMetrics) -> Values | None:
-        """Maps the rows' hidden states [N, H] to the value loss that is added to the policy's; None for none."""
+        """Maps hidden states [N, H] of the rows to the value loss that is added to the policy loss; None for none."""
         return None
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
         step: Step,
     ) -> None:  # fmt: skip
-        """Does what the critic learns from an optimizer batch outside the policy's update.
+        """Updates the critic on an optimizer batch, apart from the policy's update.
 
-        batches: the optimizer batch's micro-batches, whose policy rows have value targets. warming_up: the policy does
-        not learn in this training step. step: takes a step of the policy's optimizer.
+        batches: the micro-batches of the optimizer batch; their policy rows have value targets. warming_up: whether the
+        policy is not updated in this training step. step: takes a step of the policy's optimizer.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs, as tensors and plain values."""
+        """Returns the state for `load_state_dict`, as tensors and plain values."""
         raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned. Raises `ValueError` when it was saved with another kind of backbone."""
+        """Restores a state. Raises `ValueError` if it was saved with another kind of backbone."""
         raise NotImplementedError
 
 
 class SharedCritic(NoCritic):
-    """A value head on the policy's hidden states; its parameters are in the policy's optimizer."""
+    """A value head on the hidden states of the policy. Its parameters belong to the policy's optimizer."""
 
     needed = True
 
@@ -106,7 +106,7 @@ class SharedCritic(NoCritic):
         self.head = _new_head(policy)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """Values [N] float32 of hidden states [N, H]."""
+        """Computes values [N] float32 from hidden states [N, H]."""
         return self.head(hidden.float())[:, 0]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ class SharedCritic(NoCritic):
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
         step: Step,
     ) -> None:  # fmt: skip
-        """In the warm-up: a step of the head alone. Else nothing, as the loss is in the policy's update."""
+        """Updates the head during the warm-up. Later the loss is part of the policy's update."""
         if not warming_up:
             return
         for batch in batches():
@@ -147,7 +147,7 @@ class SharedCritic(NoCritic):
 
 
 class SeparateCritic(NoCritic):
-    """A value head on a copy of the policy of its own, with its own optimizer."""
+    """A value head on a separate copy of the policy, with its own optimizer."""
 
     needed = True
     has_own_pass = True
@@ -166,7 +166,7 @@ class SeparateCritic(NoCritic):
         return [self.optimizer]
 
     def values(self, hidden: Tensor) -> Tensor:
-        """Values [N] float32 of the backbone's hidden states [N, H]."""
+        """Computes values [N] float32 from hidden states [N, H] of the backbone."""
         return self.head(hidden.float())[:, 0]
 
     def separate_values(self, batch: PackedBatch) -> Tensor:
@@ -176,7 +176,7 @@ class SeparateCritic(NoCritic):
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
         step: Step,
     ) -> None:  # fmt: skip
-        """One step of the critic's own optimizer, in the warm-up and after it."""
+        """Takes a step of the critic's own optimizer, during the warm-up and after it."""
         for batch in batches():
             hidden = row_hidden(self.backbone, batch)
             _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
@@ -208,7 +208,7 @@ class SeparateCritic(NoCritic):
 
 
 def make_critic(policy: Policy, config: TrainConfig) -> NoCritic:
-    """The critic that the config's algorithm needs."""
+    """Creates the critic that the algorithm of the config needs."""
     if not algorithm_class(config.algo.name).needs_critic:
         return NoCritic()
     if config.critic.backbone == "shared":
@@ -217,7 +217,7 @@ def make_critic(policy: Policy, config: TrainConfig) -> NoCritic:
 
 
 def _new_head(policy: Policy) -> torch.nn.Linear:
-    """A linear map from hidden states to a value, which starts as zero everywhere."""
+    """Creates a linear map from hidden states to values, initialised to zero."""
     head = torch.nn.Linear(policy.lm_head.weight.shape[1], 1, device=policy.device, dtype=torch.float32)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)

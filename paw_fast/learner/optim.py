@@ -1,8 +1,8 @@
 """Implements AdamW with float32 copies of low-precision weights.
 
-At the learning rates of this field (1e-6) an update of a bfloat16 weight is smaller than half the distance to the
-next bfloat16 number, so rounding would lose it and the weight would never move. The copies take the updates, and the
-weights are rounded from them.
+At typical learning rates (1e-6), an update of a bfloat16 weight is smaller than half the distance to the next
+bfloat16 number, so it would be lost in rounding. Updates are applied to the copies, and the weights are rounded from
+them.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class MasterAdamW(torch.optim.AdamW):
             parameter.grad = None
 
     def clip_gradients(self, max_norm: float) -> Tensor:
-        """Scales the gradients down to a global norm of `max_norm`; returns the norm before, a float32 scalar."""
+        """Scales the gradients to a global norm of at most `max_norm`; returns the previous norm, a float32 scalar."""
         return torch.nn.utils.clip_grad_norm_(self.trained, max_norm).float()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "masters": [master.detach() for _, master in self._pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the master copies too. Raises `ValueError` when their number is not the same."""
+        """Restores the state and the master copies. Raises `ValueError` if their number differs."""
         state = dict(state_dict)
         masters = state.pop("masters", [])
         if len(masters) != len(self._pairs):

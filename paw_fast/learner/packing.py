@@ -17,11 +17,11 @@ from paw_fast.types import TokenSequence
 
 @dataclass(frozen=True)
 class RowTable:
-    """The rows of one sequence, in order of position. Produced by `loss_rows`, consumed by `pack`.
+    """The loss rows of one sequence, ordered by position. Produced by `loss_rows`, consumed by `pack`.
 
     positions [n] of the predicted tokens; kinds [n] (IGNORED, POLICY, WORLD_MODEL); weights [n] fold in the
     denominators and lambda; old_logprobs, ref_logprobs, advantages, importance [n] and the critic's old_values and
-    value_targets [n] count on policy rows only.
+    value_targets [n] are used on policy rows only.
 
     >>> RowTable.empty(2).weights.tolist()
     [0.0, 0.0]
@@ -62,7 +62,7 @@ class PackedBatch:
 
     input_ids, position_ids [T]; lengths sum to T; row_tokens [N] index the hidden state a row reads.
 
-    Produced by `pack`, consumed by losses.
+    Produced by `pack`, consumed by `forward_backward`.
     """
 
     members: tuple[int, ...]
@@ -76,13 +76,13 @@ class PackedBatch:
     value_targets: torch.Tensor
 
     def value_rows(self) -> ValueRows:
-        """The rows that the critic learns from: those of action tokens."""
+        """Returns the rows of the critic: those of action tokens."""
         index = (self.rows.kinds == POLICY).nonzero()[:, 0]
         return ValueRows(index, self.rows.weights[index], self.old_values[index], self.value_targets[index])
 
 
 def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of sequences that share a micro-batch: first-fit on decreasing lengths, deterministic.
+    """Assigns sequences to micro-batches by first-fit on decreasing lengths; deterministic. Returns lists of indices.
 
     A sequence longer than the budget is a micro-batch by itself.
 
@@ -103,12 +103,12 @@ def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[i
 
 
 def input_length(table: RowTable) -> int:
-    """Number of tokens of a sequence that must be computed: those before the last predicted one (only a target)."""
+    """Returns the number of tokens to compute: those before the last predicted token, which is only a target."""
     return int(table.positions.max()) if len(table.positions) else 0
 
 
 def action_rows(sequence: TokenSequence) -> RowTable:
-    """The policy rows of a sequence, without weights."""
+    """Returns the policy rows of a sequence, without weights."""
     positions = [np.arange(*span.action) for span in sequence.spans]
     table = RowTable.empty(sum(map(len, positions)))
     table.positions[:] = np.concatenate(positions) if positions else 0
@@ -117,7 +117,7 @@ def action_rows(sequence: TokenSequence) -> RowTable:
 
 
 def observation_rows(sequence: TokenSequence, weights: Sequence[float]) -> RowTable:
-    """World-model rows of the spans whose weight (one for each span) is not zero."""
+    """Returns the world-model rows of the spans with a nonzero weight (one weight per span)."""
     chosen = [(span.observation, w) for span, w in zip(sequence.spans, weights, strict=True) if w != 0]
     table = RowTable.empty(sum(len(p) for p, _ in chosen))
     if chosen:
@@ -128,14 +128,14 @@ def observation_rows(sequence: TokenSequence, weights: Sequence[float]) -> RowTa
 
 
 def join_rows(*tables: RowTable) -> RowTable:
-    """Tables of one sequence as one."""
+    """Concatenates the tables of a sequence."""
     return RowTable(*(np.concatenate([getattr(t, f) for t in tables]) for f in RowTable.__dataclass_fields__))
 
 
 def pack(
     sequences: Sequence[TokenSequence], tables: Sequence[RowTable], members: Sequence[int], device: torch.device
 ) -> PackedBatch:
-    """Packs the sequences `members` and their rows onto `device`. Each of them has at least one row."""
+    """Packs the sequences `members` and their rows into a micro-batch on `device`. Each must have at least one row."""
     picked = [(np.asarray(sequences[i].ids, dtype=np.int64), tables[i]) for i in members]
     lengths = [input_length(t) for _, t in picked]
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Remembers which passages earlier steps have shown, so that the world model's error on new ones is known.
+"""Records which passages earlier steps have shown, to measure the world model's error on new passages separately.
 
-A retrieved passage that comes again can be recited; only the error on one that was never shown tells what the model
-predicts. A run keeps the ids in RUN/passages.jsonl, one line per step: {"step": 3, "new": [ids first shown in it]}.
+A passage that was retrieved before may be memorized; only the error on new passages shows what the model predicts. A
+run keeps the ids in RUN/passages.jsonl, one line per step: {"step": 3, "new": [ids first shown in it]}.
 
 S sequences, M transitions.
 """
@@ -23,10 +23,10 @@ NO_PASSAGE, REPEATED, NEW = 0, 1, 2
 
 
 class SeenPassages:
-    """The passages that were shown so far.
+    """The passages shown so far.
 
-    path: file that keeps them. resume_step: a resumed run reads those of steps up to this one from the file; else
-    None, and an existing file is overwritten.
+    path: the file with their ids. resume_step: the step from which a run is resumed: the passages of steps up to it are
+    read from the file; None for a new run, which overwrites the file.
     """
 
     def __init__(self, path: Path | None = None, resume_step: int | None = None):
@@ -52,7 +52,7 @@ class SeenPassages:
         write_text(path, "".join(line + "\n" for line in kept))
 
     def add(self, step: int, passages: Iterable[str]) -> None:
-        """Remembers the passages that a step has shown. Raises `UserError` when they cannot be written."""
+        """Records the passages that a step has shown. Raises `UserError` if they cannot be written."""
         new = [one for one in dict.fromkeys(passages) if one not in self._seen]
         self._seen.update(new)
         if new and self._path is not None:
@@ -60,8 +60,8 @@ class SeenPassages:
                 handle.write(json.dumps({"step": step, "new": new}) + "\n")
 
     def label(self, batch: RolloutBatch) -> list[np.ndarray] | None:
-        """For each of the S sequences an int8 array [its tokens] of NO_PASSAGE, REPEATED and NEW; None where no
-        observation holds a passage."""
+        """Returns an int8 array of NO_PASSAGE, REPEATED and NEW over the tokens of each of the S sequences; None if no
+        observation contains a passage."""
         transitions = batch.transitions
         if not any(t.passages for t in transitions):
             return None
@@ -76,5 +76,5 @@ class SeenPassages:
 
 
 def shown_passages(trajectories: Iterable[Trajectory]) -> list[str]:
-    """The ids of all passages in the trajectories' observations, each once, in order."""
+    """Returns the distinct ids of the passages in the observations of trajectories, in order."""
     return list(dict.fromkeys(name for t in trajectories for x in t.transitions for _, _, name in x.passages))

@@ -1,7 +1,7 @@
-"""Builds training sequences from trajectories: which tokens the policy sampled, and which are observations.
+"""Builds training sequences from trajectories, and locates their action and observation tokens.
 
 `window`: each transition is a sequence of its own, prompt + action + next observation (the paper's layout).
-`trajectory`: the whole episode is one sequence; every token is in it, and is computed, once.
+`trajectory`: the whole episode is one sequence, in which every token is computed once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paw_fast.types import Span, TokenSequence, Trajectory, Transition
 def build_sequences(
     trajectories: Sequence[Trajectory], layout: str, horizon: int = 1, max_tokens: int | None = None
 ) -> list[TokenSequence]:
-    """Training sequences of a batch, in order of trajectories and steps. `layout` is `window` or `trajectory`.
+    """Builds the training sequences of a batch, ordered by trajectory and step. `layout`: `window` or `trajectory`.
 
     With `horizon` k > 1 (window layout), a transition's sequence continues with the next k - 1 transitions of its
     episode as they were played, and its observation tokens are those of all k: the prediction of o_{t+1} .. o_{t+k}

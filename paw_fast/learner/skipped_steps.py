@@ -1,4 +1,4 @@
-"""Watches for training steps that change nothing because no gradient is finite."""
+"""Detects training steps without effect, in which no gradient is finite."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SkippedSteps:
     good_state: dict[str, Any] | None = None
 
     def add(self, step: int, skipped: int, attempted: int, before: dict[str, Any] | None) -> str:
-        """Counts a training step; returns a warning, or an empty string where no optimizer step was skipped.
+        """Counts a training step; returns a warning, or an empty string if no optimizer step was skipped.
 
-        before: the run's state before the step, None where `in_a_row` is not 0.
+        before: the run's state before the step; None if `in_a_row` is not 0.
         """
         if not skipped or skipped < attempted:
             self.in_a_row, self.good_state = 0, None

@@ -15,13 +15,13 @@ from paw_fast.learner.seen_passages import NEW, REPEATED
 
 
 class UpdateMetrics:
-    """Collects the micro-batches of an update.
+    """Accumulates the results of the micro-batches of an update.
 
-    labels                  the kind of passage that each token of each sequence is part of (see `seen_passages`)
-    norms, critic_norms     gradient norms, one for each optimizer step
-    policy_steps, wm_steps  optimizer steps that had the policy loss and the world-model loss: all of them in a joint
-                            update, different ones where the two alternate
-    attempted, skipped      optimizer steps, and those left out because the gradient was not finite
+    labels                  for each token of each sequence, the kind of passage it belongs to (see `seen_passages`)
+    norms, critic_norms     gradient norms, one per optimizer step
+    policy_steps, wm_steps  optimizer steps with the policy loss and with the world-model loss: all of them in a joint
+                            update, different ones if the two alternate
+    attempted, skipped      optimizer steps, and those skipped because the gradient was not finite
     moved                   whether the policy's weights have changed
     """
 
@@ -44,7 +44,7 @@ class UpdateMetrics:
         self._targets: list[Tensor] = []
 
     def count_step(self, stepped: bool) -> None:
-        """Counts an optimizer step of the policy or the critic, taken or left out."""
+        """Counts an optimizer step of the policy or the critic, taken or skipped."""
         self.attempted += 1
         self.skipped += not stepped
 
@@ -81,7 +81,7 @@ class UpdateMetrics:
         self._value_loss += loss
 
     def metrics(self, world_model: bool, reference: bool, critic: bool) -> dict[str, float]:
-        """Means over rows, and over the optimizer steps that had the loss, by metric name; and `tokens`."""
+        """Returns means over rows and over the optimizer steps with each loss, by metric name; and `tokens`."""
         s = self._sums
         out = {
             "policy/loss": s["policy"] / max(1, self.policy_steps),

@@ -30,6 +30,7 @@ from paw_fast.config import EnvConfig, TrainConfig, data_variable, load_toml, to
 from paw_fast.errors import UserError
 from paw_fast.runs import console
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
+from paw_fast.runs.secrets import mask_credentials
 from paw_fast.types import Trajectory
 
 _PACKAGES = ("paw-fast", "torch", "transformers", "tokenizers", "numpy", "vllm", "alfworld", "textworld")
@@ -124,8 +125,8 @@ def unlock(run_dir: Path) -> None:
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes config.toml, the settings that a later `--resume` uses."""
-    write_text(run_dir / "config.toml", to_toml(config))
+    """Writes config.toml, the settings that a later `--resume` uses, with masked credentials."""
+    write_text(run_dir / "config.toml", mask_credentials(to_toml(config)))
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Settings of ALFWorld."""
+"""Defines the settings of ALFWorld."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ MAX_CACHED_WORLDS = 512  # about 0.1 MB each
 
 
 class GameSet:
-    """The games that environments share: the official ones in a folder, or generated ones in the cache.
+    """The games that environments share: official games in a folder, or generated games in the cache.
 
-    data: a folder as ALFWORLD_DATA names it; None takes that variable when it is set, else generates.
-    size, seed, num_train, num_unseen, cache_dir: of the generated games only.
+    data: the folder of the official games; None: the folder in ALFWORLD_DATA if it is set, else games are generated.
+    size, seed, num_train, num_unseen, cache_dir: for generated games only.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GameSet:
         self._worlds: OrderedDict[tuple[Path, int], World] = OrderedDict()
 
     def tasks(self, split: str) -> tuple[Task, ...]:
-        """The tasks of a split, the types in turn. Makes the split's games where they are to be generated."""
+        """Returns the tasks of a split, cycling through the task types. Generates the games of the split if needed."""
         name = split_name(split)
         if name not in self._tasks:
             if self._recipe is not None:
@@ -57,11 +57,11 @@ class GameSet:
 
     @property
     def is_generated(self) -> bool:
-        """Whether the games are generated ones."""
+        """Whether the games are generated."""
         return self._recipe is not None
 
     def world(self, task: Task) -> World:
-        """The task's world, from the cache where it was loaded before and its file has not changed."""
+        """Loads the world of a task. Worlds are cached until their file changes."""
         if task.path is None:
             raise UserError(f"the task {task.task_id!r} has no game file: make it with games.read_task(path)")
         try:
@@ -80,11 +80,11 @@ class GameSet:
 
 
 class AlfworldEnv(BaseEnv):
-    """One ALFWorld episode at a time, on the native engine.
+    """Runs one ALFWorld episode at a time on the native engine.
 
-    The score is 1 at the step that wins, else 0; an episode is done when the game is won, or truncated after
-    `max_steps` commands. A game in a wording the engine does not know is refused, or run by the reference engine where
-    `reference` makes one.
+    The score is 1 at the step that wins, else 0; an episode ends when the game is won, or is truncated after
+    `max_steps` commands. A game whose text grammar is not supported is refused, or run by the reference engine if
+    `reference` creates one.
     """
 
     name = "alfworld"
@@ -105,7 +105,7 @@ class AlfworldEnv(BaseEnv):
 
     @property
     def disjoint_splits(self) -> bool:
-        """Whether the games were generated so that no two splits share one."""
+        """Whether the games are generated, so that no two splits share one."""
         return self._games.is_generated
 
     def reset(self, task: Task) -> Observation:
@@ -120,7 +120,7 @@ class AlfworldEnv(BaseEnv):
         return self._observe(engine.introduction(self._state), world.task)
 
     def step(self, command: str) -> StepResult:
-        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
         if self._handed_over and self._reference is not None:
             return self._reference.step(command)
         if self._state is None or self._done:
@@ -160,24 +160,24 @@ class AlfworldEnv(BaseEnv):
 
     @property
     def state(self) -> State:
-        """The true state, for experts and for saving; clone it before changing it."""
+        """The true state, for planners and for saving. Clone it before changing it."""
         if self._state is None:
             raise RuntimeError("no state without an episode on the native engine: call reset first")
         return self._state
 
     def restore(self, task: Task, state: State, num_steps: int = 0) -> Observation:
-        """Goes on from a state of `task`, saved after `num_steps` commands. Its observation is that of `look`."""
+        """Continues from a state of `task`, saved after `num_steps` commands; returns the observation of `look`."""
         self._task, self._state, self._handed_over = task, state.clone(), False
         self._num_steps = num_steps
         self._done = state.won() or num_steps >= self._max_steps
         return self._observe(engine.play(self._state, "look"), state.world.task)
 
     def spawn(self) -> AlfworldEnv:
-        """Another episode over the same games."""
+        """Creates another episode slot over the same games."""
         return AlfworldEnv(self._games, self._max_steps, self._make_reference)
 
     def close(self) -> None:
-        """Stops the reference engine's process where one was needed. Safe to call twice."""
+        """Stops the process of the reference engine, if any. Safe to call twice."""
         if self._reference is not None:
             self._reference.close()
             self._reference = None

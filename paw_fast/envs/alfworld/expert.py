@@ -1,4 +1,4 @@
-"""Demonstrates household tasks with no more than what the episode has shown.
+"""Implements the expert for household tasks, which sees only the observations of the episode.
 
 The expert reads the task's sentence and the observations, never the true state or the admissible commands. It looks
 for the object in receptacles that may hold it, by a fixed order of types (open surfaces before doors and
@@ -53,7 +53,7 @@ assert {appliance.lower() for appliance, _ in APPLIANCES.values()} == set(_TOOLS
 
 @dataclass(frozen=True)
 class ParsedGoal:
-    """A task's sentence, understood. kind: place, two, look, clean, heat or cool; goal: receptacle or lamp type."""
+    """A parsed task sentence. kind: place, two, look, clean, heat or cool; goal: receptacle or lamp type."""
 
     kind: str
     target: str
@@ -61,7 +61,7 @@ class ParsedGoal:
 
 
 def parse_goal(sentence: str) -> ParsedGoal | None:
-    """Understands a templated task sentence (without "Your task is to"); None for a free one.
+    """Parses a templated task sentence (without "Your task is to"); returns None for any other.
 
     >>> parse_goal("cool some mug and put it in cabinet")
     ParsedGoal(kind='cool', target='mug', goal='cabinet')
@@ -73,7 +73,7 @@ def parse_goal(sentence: str) -> ParsedGoal | None:
 
 
 class SearcherExpert(BaseExpert):
-    """Acts on what the episode has shown.
+    """Searches for the objects of the task and acts on the observations.
 
     rng is used only when `noise` > 0: the chance that a search goes on at any other place that may hold the
     object instead of the next one. Without noise the same episode always gets the same commands.
@@ -85,7 +85,7 @@ class SearcherExpert(BaseExpert):
         self._rng, self._noise = rng or random.Random(0), noise
 
     def reset(self, observation: Observation) -> None:
-        """Reads the introduction. Raises `ValueError` when the task is not one of the templates."""
+        """Starts an episode. Raises `ValueError` if the task is not one of the templates."""
         text = observation.text
         sentence, seen = _TASK.search(text), _INTRO.search(text)
         goal = parse_goal(sentence.group(1)) if sentence else None
@@ -104,7 +104,7 @@ class SearcherExpert(BaseExpert):
         self._last: str | None = None
 
     def act(self, observation: Observation) -> str:
-        """The next command, given the answer to the last one (or the introduction, which it also takes)."""
+        """Returns the next command, given the last observation."""
         self._read(observation.text)
         command = self._choose()
         self._last = command
@@ -177,7 +177,7 @@ class SearcherExpert(BaseExpert):
         return f"put {thing} in/on {receptacle}" if self._official else f"move {thing} to {receptacle}"
 
     def _lay_down(self) -> str:
-        """Frees the hand of something the task does not ask for."""
+        """Puts down an object that the task does not need."""
         assert self._held is not None
         for receptacle in sorted(self._receptacles, key=lambda r: (r != self._here, r in self._closed)):
             command = self._put(self._held, receptacle)
@@ -186,7 +186,7 @@ class SearcherExpert(BaseExpert):
         return "inventory"
 
     def _visit(self, receptacle: str, enter: bool = True) -> str | None:
-        """The next command on the way to (and, with `enter`, into) a receptacle; None when we are there."""
+        """Returns the next command on the way to (and, with `enter`, into) a receptacle; None on arrival."""
         if self._here != receptacle:
             return f"go to {receptacle}"
         if not enter:
@@ -197,7 +197,7 @@ class SearcherExpert(BaseExpert):
         return f"examine {receptacle}" if unknown else None
 
     def _seen(self, kind: str) -> tuple[str, str] | None:
-        """(object, receptacle) of the first such object seen and not yet where it belongs; here first."""
+        """Returns (object, receptacle) of the first known object that is not at its goal, the current place first."""
         found = []
         for receptacle, things in self._contents.items():
             for thing in things:
@@ -212,7 +212,7 @@ class SearcherExpert(BaseExpert):
         return (min(found)[3], min(found)[4]) if found else None
 
     def _search(self, wanted: str) -> str:
-        """The next step of looking for an object of a type."""
+        """Returns the next command of the search for an object of a type."""
         if self._here is not None and self._here not in self._contents and (command := self._visit(self._here)):
             return command
         left = [r for r in self._receptacles if r not in self._contents and f"open {r}" not in self._failed]

@@ -1,4 +1,4 @@
-"""Makes ALFWorld environments and their expert."""
+"""Creates ALFWorld environments and their expert."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ENGINES = ("native", "textworld")
 
 
 def make(config: AlfworldConfig, cache_dir: str | os.PathLike[str] | None = None) -> Env:
-    """An ALFWorld environment.
+    """Creates an ALFWorld environment.
 
-    Without `config.data` the variable ALFWORLD_DATA names the official games, and where that is not set games are
-    generated in `cache_dir` (default: paw-fast in the XDG cache folder). Raises `UserError`.
+    Official games are read from `config.data` or the folder in ALFWORLD_DATA. If neither is set, games are generated in
+    `cache_dir` (default: paw-fast in the XDG cache folder). Raises `UserError`.
     """
     if config.engine not in _ENGINES:
         raise UserError(f"alfworld has no engine {config.engine!r}: choose {' or '.join(_ENGINES)}")
@@ -49,5 +49,5 @@ def check_installed(config: AlfworldConfig) -> None:
 
 
 def make_expert(config: AlfworldConfig, seed: int = 0, careful: bool = False) -> SearcherExpert:
-    """The expert that knows only what the episode has shown. It is deterministic and never answers early."""
+    """Creates the expert, which sees only the observations. It is deterministic and never answers early."""
     return SearcherExpert()

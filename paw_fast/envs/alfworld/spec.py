@@ -1,4 +1,4 @@
-"""Describes ALFWorld to the rest of the package."""
+"""Defines the `EnvSpec` of ALFWorld."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of search question answering."""
+"""Defines the settings of search question answering."""
 
 from __future__ import annotations
 

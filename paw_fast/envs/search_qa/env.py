@@ -1,7 +1,7 @@
 """Runs episodes of search-augmented question answering, as an `Env`.
 
-Commands are `search[query]` and `answer[text]`; a prompt template makes them of the tags that a policy writes. An
-answer ends the episode, and so does its last turn, in which only an answer counts.
+Commands are `search[query]` and `answer[text]`; prompt templates translate the tags that a policy writes into
+them. An answer ends the episode, and so does its last turn, in which only an answer counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SPLITS = {"train": "train", "unseen": "unseen", "valid_unseen": "unseen", "eval
 
 
 def read_command(command: str) -> tuple[str, str] | None:
-    """(`search` or `answer`, its text); None for anything else and for an empty text.
+    """Parses a command into (`search` or `answer`, its text); None for anything else or an empty text.
 
     >>> read_command("search[ Ada Lovelace ]")
     ('search', 'Ada Lovelace')
@@ -41,7 +41,7 @@ def read_command(command: str) -> tuple[str, str] | None:
 
 
 def show_passages(hits: Sequence[Hit]) -> tuple[str, tuple[tuple[int, int, str], ...]]:
-    """The observation of a search, and (first character, end, passage id) of every passage in it."""
+    """Returns the observation of a search, and (first character, end, passage id) of every passage in it."""
     text, places = "<information>", []
     for number, hit in enumerate(hits, 1):
         passage = hit.passage
@@ -53,17 +53,17 @@ def show_passages(hits: Sequence[Hit]) -> tuple[str, tuple[tuple[int, int, str],
 
 
 def make_task(question: Question, split: str) -> Task:
-    """The task of a question."""
+    """Creates the task of a question."""
     info = {"question": question.text, "golden": question.golden, "supporting": question.supporting}
     key = normalize(question.text) or question.text
     return Task(question.question_id, "search", split, question.kind, info=info, key=key)
 
 
 class SearchEnv(BaseEnv):
-    """One question at a time. `splits` holds the questions of "train" and "unseen", or how to make them.
+    """Runs one question at a time. `splits` holds the questions of "train" and "unseen", or functions that create them.
 
     The score is 1 for an answer that matches exactly, else 0; the last step also has the scores em, sub_em and f1.
-    `format_reward` is the reward of a wrong answer in the right form. With `notes` the first observation has the golden
+    `format_reward` is the reward of a wrong answer in a valid format. With `notes` the first observation has the golden
     answers and supporting titles as `notes` for the expert; no prompt shows them.
     """
 
@@ -103,12 +103,12 @@ class SearchEnv(BaseEnv):
         return Observation(question, FORMS, question, notes=notes)
 
     def step(self, command: str) -> StepResult:
-        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
         self.begin_step(command)
         return self.finish_step()
 
     def begin_step(self, command: str) -> None:
-        """Takes a command; a search is asked for together with those of other episodes, at the first `finish_step`."""
+        """Accepts a command. Searches of several episodes are sent together, at the first `finish_step`."""
         if self._task is None or self._done:
             raise RuntimeError("step without an episode: call reset first")
         self._command = command
@@ -117,7 +117,7 @@ class SearchEnv(BaseEnv):
             self._batcher.enqueue(action[1])
 
     def finish_step(self) -> StepResult:
-        """The answer to the command that `begin_step` took."""
+        """Returns the result of the command that `begin_step` accepted."""
         assert self._command is not None, "finish_step without begin_step"
         action, self._command = read_command(self._command), None
         last = self._is_last()
@@ -149,19 +149,19 @@ class SearchEnv(BaseEnv):
         )  # fmt: skip
 
     def accepts(self, command: str, observation: Observation) -> bool:
-        """Any command that is understood, whatever its text."""
+        """Whether the command is a search or an answer."""
         return read_command(command) is not None
 
     def while_waiting(self, check: Callable[[], None]) -> None:
-        """`check` is called while a retriever that is down is waited for."""
+        """Registers `check`, to be called while waiting for an unavailable retriever."""
         self._batcher.while_waiting(check)
 
     def take_metrics(self) -> dict[str, float]:
-        """What was retrieved since the last call, by all episode slots together."""
+        """Returns the retrieval counts of all episode slots since the last call."""
         return self._batcher.take_metrics()
 
     def spawn(self) -> SearchEnv:
-        """Another episode over the same questions and passages."""
+        """Creates another episode slot over the same questions and passages."""
         return SearchEnv(self._splits, self._batcher, self._max_steps, self._format_reward, self._notes, self._tasks)
 
     def close(self) -> None:

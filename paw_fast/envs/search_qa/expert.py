@@ -26,7 +26,7 @@ def read_documents(text: str) -> dict[str, str]:
 
 
 class SearchExpert(BaseExpert):
-    """Acts on what the episode has shown.
+    """Answers questions from the passages that the episode has shown.
 
     It follows the question's chain of facts: searches for an entity, reads the next one in that entity's passage, and
     answers at the end of the chain. Published questions come with notes for the expert (`Observation.notes`): there it
@@ -47,11 +47,11 @@ class SearchExpert(BaseExpert):
         return _COPIED_WORDS
 
     def is_useless(self, command: str, observation: Observation) -> bool:
-        """A search for something else only costs a turn; an answer would end the episode."""
+        """Whether the command is a search: it costs a turn, while an answer would end the episode."""
         return command.startswith("search[")
 
     def reset(self, observation: Observation) -> None:
-        """Reads the question. Raises `ValueError` for one that is neither generated nor comes with notes."""
+        """Starts an episode. Raises `ValueError` for a question that is neither generated nor has notes."""
         self._seen: dict[str, str] = {}
         self.answered_early = False
         self._notes: list[str] | None = None
@@ -65,7 +65,7 @@ class SearchExpert(BaseExpert):
             raise ValueError(f"not a question this expert knows: {observation.text!r}")
 
     def act(self, observation: Observation) -> str:
-        """The next command."""
+        """Returns the next command."""
         if self._notes is not None:
             return self._notes.pop(0)
         self._seen |= read_documents(observation.text)

@@ -1,4 +1,4 @@
-"""Makes search environments and their expert."""
+"""Creates search environments and their expert."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from paw_fast.errors import UserError
 
 
 def make(config: SearchConfig, cache_dir: str | os.PathLike[str] | None = None) -> SearchEnv:
-    """A search environment.
+    """Creates a search environment.
 
-    Without question files, corpus and retriever a world of linked facts is generated. Indexes are kept in `cache_dir`
-    (default: paw-fast in the XDG cache folder). Raises `UserError`.
+    Without question files, corpus and retriever, a synthetic world of linked facts is generated. Indexes are cached in
+    `cache_dir` (default: paw-fast in the XDG cache folder). Raises `UserError`.
     """
     train, evaluation, corpus, retriever = config.train, config.eval, config.corpus, config.retriever
     if not (train or evaluation or corpus or retriever):
@@ -77,7 +77,7 @@ def _load(option: str, files: Sequence[str]) -> list[Question]:
 def _world_index(
     world: Callable[[], World], seed: int, num_train: int, num_unseen: int, cache_dir: str | os.PathLike[str] | None
 ) -> Retriever:
-    """The BM25 index of a generated world, from the cache where it was made before."""
+    """Returns the cached BM25 index of a generated world; builds it if there is none."""
     from paw_fast.envs.search_qa.retrieval import bm25
 
     folder = index_cache(cache_dir) / f"world-seed{seed}-{num_train}-{num_unseen}-v{WORLD_VERSION}"
@@ -87,7 +87,7 @@ def _world_index(
 
 
 def make_expert(config: SearchConfig, seed: int = 0, careful: bool = False) -> SearchExpert:
-    """The expert that is imitated, with the early answers of `config.expert` unless it is `careful`."""
+    """Creates the expert; with early answers as in `config.expert`, unless it is `careful`."""
     expert = SearchExpertConfig() if careful else config.expert
     rng = random.Random(f"paw-fast search expert {seed}")
     return SearchExpert(expert.early_answer_prob, rng, share=expert.early_answer_share)

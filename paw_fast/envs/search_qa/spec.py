@@ -1,4 +1,4 @@
-"""Describes search question answering to the rest of the package."""
+"""Defines the `EnvSpec` of search question answering."""
 
 from __future__ import annotations
 

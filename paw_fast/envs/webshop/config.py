@@ -1,4 +1,4 @@
-"""Settings of WebShop."""
+"""Defines the settings of WebShop."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _ACTION = re.compile(r"(.+)\[(.+)\]")
 
 @dataclass
 class Session:
-    """Where an episode stands. Light: the page is made again from it.
+    """The state of an episode, from which its page is rendered.
 
     page: "start", "results", "item", a sub-page's name, or "done". query and number: of the last search.
 
@@ -44,12 +44,12 @@ class Session:
 
 
 class WebshopEnv(BaseEnv):
-    """One shopping episode at a time.
+    """Runs one shopping episode at a time.
 
-    The score is WebShop's own reward at the purchase (0 to 1), else 0; an episode is won when it is 1. It is done after
-    a purchase, or truncated after `max_steps` commands. Commands are `search[words]` and `click[text]`; whatever the
-    page does not offer changes nothing. With `brief_results`, what the policy is shown of a page is its short form with
-    at most so many products; the observation's text stays the same.
+    The score is WebShop's own reward at the purchase (0 to 1), else 0; an episode is won when it is 1. It ends after
+    a purchase, or is truncated after `max_steps` commands. Commands are `search[words]` and `click[text]`; a click on
+    anything that the page does not offer has no effect. With `brief_results`, prompts contain a short form of each page
+    with at most that number of products; the text of the observation stays the same.
     """
 
     name = "webshop"
@@ -76,11 +76,11 @@ class WebshopEnv(BaseEnv):
         return self._catalogue.tasks(split)
 
     def reset(self, task: Task) -> Observation:
-        """Starts an episode. Raises `UserError` for a task that is no goal of this catalogue."""
+        """Starts an episode. Raises `UserError` for a task that is not a goal of this catalogue."""
         return self.restore(task, Session())
 
     def restore(self, task: Task, session: Session, num_steps: int = 0) -> Observation:
-        """Goes on from a session of `task`, saved (`session.copy()`) after `num_steps` commands."""
+        """Continues from a session of `task` that was saved (`session.copy()`) after `num_steps` commands."""
         number = task.info.get("goal")
         if not isinstance(number, int) or not 0 <= number < len(self._catalogue.goals):
             raise UserError(
@@ -106,7 +106,7 @@ class WebshopEnv(BaseEnv):
         return self._goal
 
     def step(self, command: str) -> StepResult:
-        """Carries out one command. Raises `RuntimeError` before the first reset or after `done`."""
+        """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
         goal = self.goal
         if self._done:
             raise RuntimeError("step after the episode's end: call reset first")
@@ -129,11 +129,11 @@ class WebshopEnv(BaseEnv):
         )  # fmt: skip
 
     def accepts(self, command: str, observation: Observation) -> bool:
-        """Any search, and a click on what the page offers."""
+        """Whether the command is a search or a click on something that the page offers."""
         return self._accepts(command)
 
     def from_keyboard(self, typed: str, observation: Observation) -> str:
-        """A button may be given by its name alone."""
+        """Accepts the name of a button without `click[...]`."""
         click = f"click[{typed}]"
         return click if click in observation.admissible else typed
 
@@ -202,16 +202,16 @@ class WebshopEnv(BaseEnv):
         return Observation(text, admissible, task, state_text=text, shown=shown)
 
     def spawn(self) -> WebshopEnv:
-        """Another episode over the same catalogue."""
+        """Creates another episode slot over the same catalogue."""
         return WebshopEnv(self._catalogue, self._mode, self._max_steps, self._brief_results)
 
     def close(self) -> None:
-        """Ends the episode. The shared data stays for the other episodes."""
+        """Ends the episode. The shared data remains available to other episodes."""
         self._goal, self._done = None, True
 
 
 def _parse(command: str) -> tuple[str, str]:
-    """The name and the lower-case argument of `name[argument]`; other text is a name alone."""
+    """Parses `name[argument]` into the name and the lower-case argument; other text is a name without argument."""
     found = _ACTION.match(command)
     return (found[1], found[2].lower()) if found else (command, "")
 
@@ -225,7 +225,7 @@ def _verdict(parts: RewardParts) -> str:
 
 
 def shown_text(text: str, instruction: str) -> str:
-    """The page as verl-agent puts it in the prompt: what follows the instruction, each segment in quotes.
+    """Returns the page as in verl-agent's prompts: the part after the instruction, each segment in quotes.
 
     The page after buying has no instruction and stays as it is, and so does the `text_rich` form.
 

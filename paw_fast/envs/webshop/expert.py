@@ -1,4 +1,4 @@
-"""Demonstrates shopping with no more than what the episode has shown.
+"""Implements the expert for WebShop, which sees only the observations of the episode.
 
 The expert reads the instruction and the pages, never the goal. It searches with all that was asked for, takes the first
 result that it has not looked at, goes back when an option is not offered, chooses the options and buys. (Choosing by
@@ -27,7 +27,7 @@ _MAX_VISITS = 3
 
 @dataclass(frozen=True)
 class ParsedGoal:
-    """An instruction, understood: the words of the thing itself, the options, the price limit in dollars.
+    """A parsed instruction: the words that describe the product, the options, the price limit in dollars.
 
     >>> parse_goal("Find me slim fit mugs with color: red, and size: x-large, and price lower than 20.00 dollars")
     ParsedGoal(words=('slim', 'fit', 'mugs'), options=('red', 'x-large'), limit=20.0)
@@ -39,7 +39,7 @@ class ParsedGoal:
 
 
 def parse_goal(instruction: str) -> ParsedGoal:
-    """Understands a synthetic instruction; of a free one, all words are taken for the thing itself."""
+    """Parses a synthetic instruction; all words of any other instruction count as describing the product."""
     text = instruction.strip()
     limit = float("inf")
     if found := _LIMIT.search(text):
@@ -70,7 +70,7 @@ def read_results(text: str) -> list[_Result]:
 
 
 class Shopper(BaseExpert):
-    """Acts on what the episode has shown; understands the `text` form of the pages.
+    """Acts on the pages in `text` form.
 
     early_answer_prob: the chance that an episode has an early answer. mistake_prob: in those, the chance of a wrong
     option. share: what `early_answer_share` is, where early_answer_prob is not 0.
@@ -94,20 +94,20 @@ class Shopper(BaseExpert):
         return "|".join((*used, rf"[{ASIN_LETTERS.lower()}]\d(?=[\]{ASIN_LETTERS.lower()}])", r"click\["))
 
     def reset(self, observation: Observation) -> None:
-        """Reads the instruction."""
+        """Starts an episode with its instruction."""
         self._goal = parse_goal(observation.task)
         self.answered_early = self._early_answer_prob > 0 and self._rng.random() < self._early_answer_prob
         self._visited: list[str] = []
         self._left: list[str] | None = None
 
     def act(self, observation: Observation) -> str:
-        """The next command on this page."""
+        """Returns the next command on this page."""
         command = self._choose(observation)
         self._used_words.update(re.findall(r"(?<=[ \[])[a-z][a-z-]+(?=[] ])", command))
         return command
 
     def is_useless(self, command: str, observation: Observation) -> bool:
-        """A click on what the page does not offer; a search always does something."""
+        """Whether a click is not possible on the page; a search always has an effect."""
         return command.startswith("click[") and command not in observation.admissible
 
     def _choose(self, observation: Observation) -> str:

@@ -1,4 +1,4 @@
-"""Makes WebShop environments and their expert."""
+"""Creates WebShop environments and their expert."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def make(
     human_goals: PathLike | None = None, show_attributes: bool = False,
     search: Callable[[str], Sequence[str]] | None = None, cache_dir: PathLike | None = None,
 ) -> WebshopEnv:  # fmt: skip
-    """A WebShop environment.
+    """Creates a WebShop environment.
 
     `config.data` is a folder of the official files (items_shuffle.json, items_ins_v2.json, items_human_ins.json, or
-    those of the 1,000-product set with `_1000` in their names); None takes the variable WEBSHOP_DATA. products,
-    attributes, human_goals: single files instead; `human_goals` also asks for human goals. Without any of these a
-    catalogue is generated. search: gives asins for a query in place of the search engine. cache_dir: where the product
-    store and the index go (default: paw-fast in the XDG cache folder). Raises `UserError`.
+    those of the 1,000-product set with `_1000` in their names); None: the folder in WEBSHOP_DATA. products,
+    attributes, human_goals: single files instead; `human_goals` also selects human goals. Without any of these a
+    catalogue is generated. search: a function from a query to asins that replaces the search engine. cache_dir: the
+    folder of the product store and the index (default: paw-fast in the XDG cache folder). Raises `UserError`.
     """
     data, num_products = config.data, config.num_products
     goals = "human" if human_goals is not None else config.goals
@@ -90,13 +90,13 @@ def check_installed(config: WebshopConfig) -> None:
 
 
 def generated_folder(num_products: int, seed: int, cache: Path) -> Path:
-    """A folder of generated files, made at the first use; WEBSHOP_DATA can name it too."""
+    """Returns a folder of generated files, created at the first use. WEBSHOP_DATA may be set to it."""
     folder = cache / "webshop" / f"generated-{generate.VERSION}-{seed}-{num_products}"
     return stores.cached(folder, lambda staging: generate.write_catalogue(staging, num_products, seed))
 
 
 def existing(given: PathLike) -> Path:
-    """The path of a file that was named. Raises `UserError` when there is no such file."""
+    """Returns the path of a file. Raises `UserError` if it does not exist."""
     path = Path(given).expanduser()
     if not path.is_file():
         raise UserError(f"no WebShop file at {path}")
@@ -104,10 +104,10 @@ def existing(given: PathLike) -> Path:
 
 
 def find_files(folder: Path, num_products: int | None, human: bool) -> tuple[Path, Path | None, Path | None]:
-    """Products, attributes and human instructions in a folder of official files.
+    """Finds the files of products, attributes and human instructions in a folder of official files.
 
-    The full set where it is there, unless no more than 1,000 products are wanted and the small set is there too.
-    Raises `UserError` naming the file that is missing.
+    Selects the full set if it exists, or the small set if it exists and at most 1,000 products are requested. Raises
+    `UserError` naming the missing file.
     """
     if not folder.is_dir():
         raise UserError(
@@ -129,7 +129,7 @@ def find_files(folder: Path, num_products: int | None, human: bool) -> tuple[Pat
 def open_store(
     products: Path, attributes: Path | None, human: Path | None, num_products: int | None, cache: Path, index: bool
 ) -> ProductStore:
-    """The store of a catalogue's files, built at the first use and after a file has changed."""
+    """Opens the product store of a catalogue's files, which is built at the first use and when a file has changed."""
 
     def build(folder: Path) -> None:
         report = CatalogueReport()
@@ -151,6 +151,6 @@ def open_store(
 
 
 def make_expert(config: WebshopConfig, seed: int = 0, careful: bool = False) -> Shopper:
-    """The expert that is imitated, with the early answers of `config.expert` unless it is `careful`."""
+    """Creates the expert; with early answers as in `config.expert`, unless it is `careful`."""
     expert = ShopperConfig() if careful else config.expert
     return Shopper(expert.early_answer_prob, random.Random(f"paw-fast shopper {seed}"), share=expert.early_answer_share)

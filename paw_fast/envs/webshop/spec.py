@@ -1,4 +1,4 @@
-"""Describes WebShop to the rest of the package."""
+"""Defines the `EnvSpec` of WebShop."""
 
 from __future__ import annotations
 
