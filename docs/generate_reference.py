@@ -9,7 +9,6 @@ dataclasses of `paw_fast.config` and `paw_fast.cli` and from `paw_fast.runs.metr
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -17,12 +16,13 @@ import inspect
 import pkgutil
 import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from paw_fast.config.field_texts import field_texts
 
 DOCS = Path(__file__).resolve().parent
 
@@ -54,25 +54,8 @@ UNITS = {
 # ------------------------------------------------------------------------------------------------ dataclasses
 
 
-def field_texts(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, those of its base classes included."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(tree, ast.ClassDef)
-        for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
-            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-                continue
-            text = following.value if isinstance(following, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                texts[node.target.id] = " ".join(text.value.split())
-    return texts
-
-
 def range_text(mark: Any) -> str:
-    """A range in words; bounds that only keep a number within the machine's are left out.
+    """A range in words; upper bounds that only catch typing mistakes are left out.
 
     >>> range_text(types.SimpleNamespace(low=0, high=1, open_low=True, open_high=False))
     'above 0, at most 1'
@@ -80,8 +63,10 @@ def range_text(mark: Any) -> str:
     'at least 1'
     """
     low, high = getattr(mark, "low", None), getattr(mark, "high", None)
-    parts = [] if low is None else [f"{'above' if getattr(mark, 'open_low', False) else 'at least'} {low}"]
-    if high is not None and high < 2**31:
+    parts = (
+        [] if low is None or low < -1000 else [f"{'above' if getattr(mark, 'open_low', False) else 'at least'} {low}"]
+    )
+    if high is not None and high <= 1000:
         parts.append(f"{'below' if getattr(mark, 'open_high', False) else 'at most'} {high}")
     return ", ".join(parts)
 
@@ -230,6 +215,17 @@ def option_classes() -> dict[str, type]:
     return found
 
 
+def aliases() -> str:
+    """The other names of the options of train."""
+    from paw_fast.cli.aliases import ALIASES
+
+    others: dict[str, list[str]] = {}
+    for name, full in ALIASES.items():
+        others.setdefault(full, []).append(f"`{name}`")
+    lines = ["| option | other names |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| `{full}` | {', '.join(names)} |" for full, names in sorted(others.items()))])
+
+
 def commands() -> str:
     """Every command with its options."""
     from paw_fast.cli.main import COMMANDS
@@ -240,6 +236,7 @@ def commands() -> str:
     for name, cls in sorted(option_classes().items()):
         if name != "train":
             parts += [f"## `paw-fast {name}`", summary(cls), table(cls)]
+    parts += ["## `paw-fast train`: other names of options", aliases()]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paw_fast import registry
 from paw_fast.algorithms import off_policy, world_model
 from paw_fast.algorithms.base import make_algorithm
 from paw_fast.config import TrainConfig, with_chat_date
@@ -71,6 +72,8 @@ def check_parts(config: TrainConfig) -> None:
     """Checks for what a run needs only later, so that it does not fail after minutes. Raises `UserError`."""
     PromptTemplate.load(config.env.template, config.env.name)
     resolve_device(config.model.device)
+    if (check := registry.find("environments", config.env.name).check_installed) is not None:
+        check(config.env)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         from paw_fast.rollout.engines.vllm import INSTALL_HINT
 

@@ -35,7 +35,8 @@ NO_TORCH = {"errors", "types", "registry", "config", "envs"}
 """Folders that load without torch, also through another module of the package."""
 
 NO_TORCH_AT_IMPORT = {
-    "cli.main", "cli.options", "cli.doctor", "cli.play", "cli.report", "cli.retriever", "runs.atomic_files",
+    "cli.main", "cli.options", "cli.settings", "cli.help", "cli.failures",
+    "cli.doctor", "cli.play", "cli.report", "cli.retriever", "runs.atomic_files",
     "runs.console", "runs.episodes_page", "runs.figures", "runs.metrics", "runs.report", "runs.run_dir",
     "runs.stop_signals",
 }  # fmt: skip

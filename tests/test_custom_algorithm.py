@@ -66,8 +66,8 @@ def test_it_is_trained_resumed_and_evaluated_from_its_folder(folder):
 
 
 def test_its_options_are_its_own(folder):
-    text = run(folder, "train", "--algo", NAME, "--help")
-    assert "--algo.gamma FLOAT" in text
+    text = run(folder, "train", "--algo", NAME, "--help", "algo")
+    assert "--algo.gamma X" in text
     assert "--algo.clip-low" in text
     assert "--algo.normalize-std" not in text
     assert "--critic." not in text

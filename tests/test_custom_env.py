@@ -70,7 +70,7 @@ def test_it_is_played_from_its_folder(folder):
 
 def test_its_options_are_its_own(folder):
     text = run(folder, "train", "--env", NAME, "--help")
-    assert "--env.length INT" in text
+    assert "--env.length N" in text
     assert "--env.size" not in text
 
 

@@ -1,13 +1,16 @@
 """Before a run begins: what is refused, what is written down, what stays of a run that could not begin."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
 
 from paw_fast.cli import main
 from paw_fast.config import env_config, load_preset, to_toml, with_full_paths
+from paw_fast.envs.webshop.search import require
 from paw_fast.errors import UserError
 from paw_fast.runs import run_dir as runs
 
@@ -41,13 +44,6 @@ def test_a_run_that_could_not_begin_leaves_a_folder_as_it_was(tmp_path, names):
     assert [path.name for path in folder.iterdir()] == names
 
 
-def test_a_run_that_stopped_later_keeps_what_it_made(tmp_path):
-    run_dir = runs.create_run(dataclasses.replace(load_preset("tiny"), run_dir=tmp_path / "run"))
-    (run_dir / "warm_start").mkdir()
-    runs.discard_unused(run_dir, None)
-    assert (run_dir / "config.toml").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -73,12 +69,24 @@ def test_refused_before_any_work(tmp_path, options, message):
     assert not (tmp_path / "cache").exists()  # no game was generated
 
 
-@pytest.mark.parametrize(("options", "package"), [(["--wandb"], "wandb"), (["--rollout.engine", "vllm"], "vllm")])
+@pytest.mark.parametrize(
+    ("options", "package"),
+    [
+        (["--wandb"], "wandb"),
+        (["--rollout.engine", "vllm"], "vllm"),
+        (["--env", "webshop"], "rapidfuzz"),
+        (["--env", "search"], "Stemmer"),
+        (["--model", "smollm2-135m"], "gguf"),
+    ],
+)
 def test_an_extra_that_is_missing_is_told_before_any_work(tmp_path, monkeypatch, options, package):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    require.cache_clear()
+    monkeypatch.setattr(runs, "create_run", lambda config: pytest.fail("a run folder was made"))
     with pytest.raises(UserError, match=f"{options[0]}.* needs .*pip install"):
-        begin(*options, "--run-dir", tmp_path / "run")
+        main.run(["train", "--preset", "tiny", *options, "--run-dir", str(tmp_path / "run")])
+    require.cache_clear()
     assert not (tmp_path / "run").exists()
 
 
@@ -109,20 +117,18 @@ def test_a_switch_can_be_turned_off_in_every_table(tmp_path):
 def test_a_base_that_is_no_name(tmp_path):
     (tmp_path / "mine.toml").write_text('base = ["tiny"]')
     with pytest.raises(UserError, match="expected a recipe"):
-        begin("--config", tmp_path / "mine.toml")
+        main.run(["train", "--config", str(tmp_path / "mine.toml")])
 
 
 def presets_of(monkeypatch, *options):
-    """The config that a command line would train with, and what was said before."""
-    from paw_fast.runs import console
-
-    said, seen = [], []
-    monkeypatch.setattr(console, "say", said.append)
-    monkeypatch.setattr(runs, "create_run", lambda config: seen.append(config) or (_ for _ in ()).throw(UserError("x")))
-    with pytest.raises(UserError, match=r"^x$"):
-        main.run(["train", *map(str, options)])
+    """The config that a command line would train with, and what is said of its preset."""
+    seen = []
+    monkeypatch.setattr(main, "to_toml", lambda config: seen.append(config) or "")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main.run(["train", *map(str, options), "--print-config"]) == 0
     config = seen[0]
-    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, chat_date="")), said
+    lines = [line.removeprefix("# ") for line in said.getvalue().splitlines()]
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, chat_date="")), lines
 
 
 @pytest.mark.parametrize("env", ["alfworld", "webshop"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from paw_fast import registry
 from paw_fast.algorithms.base import Algorithm, Credit, policy_mask, repeat_over_tokens
 from paw_fast.algorithms.group_relative import GroupRelativeConfig, GroupReturns
 from paw_fast.config import TrainConfig
-from paw_fast.config.ranges import Range
+from paw_fast.config.ranges import COEFFICIENT, Range
 from paw_fast.config.schema import AlgoName
 from paw_fast.errors import UserError
 from paw_fast.types import RolloutBatch, TokenStats
@@ -25,18 +25,21 @@ class GigpoConfig(GroupRelativeConfig):
     normalize_std: bool = True
     """Divide the episode advantage by the group's standard deviation, where --algo.step-normalize-std is on too."""
     gamma: Annotated[float, Range(0, 1)] = 0.95
-    """Discount of the return-to-go, for each step (default from the verl-agent recipe)."""
-    step_weight: Annotated[float, Range(0)] = 1.0
-    """Weight of the step advantage beside the episode's (default from the verl-agent recipe)."""
+    """Discount for each action of the rewards that follow an action (default from the verl-agent recipe)."""
+    step_weight: Annotated[float, COEFFICIENT] = 1.0
+    """Weight of the step advantage, which compares transitions that start from the same state, beside the advantage of
+    the whole episode (default from the verl-agent recipe)."""
     step_normalize_std: bool = True
     """Divide both advantages by their groups' standard deviations, verl-agent's `mean_std_norm` (default from its
     ALFWorld recipe). Off is its `mean_norm`, which divides neither (its WebShop recipe)."""
     similarity: Annotated[float | None, Range(0, 1, open_low=True)] = None
-    """Transitions share a step group when their states' texts are this similar (verl-agent: 0.9 on search); `None`:
-    when the texts are equal."""
+    """Transitions count as starting from the same state (they form a step group, in the paper an anchor group) if the
+    texts of their states are at least this similar (verl-agent: 0.9 on search); `None` requires equal texts."""
     anchor: Literal["state", "observation"] = "state"
     """The text of a state: the environment's whole state (ALFWorld: the observation and the admissible commands), or
     the observation alone (verl-agent)."""
+
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("gamma", "step_weight", "step_normalize_std", "similarity")
 
     def check(self, config: TrainConfig) -> None:
         super().check(config)

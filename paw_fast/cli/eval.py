@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,14 +78,7 @@ def run_eval(options) -> int:
     config = with_chat_date(with_consent(config, options))
     if options.env not in (None, config.env.name):
         raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
-    for name in ("tasks", "transitions"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}, expected 1 or more")
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed is {options.seed}, expected 0 to {2**63 - 1}")
     temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
-    if not 0 < temperature < math.inf:
-        raise UserError(f"--temperature is {temperature}, expected more than 0 (0.01 takes the likeliest token)")
     env = make_env(config.env)
     env.while_waiting(stop_signals.check)
     try:

@@ -10,29 +10,30 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from paw_fast import __version__, envs
-from paw_fast.cli.options import PROGRAM, parse, take
+from paw_fast.cli import help
+from paw_fast.cli.failures import clean_up, memory_errors
+from paw_fast.cli.option_table import HELP, PROGRAM
+from paw_fast.cli.options import parse, take, take_switch, unused_tables
+from paw_fast.cli.settings import base_config
 from paw_fast.config import (
     EnvConfig,
     TrainConfig,
     changes_on_resume,
-    env_config,
-    load_preset,
-    load_toml,
-    read_toml,
     recipes,
+    to_toml,
     validate,
-    with_algo,
     with_chat_date,
     with_full_paths,
 )
+from paw_fast.config.ranges import SEED, TEMPERATURE, Range
 from paw_fast.config.renames import option
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
@@ -45,21 +46,21 @@ class EvalOptions:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A run directory (its newest checkpoint), a checkpoint, or a Hugging Face model folder."""
     env: Annotated[str | None, tyro.conf.arg(name="env")] = None
-    """Which environment; by default that of the run, or ALFWorld."""
+    """The environment; by default that of the run, or ALFWorld for a model of no run."""
     split: str = "unseen"
     """`train`, `unseen`, or another split of the environment (ALFWorld: `valid_seen`, `valid_unseen`)."""
-    tasks: int = 100
-    """How many tasks, drawn from the split once and for all."""
-    seed: int = 0
-    """Of the sampling; the same seed and checkpoint give the same result."""
-    temperature: float | None = None
-    """By default the run's evaluation temperature."""
+    tasks: Annotated[int, Range(1, 1 << 24)] = 100
+    """Number of tasks, always the same ones of the split."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the sampling; the same seed and checkpoint give the same result."""
+    temperature: Annotated[float | None, TEMPERATURE] = None
+    """Sampling temperature; by default the evaluation temperature of the run."""
     preset: str | None = None
-    """Settings for a model folder that belongs to no run."""
+    """Recipe or TOML file with the settings for a model folder that belongs to no run."""
     world_model: bool = False
     """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
-    transitions: int = 256
-    """Transitions of those episodes that --world-model draws."""
+    transitions: Annotated[int, Range(1, 1 << 24)] = 256
+    """Number of transitions of those episodes that --world-model measures."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     trust_env_code: bool = False
@@ -75,8 +76,8 @@ class PlayOptions:
 
     env: EnvConfig
     split: str = "unseen"
-    """Which tasks."""
-    task: int = 0
+    """The set of tasks: `train`, `unseen`, or another split of the environment."""
+    task: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of the task in the split."""
     game: Path | None = None
     """A file that holds one task, instead of a number (ALFWorld: game.tw-pddl)."""
@@ -90,96 +91,79 @@ class DoctorOptions:
     """Print one JSON object."""
 
 
-def _default_preset(args: Sequence[str], over: Mapping[str, Any]) -> tuple[str, str]:
-    """The preset where none is named, and why. `over` is what a file lays over it."""
-    import torch
-
-    from paw_fast.models.smollm2 import SMOLLM2
-
-    joined = " ".join(args)
-    model = over.get("model")
-    of_file = isinstance(model, dict) and model.get("path") == SMOLLM2
-    if of_file or f"--model {SMOLLM2}" in joined or f"--model={SMOLLM2}" in joined:
-        return "smollm2", "it suits that model"
-    if torch.cuda.is_available():
-        return "qwen2.5-1.5b", f"{torch.cuda.get_device_name()} was found"
-    return "tiny", "no CUDA device was found"
-
-
-def _base_config(
-    args: Sequence[str], preset: str | None, file: Path | None, wants_help: bool
-) -> tuple[TrainConfig, str]:
-    """The settings below the options, and what is to be said of the preset that was chosen for the user."""
-    env, algo = take(list(args), "env"), take(list(args), "algo")
-    over = read_toml(file) if file else {}
-    of_file = over.get("env", {}).get("name") if isinstance(over.get("env"), dict) else None
-    if env and of_file not in (None, env):
-        raise UserError(f"--env {env}: {file} is for the environment {of_file}")
-    name = env or (of_file if isinstance(of_file, str) else None)
-    why = ""
-    if preset is None and "base" not in over:
-        preset, reason = ("tiny", "") if wants_help else _default_preset(args, over)
-        why = f"preset {preset}: {reason} (--preset takes another; see `paw-fast recipes`)" if reason else ""
-    plain = TrainConfig(env=env_config(name or "alfworld"))
-    config = load_preset(preset, name) if preset else plain
-    if file is not None:
-        config = load_toml(file, config)
-        if config == load_toml(file, plain):  # a run's config.toml leaves nothing to the preset
-            why = ""
-    return with_algo(config, algo) if algo else config, why
+RUN_OPTIONS = ("--preset", "--config", "--resume", "--print-config")
+"""Options of train that are no settings."""
 
 
 def _train(args: list[str]) -> int:
-    if "-h" in args or "--help" in args:
-        return _train_command(args)
+    if not set(HELP).isdisjoint(args):
+        return _train_help(args)
     from paw_fast.runs import console
 
     with stop_signals.handled(console.say):  # before anything is built
         return _train_command(args)
 
 
+def _train_help(args: list[str]) -> int:
+    """Prints the help with the defaults of the run that the other options would start."""
+    at = next(i for i, arg in enumerate(args) if arg in HELP)
+    topic = args[at + 1] if at + 1 < len(args) and not args[at + 1].startswith("-") else None
+    args = [arg for i, arg in enumerate(args) if arg not in HELP and (topic is None or i != at + 1)]
+    take_switch(args, "print-config")
+    if (run := take(args, "resume")) is not None:
+        from paw_fast.runs import run_dir as runs
+
+        config, preset = runs.load_config(runs.find_run_dir(Path(run))), f"run {run}"
+    else:
+        named, file = take(args, "preset"), take(args, "config")
+        config, why = base_config(args, named, Path(file) if file else None)
+        chosen = why.partition(" (--preset")[0].replace(": ", " (") + ")" if why else f"preset {named}" if named else ""
+        preset = " and ".join(one for one in (chosen, f"file {file}" if file else "") if one)
+    config = parse(TrainConfig, args, "train", config, RUN_OPTIONS)
+    print(help.train_help(config, preset, topic, unused_tables(config)), end="")
+    return 0
+
+
+def _resolve(args: list[str]) -> tuple[TrainConfig, str]:
+    """The settings of the run that the options describe, and what is to be said of its preset."""
+    preset, file = take(args, "preset"), take(args, "config")
+    base, why = base_config(args, preset, Path(file) if file else None)
+    config = parse(TrainConfig, args, "train", base, RUN_OPTIONS)
+    validate(config)
+    return with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env))), why
+
+
 def _train_command(args: list[str]) -> int:
+    only_print = take_switch(args, "print-config")
     resume = take(args, "resume")
     if resume is not None:
-        return _resume(Path(resume), args)
-    wants_help = "-h" in args or "--help" in args
-    preset, file = take(args, "preset"), take(args, "config")
-    base, why = _base_config(args, preset, Path(file) if file else None, wants_help)
-    if wants_help:
-        print(
-            f"usage: {PROGRAM} train [--preset NAME|FILE] [--config FILE] [--resume RUN] [OPTIONS]\n\n"
-            "  --preset   a recipe by name (see `paw-fast recipes`) or a TOML file; else chosen by the hardware\n"
-            "  --config   a TOML file laid over the preset (a run's config.toml repeats the run)\n"
-            "  --resume   go on with a run directory from its newest checkpoint\n\n"
-            "exit status: 0 done, 2 a mistake or a failure (one line says which), 130 stopped by Ctrl-C, 75 stopped\n"
-            "by SIGTERM, SIGHUP or SIGUSR1. After 130 and 75 the run is saved: go on with --resume RUN.\n"
-        )
-    config = parse(TrainConfig, args, "train", base, ("--preset", "--config", "--resume"))
-    validate(config)
-    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
-    from paw_fast.runs import console
-
-    if why:
-        console.say(why)
+        return _resume(Path(resume), args, only_print)
+    config, why = _resolve(args)
+    if only_print:
+        print(f"# {why}\n{to_toml(config)}" if why else to_toml(config), end="")
+        return 0
+    from paw_fast.runs import console, rollback
     from paw_fast.runs import run_dir as runs
 
     _quiet_libraries()
-    from paw_fast.train import train
+    from paw_fast.models.hub import check_model
+    from paw_fast.train import check_parts, train
 
-    folder = config.run_dir
-    before = list(folder.iterdir()) if folder is not None and folder.is_dir() else None
+    check_parts(config)
+    check_model(config.model.path)
+    if why:
+        console.say(why)
+    before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
     try:
-        return train(config, run_dir)
-    except UserError:
-        runs.discard_unused(run_dir, before)
-        raise
+        with clean_up(run_dir, before), memory_errors(config):
+            return train(config, run_dir)
     finally:
         runs.unlock(run_dir)
 
 
-def _resume(path: Path, args: list[str]) -> int:
+def _resume(path: Path, args: list[str], only_print: bool) -> int:
     from paw_fast.runs import console
     from paw_fast.runs import run_dir as runs
 
@@ -194,6 +178,9 @@ def _resume(path: Path, args: list[str]) -> int:
     given = any(arg.replace("_", "-").startswith(consent) for arg in args)
     first = begun.env.CONSENT_FIELDS[:1]
     runs.check_consent(begun.env, given, " ".join(f"{option(f'env.{one}')} {getattr(begun.env, one)}" for one in first))
+    for name in ("preset", "config"):
+        if take(args, name) is not None:
+            raise UserError(f"--{name} and --resume: a run is resumed with its own settings; leave --{name} out")
     if (algo := take(list(args), "algo")) not in (None, begun.algo.name):
         raise UserError(f"--algo {algo}: {run_dir} was begun with {begun.algo.name}; begin a new run without --resume")
     config = parse(TrainConfig, args, "train --resume RUN", begun)
@@ -202,6 +189,9 @@ def _resume(path: Path, args: list[str]) -> int:
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
+    if only_print:
+        print(to_toml(config), end="")
+        return 0
     runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)
@@ -211,7 +201,8 @@ def _resume(path: Path, args: list[str]) -> int:
                 return 0
             raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
         console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
-        return train(config, run_dir, resume=True)
+        with memory_errors(config):
+            return train(config, run_dir, resume=True)
     finally:
         runs.unlock(run_dir)
 
@@ -320,11 +311,13 @@ def _usage() -> str:
 
 def _quiet_libraries() -> None:
     """Progress bars and advice of the libraries below would break into our own."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    verbosity = os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
+    if verbosity == "error":  # also where transformers was imported before
+        logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 

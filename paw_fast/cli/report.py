@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from paw_fast.cli.options import PROGRAM, parse
+from paw_fast.cli.options import parse
 from paw_fast.config import TrainConfig, with_chat_date
+from paw_fast.config.ranges import Range
 from paw_fast.errors import UserError
 from paw_fast.runs import console, stop_signals
 
@@ -32,10 +33,10 @@ class ReportOptions:
     out: Path | None = None
     """The report to write; by default report.html in the run or, for several runs, in the folder that contains the
     first."""
-    episodes: int = 0
+    episodes: Annotated[int, Range(0, 1 << 16)] = 0
     """Number of episodes to play for the episodes page, with the newest checkpoint on evaluation tasks. 0 writes no
     page."""
-    episodes_per_task: int = 2
+    episodes_per_task: Annotated[int, Range(1, 1 << 16)] = 2
     """How many of these episodes are played of each task; they form the groups."""
     trust_remote_code: bool = False
     """For --episodes: run Python code that comes with the model."""
@@ -47,12 +48,6 @@ class ReportOptions:
 def report(args: list[str], prepare: Callable[[], None] = lambda: None) -> int:
     """Runs the command; returns the exit status. `prepare` is called before heavy packages are used."""
     options: ReportOptions = parse(ReportOptions, args, "report")
-    if not options.runs:
-        raise UserError(f"name one or more run directories: {PROGRAM} report RUN...")
-    if options.episodes < 0:
-        raise UserError(f"--episodes is {options.episodes}, expected 0 or more")
-    if options.episodes_per_task < 1:
-        raise UserError(f"--episodes-per-task is {options.episodes_per_task}, expected 1 or more")
     from paw_fast.runs.report import write_report
 
     if options.episodes:

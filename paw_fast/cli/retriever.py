@@ -6,8 +6,9 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from paw_fast.config.ranges import Range
 from paw_fast.envs.search_qa.retrieval import build_bm25, index_of, open_index
 from paw_fast.envs.search_qa.retrieval.records import MAX_TOPK
 from paw_fast.envs.search_qa.retrieval.store import read_meta
@@ -24,13 +25,14 @@ class IndexOptions:
     out: Path | None = None
     """Folder of the index; by default one in the cache, where --env.corpus FILE finds it."""
     kind: Literal["bm25", "dense"] = "bm25"
-    """Words (BM25), or vectors of an encoder (needs the `search-dense` extra and --out)."""
+    """`bm25` finds passages by their words, `dense` by vectors of an encoder (needs --out and the extra
+    `search-dense`)."""
     encoder: str | None = None
-    """dense: a Hugging Face encoder by folder or hub name, say intfloat/e5-base-v2."""
+    """With --kind dense: the encoder, a Hugging Face model folder or hub name such as intfloat/e5-base-v2."""
     query_prefix: str = "query: "
-    """dense: what the encoder wants before a query."""
+    """With --kind dense: text that is put before a query, as the encoder was trained."""
     passage_prefix: str = "passage: "
-    """dense: what it wants before a passage."""
+    """With --kind dense: text that is put before a passage."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class ServeOptions:
     """A corpus file (indexed at its first use) or the folder of an index."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines ask too. There is no password."""
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
     """Port; 0 takes a free one."""
-    topk: int = 3
-    """Passages for a request that does not say how many."""
+    topk: Annotated[int, Range(1, MAX_TOPK)] = 3
+    """Number of passages for a request that does not say how many."""
 
 
 OPTIONS: dict[str, type] = {"index": IndexOptions, "serve": ServeOptions}
@@ -84,8 +86,6 @@ def _index(options: IndexOptions) -> int:
 def _serve(options: ServeOptions) -> int:
     from paw_fast.envs.search_qa.retrieval.server import open_socket, serve
 
-    if not 1 <= options.topk <= MAX_TOPK:
-        raise UserError(f"--topk is {options.topk}, expected 1 to {MAX_TOPK}")
     retriever = open_index(index_of(options.corpus))
     with open_socket(options.host, options.port) as listener:
         host, port = listener.getsockname()[:2]

@@ -1,7 +1,15 @@
 """The settings of a run: `schema` defines them, `validation` checks them, `toml` reads and writes them, `choice` finds
 the classes of environments and algorithms."""
 
-from paw_fast.config.choice import algo_config, data_variable, env_config, with_algo, with_env, with_full_paths
+from paw_fast.config.choice import (
+    algo_config,
+    data_variable,
+    env_config,
+    with_algo,
+    with_chat_date,
+    with_env,
+    with_full_paths,
+)
 from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.schema import (
     AlgoConfig,
@@ -14,7 +22,6 @@ from paw_fast.config.schema import (
     RolloutConfig,
     TrainConfig,
     WarmStartConfig,
-    with_chat_date,
 )
 from paw_fast.config.toml import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
 from paw_fast.config.validation import validate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,17 @@ def with_full_paths(env: EnvConfig) -> EnvConfig:
         changes: dict[str, Any] = {"data": Path(os.environ[variable])}
         env = dataclasses.replace(env, **changes)
     return env.with_full_paths()
+
+
+def with_chat_date(config: TrainConfig) -> TrainConfig:
+    """Returns the config with the current date for chat templates, if it does not give a date."""
+    date = config.rollout.chat_date or datetime.date.today().isoformat()
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, chat_date=date))
+
+
+def without_consent(config: TrainConfig) -> TrainConfig:
+    """Returns the config without permissions to run code of models and games: only the command line may give these,
+    not a file, which may come from somebody else."""
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, trust_remote_code=False), env=config.env.with_consent(False)
+    )

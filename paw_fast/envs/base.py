@@ -279,6 +279,8 @@ class EnvSpec:
     data_variable   environment variable with the data folder, used if `--env.data` is not set; "" for none
     templates       folder of its own prompt templates, searched before `rollout/templates`
     extras          optional dependencies
+    check_installed check_installed(config) raises `UserError` if packages or data that the settings need are missing;
+                    called before a run begins, so it must be quick
     doctor          checks its data for `paw-fast doctor`; never raises
     play            settings for `paw-fast play` that differ from the defaults
     read_task       reads the task in a file, for `paw-fast play --game FILE`; None if tasks have no files
@@ -293,6 +295,7 @@ class EnvSpec:
     data_variable: str = ""
     templates: Path | None = None
     extras: tuple[Extra, ...] = ()
+    check_installed: Callable[[Any], None] | None = None
     doctor: Callable[[], Finding] | None = None
     play: Mapping[str, Any] = field(default_factory=dict)
     read_task: Callable[[Path], Task] | None = None

@@ -21,9 +21,9 @@ def as_spec(found: Any, name: str) -> EnvSpec:
     """Returns `found` if it is an `EnvSpec`, else the spec of a class with `tasks`, `reset` and `step`.
 
     Optional attributes of the class: `Config` (a subclass of `EnvConfig`, passed to the class), `Expert` (a class with
-    `reset` and `act`), `templates` (a folder), and `data_variable`, `play` and `has_state_text` as in `EnvSpec`.
-    Members of `Env` and `Expert` that the class does not have are taken from `BaseEnv` and `BaseExpert`. Raises
-    `UserError`, saying what is missing, if `found` is not an environment.
+    `reset` and `act`), `templates` (a folder), and `data_variable`, `play`, `has_state_text` and `check_installed` as
+    in `EnvSpec`. Members of `Env` and `Expert` that the class does not have are taken from `BaseEnv` and `BaseExpert`.
+    Raises `UserError`, saying what is missing, if `found` is not an environment.
     """
     if isinstance(found, EnvSpec):
         return found
@@ -56,6 +56,7 @@ def as_spec(found: Any, name: str) -> EnvSpec:
         data_variable=getattr(found, "data_variable", ""),
         templates=None if templates is None else Path(templates),
         play=getattr(found, "play", {}),
+        check_installed=getattr(found, "check_installed", None),
         has_state_text=getattr(found, "has_state_text", True),
     )
 

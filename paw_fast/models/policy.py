@@ -5,7 +5,6 @@ Shapes: T packed tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from paw_fast.config import ModelConfig
 from paw_fast.errors import UserError
 from paw_fast.models import packed_attention
 from paw_fast.models.forward_check import check_forward, reject_stateful
+from paw_fast.models.hub import check_model, use_cache_only
 from paw_fast.runs import console
+from paw_fast.runs.memory_errors import describe_out_of_memory
 
 
 def resolve_device(name: str) -> torch.device:
@@ -157,15 +158,17 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     name = str(path)
-    looks_local = (os.sep in name.rstrip(os.sep) and name.count("/") != 1) or name.startswith((".", "~", "/"))
-    if looks_local and not Path(name).expanduser().is_dir():
-        raise UserError(f"--model {name}: no such folder; give a Hugging Face model folder or a hub name")
-    name = str(Path(name).expanduser()) if looks_local else name
+    check_model(name)
+    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        trust = config.trust_remote_code
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        trust, offline = config.trust_remote_code, use_cache_only(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust, local_files_only=offline)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation=packed_attention.ATTENTION_NAME, trust_remote_code=trust
+            name,
+            dtype=dtype,
+            attn_implementation=packed_attention.ATTENTION_NAME,
+            trust_remote_code=trust,
+            local_files_only=offline,
         )
     except KeyError as e:
         if e.args != (packed_attention.ATTENTION_NAME,):
@@ -175,6 +178,8 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
             "run packed sequences: not supported; use another model"
         ) from e
     except Exception as e:
+        if describe_out_of_memory(e) is not None:
+            raise
         if not config.trust_remote_code and "trust_remote_code" in str(e):
             raise UserError(
                 f"--model {name} requires its own Python code, which is not run by default: if you trust it, add "

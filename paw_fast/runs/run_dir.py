@@ -22,7 +22,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def create_run(config: TrainConfig) -> Path:
         run_dir = _new_folder(Path("runs") / run_name(config, time.localtime()))
     with user_errors("create the run directory", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    lock(run_dir)
+        is_new = (run_dir / LOCK).exists() or not (run_dir / "config.toml").exists()
+    if is_new:
+        lock(run_dir)
     if (run_dir / "config.toml").exists():
         unlock(run_dir)
         raise UserError(f"{run_dir} already contains a run: resume it with --resume or choose another --run-dir")
@@ -140,20 +142,6 @@ def write_config(run_dir: Path, config: TrainConfig) -> None:
     write_text(run_dir / "config.toml", mask_credentials(to_toml(config)))
 
 
-def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
-    """Removes the files written by `create_run` if the run stopped before it wrote anything else.
-
-    The corrected command can then be run again with the same folder. `before` lists the contents of the folder before
-    `create_run`, or is None if the folder did not exist. This process must hold the lock.
-    """
-    made = {run_dir / name for name in ("config.toml", BEGUN, VERSIONS, LOCK)}
-    if run_dir.is_dir() and set(run_dir.iterdir()) <= made | set(before or ()):
-        for path in made:
-            path.unlink(missing_ok=True)
-        if before is None:
-            run_dir.rmdir()
-
-
 def record_start(run_dir: Path) -> None:
     """Adds this start of a resumed run to versions.json."""
     write_json(run_dir / VERSIONS, with_start(read_json(run_dir / VERSIONS)))
@@ -174,7 +162,7 @@ def load_config(run_dir: Path) -> TrainConfig:
     run by other data.
     """
     path = run_dir / "config.toml"
-    values, config = read_toml(path), load_toml(path)
+    values, config = read_toml(path), load_toml(path, of_run=True)
     for key in NEEDED_KEYS:
         table, _, name = key.rpartition(".")
         inner = values.get(table, {}) if table else values

@@ -61,7 +61,7 @@ def test_without_episodes_there_is_a_report_alone(run, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["report"], "name one or more run directories"),
+        (["report"], "paw-fast report needs one or more RUNS"),
         (["report", "RUN", "--episodes", "-1"], "--episodes is -1, expected 0 or more"),
         (["report", "RUN", "--episodes", "2", "--episodes-per-task", "0"], "expected 1 or more"),
         (["report", "RUN", "RUN", "--episodes", "2"], "--episodes shows one run, got 2"),

@@ -97,3 +97,20 @@ def test_a_closed_stdout_gives_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_permission_to_write_is_named_for_writing_alone(tmp_path, monkeypatch, capsys):
+    """The permissions themselves cannot be tested: root has them all."""
+    path = tmp_path / "mine.txt"
+    path.write_text("mine")
+
+    def denied():
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for action, words in (("read the corpus", "no permission to read it"), ("save it", "no permission to write there")):
+        with pytest.raises(UserError, match=f"cannot {action} at .*: {words}"), user_errors(action, path):
+            denied()
+    for readable, words in ((False, "no permission to read it"), (True, "no permission to write there")):
+        monkeypatch.setattr("os.access", lambda path, mode, readable=readable: readable)
+        assert exit_code_of(denied) == 2
+        assert f"{path}: {words}" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import pytest
 import torch
 from small_runs import SETTINGS, make_model, resume, train
 
-from paw_fast.cli import main
+from paw_fast.cli import main, settings
 from paw_fast.config import algo_config, load_preset
 from paw_fast.config.resume import MAY_CHANGE, may_change
 from paw_fast.errors import UserError
@@ -139,8 +139,8 @@ def test_a_stop_while_the_world_model_is_measured(whole, model, tmp_path, monkey
 
 def test_a_stop_during_set_up_prints_the_resume_command(model, tmp_path, monkeypatch, capfd):
     run = tmp_path / "run"
-    make = main.load_preset  # anything before the set-up
-    monkeypatch.setattr(main, "load_preset", lambda *args: (signal.raise_signal(signal.SIGTERM), make(*args))[1])
+    make = settings.load_preset  # anything before the set-up
+    monkeypatch.setattr(settings, "load_preset", lambda *args: (signal.raise_signal(signal.SIGTERM), make(*args))[1])
     assert train(model, run, "--steps", 1) == 75
     assert f"start again with: paw-fast train --resume {run}" in " ".join(capfd.readouterr().err.split())
     monkeypatch.undo()

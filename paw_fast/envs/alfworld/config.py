@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from paw_fast.config.ranges import LARGEST_SEED, Range
+from paw_fast.config.ranges import SEED, Range
 from paw_fast.config.schema import EnvConfig, EnvName
 
 
@@ -20,7 +20,7 @@ class AlfworldConfig(EnvConfig):
     Python file in the current folder."""
     data: Path | None = None
     """Folder of the official games; without it the variable ALFWORLD_DATA, else games are generated."""
-    game_seed: Annotated[int, Range(0, LARGEST_SEED)] = 0
+    game_seed: Annotated[int, SEED] = 0
     """Seed of the generated games."""
     engine: Literal["native", "textworld"] = "native"
     """The game engine: this package's, or the reference (needs the `alfworld` extra)."""
@@ -29,11 +29,12 @@ class AlfworldConfig(EnvConfig):
     in the game file. Counts on the command line only, never from a run's config."""
     size: Literal["small", "medium", "full"] = "small"
     """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
-    num_train: Annotated[int, Range(1)] = 3600
+    num_train: Annotated[int, Range(1, 1 << 20)] = 3600
     """Generated training games."""
-    num_unseen: Annotated[int, Range(1)] = 200
+    num_unseen: Annotated[int, Range(1, 1 << 20)] = 200
     """Generated games in rooms that training never sees."""
 
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("data", "size", "num_train")
     CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ("engine", "allow_reference_engine")
 
     def code_in_data(self) -> str:

@@ -7,6 +7,7 @@ import os
 from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.env import AlfworldEnv, GameSet
 from paw_fast.envs.alfworld.expert import SearcherExpert
+from paw_fast.envs.alfworld.games import dataset_root, reference_texts
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 
@@ -35,6 +36,16 @@ def make(config: AlfworldConfig, cache_dir: str | os.PathLike[str] | None = None
         return shared[0]
 
     return AlfworldEnv(games, config.max_steps, reference=reference if config.allow_reference_engine else None)
+
+
+def check_installed(config: AlfworldConfig) -> None:
+    """Raises `UserError` if the reference engine is wanted and not installed, or the official games are not there."""
+    if config.engine == "textworld" and reference_texts() is None:
+        raise UserError(
+            "--env.engine textworld: the reference engine is not installed: pip install 'paw-fast[alfworld]'"
+        )
+    if data := config.data or os.environ.get("ALFWORLD_DATA"):
+        dataset_root(data)
 
 
 def make_expert(config: AlfworldConfig, seed: int = 0, careful: bool = False) -> SearcherExpert:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.doctor import check_data
-from paw_fast.envs.alfworld.factory import make, make_expert
+from paw_fast.envs.alfworld.factory import check_installed, make, make_expert
 from paw_fast.envs.alfworld.games import read_task
 from paw_fast.envs.base import EnvSpec, Extra
 
@@ -15,6 +15,7 @@ SPEC = EnvSpec(
     config=AlfworldConfig,
     make=make,
     make_expert=make_expert,
+    check_installed=check_installed,
     data_variable="ALFWORLD_DATA",
     templates=Path(__file__).parent / "templates",
     extras=(Extra("alfworld", "the reference engine of ALFWorld (--env.engine textworld)", ("alfworld", "textworld")),),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from paw_fast.config.ranges import LARGEST_SEED, LONGEST_WAIT_S, Range
+from paw_fast.config.ranges import SECONDS, SEED, Range
 from paw_fast.config.schema import EnvConfig, EnvName
 from paw_fast.envs.search_qa.retrieval.records import MAX_TOPK
 from paw_fast.errors import UserError
@@ -31,18 +31,18 @@ class SearchConfig(EnvConfig):
     name: EnvName = "search"
     """The environment: `alfworld`, `webshop`, `search`, one of another installed package, or `module:Class` from a
     Python file in the current folder."""
-    max_steps: Annotated[int, Range(1)] = 5
+    max_steps: Annotated[int, Range(1, 1 << 16)] = 5
     """An episode ends after this many actions, of which the last can only be an answer."""
-    history: Annotated[int, Range(0)] = 4
+    history: Annotated[int, Range(0, 1 << 16)] = 4
     """Earlier turns shown in the prompt, in the `window` layout (default from the verl-agent recipe)."""
-    max_observation_tokens: Annotated[int, Range(0)] = 500
+    max_observation_tokens: Annotated[int, Range(0, 1 << 24)] = 500
     """Longer observations are cut to this many tokens of the policy's tokenizer in the prompt; a closing tag at the
     end is kept; 0 cuts none."""
-    game_seed: Annotated[int, Range(0, LARGEST_SEED)] = 0
+    game_seed: Annotated[int, SEED] = 0
     """Seed of the generated facts and questions."""
-    num_train: Annotated[int, Range(1)] = 3600
+    num_train: Annotated[int, Range(1, 1 << 20)] = 3600
     """Generated training questions."""
-    num_unseen: Annotated[int, Range(1)] = 200
+    num_unseen: Annotated[int, Range(1, 1 << 20)] = 200
     """Generated questions on facts that training never asks for."""
     train: tuple[str, ...] = ()
     """Question files to train on, each as FILE or FILE:WEIGHT; without files and passages, facts are generated."""
@@ -54,9 +54,9 @@ class SearchConfig(EnvConfig):
     """Address of a server that speaks /retrieve, instead of a corpus."""
     dialect: Literal["auto", "queries", "query"] = "auto"
     """How that server is asked: many queries a request, one, or whichever it understands."""
-    retriever_timeout_s: Annotated[float, Range(0, LONGEST_WAIT_S, open_low=True)] = 30.0
+    retriever_timeout_s: Annotated[float, SECONDS] = 30.0
     """Seconds a request may take."""
-    retriever_retries: Annotated[int, Range(0)] = 3
+    retriever_retries: Annotated[int, Range(0, 1 << 16)] = 3
     """Further tries of a request before the run waits for the server."""
     topk: Annotated[int, Range(1, MAX_TOPK)] = 3
     """Passages that a search shows (default from the verl-agent recipe)."""
@@ -64,6 +64,7 @@ class SearchConfig(EnvConfig):
     """Reward of a wrong answer in the right form, as a share of the reward of a right one."""
     expert: SearchExpertConfig = field(default_factory=SearchExpertConfig)
 
+    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("train", "eval", "corpus", "retriever", "topk")
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
         "retriever", "dialect", "retriever_timeout_s", "retriever_retries",
     )  # fmt: skip

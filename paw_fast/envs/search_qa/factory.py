@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -51,6 +52,16 @@ def make(config: SearchConfig, cache_dir: str | os.PathLike[str] | None = None) 
         for line in index_issues(found):
             warn_once(f"{corpus}: {line}")
     return SearchEnv(splits, QueryBatcher(found, config.topk), config.max_steps, config.format_reward, notes=True)
+
+
+def check_installed(config: SearchConfig) -> None:
+    """Raises `UserError` if a package or a file that the settings need is missing."""
+    needed = ("bm25s", "Stemmer") if config.retriever is None else ("httpx",)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--env search needs {', '.join(missing)}: pip install 'paw-fast[search]'")
+    if config.corpus is not None and not config.corpus.expanduser().exists():
+        raise UserError(f"no corpus at {config.corpus}: give a .jsonl or .json file, or the folder of an index")
 
 
 def _load(option: str, files: Sequence[str]) -> list[Question]:

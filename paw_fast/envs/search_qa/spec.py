@@ -7,13 +7,14 @@ from pathlib import Path
 from paw_fast.envs.base import EnvSpec, Extra
 from paw_fast.envs.search_qa.config import SearchConfig
 from paw_fast.envs.search_qa.doctor import check_data
-from paw_fast.envs.search_qa.factory import make, make_expert
+from paw_fast.envs.search_qa.factory import check_installed, make, make_expert
 
 SPEC = EnvSpec(
     name="search",
     config=SearchConfig,
     make=make,
     make_expert=make_expert,
+    check_installed=check_installed,
     templates=Path(__file__).parent / "templates",
     extras=(
         Extra(

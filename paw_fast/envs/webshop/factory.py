@@ -81,6 +81,14 @@ def make(
     return WebshopEnv(catalogue, config.mode, config.max_steps, config.brief_results)
 
 
+def check_installed(config: WebshopConfig) -> None:
+    """Raises `UserError` if a package or a data file that the settings need is missing."""
+    folder = config.data or os.environ.get("WEBSHOP_DATA") or None
+    require("rapidfuzz", "bm25s", "Stemmer", *(() if folder is None else ("spacy", SPACY_MODEL)))
+    if folder is not None:
+        find_files(Path(folder).expanduser(), config.num_products, config.goals == "human")
+
+
 def generated_folder(num_products: int, seed: int, cache: Path) -> Path:
     """Returns a folder of generated files, created at the first use. WEBSHOP_DATA may be set to it."""
     folder = cache / "webshop" / f"generated-{generate.VERSION}-{seed}-{num_products}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from paw_fast.envs.base import EnvSpec, Extra
 from paw_fast.envs.webshop.config import WebshopConfig
 from paw_fast.envs.webshop.doctor import check_data
-from paw_fast.envs.webshop.factory import make, make_expert
+from paw_fast.envs.webshop.factory import check_installed, make, make_expert
 
 SPEC = EnvSpec(
     name="webshop",
     config=WebshopConfig,
     make=make,
     make_expert=make_expert,
+    check_installed=check_installed,
     data_variable="WEBSHOP_DATA",
     templates=Path(__file__).parent / "templates",
     extras=(
