@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from paw_fast import registry
-from paw_fast.config.ranges import Range
+from paw_fast.config.ranges import LARGEST_SEED, Range
 
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
 
@@ -322,6 +322,10 @@ class WarmStartConfig:
     """Number of tokens per optimizer step."""
     observation_weight: float = 1.0
     """Weight of the language-modeling loss on observation tokens, relative to action tokens."""
+    seed: Annotated[int, Range(0, LARGEST_SEED)] = 0
+    """Seed of the warm start. The run's seed does not change it, so that runs that differ in --seed share one."""
+    cache: bool = True
+    """Take the warm start from the cache where another run built the same, and keep it there."""
 
 
 @dataclass(frozen=True)
