@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,17 @@ def digest(path: Path) -> str:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """The files below a folder, by their paths relative to it; without the manifest of the folder itself."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name != MANIFEST and path.is_file():
-            yield name
+    """The files below a folder, by their paths relative to it; without its manifest, hidden files and folders (locks,
+    what is being made), and folders that have a manifest of their own."""
+    for path, folders, names in os.walk(folder):
+        inside = Path(path).relative_to(folder)
+        if MANIFEST in names and inside != Path():
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and (inside / name).as_posix() != MANIFEST:
+                yield (inside / name).as_posix()
 
 
 def seal(folder: Path, *, sync: bool = True, **more: Any) -> None:

@@ -47,3 +47,12 @@ def test_each_change_is_found(folder, damage, message):
 def test_sizes_alone_are_quicker_and_miss_changed_bytes(folder):
     (folder / "a.bin").write_bytes(b"abd")
     assert faults(folder, contents=False) == []
+
+
+def test_locks_and_folders_with_their_own_manifest_are_not_part_of_it(folder):
+    (folder / ".lock").write_text("")
+    (folder / "own").mkdir()
+    (folder / "own" / "x").write_text("x")
+    assert faults(folder) == ["own/x was added"]
+    seal(folder / "own")
+    assert faults(folder) == []

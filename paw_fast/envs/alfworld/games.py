@@ -23,10 +23,9 @@ from paw_fast.envs.alfworld.text import WHEEL, Rules, is_plain, read_rules
 from paw_fast.envs.alfworld.world import World
 from paw_fast.envs.json_files import may_contain_surrogates, replace_surrogates_in, warn_once
 from paw_fast.errors import UserError
-from paw_fast.runs import console, stop_signals
-from paw_fast.runs.atomic_files import build_folder, cache_folder
-from paw_fast.runs.cache_lock import cache_lock
-from paw_fast.runs.manifest import faults, seal
+from paw_fast.runs import stop_signals
+from paw_fast.runs.atomic_files import cache_folder
+from paw_fast.runs.cached_folder import cached_folder
 from paw_fast.types import Task
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000 bytes
@@ -321,16 +320,11 @@ def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: 
     again. Of several processes one makes them and the others wait. Raises `UserError` when it cannot write.
     """
     folder = root / split
-    if folder.is_dir() and not faults(folder):
-        return
     try:
-        with cache_lock(root.parent / f".{split}.lock", f"the games in {folder}"):
-            found = faults(folder) if folder.is_dir() else []
-            if found:
-                more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-                console.say(f"the generated games in {folder} are damaged: {found[0]}{more}; making them again")
-            if found or not folder.is_dir():
-                build_folder(folder, lambda hidden: _write_split(hidden, size, seed, counts, split), replace=True)
+        cached_folder(
+            folder, lambda hidden: _write_split(hidden, size, seed, counts, split), "generated games",
+            root.parent / f".{split}.lock",
+        )  # fmt: skip
     except OSError as error:
         raise UserError(
             f"cannot write generated games to {error.filename or root}: {error.strerror}; "
@@ -348,4 +342,3 @@ def _write_split(hidden: Path, size: str, seed: int, counts: dict[str, int], spl
         folder.mkdir(parents=True)
         (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
         (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
-    seal(hidden, sync=False)  # thousands of small files: what a crash of the machine damages is made again
