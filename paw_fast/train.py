@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,13 @@ from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker, RolloutWork
 from paw_fast.rollout.worker_pool import RolloutWorkerPool
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs import run_dir as runs
-from paw_fast.runs.checkpoint import Checkpoint, prune, save_checkpoint
+from paw_fast.runs.checkpoint import Checkpoint, save_checkpoint
 from paw_fast.runs.metrics import MetricsWriter, peak_memory_bytes
-from paw_fast.runs.resume import resume_point, write_summary
+from paw_fast.runs.resume import missing_rows, resume_point, write_summary
+from paw_fast.runs.retention import prune, write_best
 from paw_fast.runs.rng import capture_rng_states
 from paw_fast.runs.stage_timer import StageTimer
-from paw_fast.runs.trace import TraceFile, idle_shares
+from paw_fast.runs.trace import TraceFile, evaluation_spans, idle_shares
 from paw_fast.sft.warm_start import read_passages, warm_start
 from paw_fast.types import EpisodeId, RolloutBatch, TokenStats, Trajectory
 
@@ -90,6 +91,8 @@ class Trainer:
         self.pending: dict[str, Any] | None = None
         """Metrics of an updated step whose evaluation and row in metrics.jsonl are still to come."""
         self.skipped_steps = SkippedSteps()
+        self._saved: tuple[int, bool] | None = None
+        """The step of the newest checkpoint, and whether its metrics were complete."""
         check_parts(config)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
@@ -121,6 +124,8 @@ class Trainer:
         self.trace = TraceFile(run_dir / "trace.json") if config.profile else None
         if checkpoint:
             self._restore(checkpoint)
+            if warning := missing_rows(run_dir, checkpoint):
+                console.say(warning)
         else:
             passages.add(0, read_passages(run_dir / "warm_start"))
         settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
@@ -234,9 +239,10 @@ class Trainer:
         """Evaluates and saves when it is due, and logs. When it is interrupted, in the evaluation, a resumed run calls
         it again."""
         c = self.config
-        last = self.step == c.steps
+        last, is_best = self.step == c.steps, False
         if (c.eval_every and self.step % c.eval_every == 0) or last:
             result, quality = self.evaluate("evaluating")
+            is_best = self._note_best(result)
             metrics |= eval_metrics(result, quality)
             self.summary |= {
                 "final_success": result.success, "final_eval": result.as_json(), "evaluated_step": self.step,
@@ -245,7 +251,10 @@ class Trainer:
         times = self.timer.take()
         busy = max(1e-9, times["time/step_s"] - times.get("time/evaluate_s", 0.0))
         tokens = metrics.pop("tokens")
-        metrics |= times | self._idle(times) | {
+        spans, evaluations = self.worker.take_spans(), evaluation_spans(self.timer, times["time/step_s"])
+        if self.trace is not None:
+            self.trace.add(self.timer, spans)
+        metrics |= times | idle_shares(times, spans, evaluations) | {
             "throughput/tokens_per_s": tokens / busy, "throughput/episodes_per_s": episodes / busy,
             "memory/peak_bytes": float(peak_memory_bytes()),
         }  # fmt: skip
@@ -253,22 +262,16 @@ class Trainer:
         self.writer.log(self.step, metrics)
         self.pending = None
         # Not after steps that changed nothing: that would prune the checkpoint of before.
-        if (self.step % c.save_every == 0 and not self.skipped_steps.in_a_row) or last:
+        if ((self.step % c.save_every == 0 or is_best) and not self.skipped_steps.in_a_row) or last:
             self.save()
         return metrics
 
-    def _idle(self, times: Mapping[str, float]) -> dict[str, float]:
-        """Idle shares of the step that just ended; writes its part of the trace."""
-        spans, origin = self.worker.take_spans(), self.timer.origin
-        start = time.perf_counter() - origin - times["time/step_s"]
-        evaluated = [
-            (s.name, origin + s.start_s, origin + s.end_s)
-            for s in self.timer.spans
-            if s.name == "evaluate" and s.end_s > start
-        ]
-        if self.trace is not None:
-            self.trace.add(self.timer, spans)
-        return idle_shares(times, spans, evaluated)
+    def _note_best(self, result: EvalResult) -> bool:
+        """Whether the checkpoint of this step is to be kept as the best one: its success exceeds all before it."""
+        if not self.config.keep_best or result.success <= self.summary.get("best_success", -1.0):
+            return False
+        self.summary |= {"best_success": result.success, "best_step": self.step}
+        return True
 
     def elapsed_s(self) -> float:
         """Wall time of the run in seconds, over all its resumptions."""
@@ -291,15 +294,27 @@ class Trainer:
         self.earlier_s = float(checkpoint.extra["elapsed_s"])
         self.pending = checkpoint.extra.get("pending")
         self.skipped_steps.in_a_row = checkpoint.extra.get("skipped_in_a_row", 0)
+        self._saved = (self.step, self.pending is None)
 
     def save(self, state: dict[str, Any] | None = None) -> Path:
-        """Writes a checkpoint of the current weights with the current state, or with an earlier `state`."""
+        """Writes a checkpoint of the current weights with the current state, or with an earlier `state`.
+
+        A state that the newest checkpoint already contains is not written again."""
         self.writer.check_in_place()
+        self.writer.sync()
+        now = (self.step, self.pending is None)
+        if state is None and self._saved == now:
+            return self.run_dir / "checkpoints" / f"step_{self.step:06d}"
         path = save_checkpoint(
             self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer, **self.learner.stateful_parts(),
             **(state or self._state()),
         )  # fmt: skip
-        prune(self.run_dir, self.config.keep_checkpoints)
+        best = self.summary.get("best_step")
+        if state is None:
+            self._saved = now
+            if best == self.step:
+                write_best(self.run_dir, self.step, self.summary["best_success"], len(self.eval_tasks))
+        prune(self.run_dir, self.config.keep_checkpoints, () if best is None else (best,))
         return path
 
     def run(self) -> None:
@@ -315,6 +330,7 @@ class Trainer:
                 "warm_start_world_model": quality.as_json() if quality else None,
             }  # fmt: skip
             self.writer.log(0, eval_metrics(result, quality) | self.timer.take())
+            self._note_best(result)
             self.save()
             console.say(f"before training: success {result.success:.0%} on {self.evaluated_on()}")
         episodes = c.rollout.groups * c.rollout.group_size
@@ -362,6 +378,7 @@ def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
         return stop.status
     if resume:  # not before: settings with which the run cannot be set up are not written down
         runs.write_config(run_dir, config)
+        runs.record_start(run_dir)
     try:
         trainer.run()
     except stop_signals.Interrupted as stop:

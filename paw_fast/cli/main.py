@@ -184,11 +184,12 @@ def _resume(path: Path, args: list[str]) -> int:
     from paw_fast.runs import run_dir as runs
 
     _quiet_libraries()
-    from paw_fast.runs.resume import is_finished, resume_point, write_missing
+    from paw_fast.runs.resume import check_unedited, is_finished, resume_point, write_missing
     from paw_fast.train import train
 
     run_dir = runs.find_run_dir(path)
     begun = runs.load_config(run_dir)
+    check_unedited(run_dir, begun)
     consent = tuple(option(f"env.{field}") for field in begun.env.CONSENT_FIELDS)
     given = any(arg.replace("_", "-").startswith(consent) for arg in args)
     first = begun.env.CONSENT_FIELDS[:1]

@@ -363,7 +363,10 @@ class TrainConfig:
     save_every: int = 10
     """Number of steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Number of checkpoints to keep."""
+    """Number of checkpoints to keep: the newest ones."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the highest success on the evaluation tasks, for `paw-fast eval RUN --best`. Its
+    success is biased upward, because it was selected by those tasks."""
     episodes_to_write: int = 2
     """Number of episodes per step that are written as text to the run directory."""
     wandb: bool = False
@@ -371,7 +374,7 @@ class TrainConfig:
     profile: bool = False
     """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
     run_dir: Path | None = None
-    """Run directory; the default is runs/<environment>-<date and time>."""
+    """Run directory; the default is runs/<environment>-<algorithm>-<paw or rl>-s<seed>-<date and time>."""
 
 
 def with_chat_date(config: TrainConfig) -> TrainConfig:

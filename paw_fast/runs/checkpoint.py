@@ -33,7 +33,7 @@ from paw_fast.runs.rng import capture_rng_states, restore_rng_states
 
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{6,})$")
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def save_checkpoint(
     """
     root = Path(run_dir) / "checkpoints"
     final = root / f"step_{step:06d}"
-    temporary = root / f"{_TEMPORARY}{final.name}"
+    temporary = root / f"{TEMPORARY}{final.name}"
     state = {"schema": SCHEMA, "step": step, "extra": dict(extra or {})}
     json.dumps(state)  # raises before anything is written
     if rng_states is None:
@@ -220,7 +220,7 @@ def save_checkpoint(
 
 def _publish(temporary: Path, final: Path) -> None:
     """Renames the finished folder to its final name, replacing an existing one."""
-    old = final.with_name(f"{_TEMPORARY}old-{final.name}")
+    old = final.with_name(f"{TEMPORARY}old-{final.name}")
     if final.exists():
         os.rename(final, old)
     try:
@@ -234,8 +234,12 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _remove_temporaries(root: Path) -> None:
-    for path in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path)
+    """Removes what interrupted saves and removals left behind: folders, but also stray files and links."""
+    for path in root.glob(f"{TEMPORARY}*"):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
 
 # --------------------------------------------------------------------------------------------------- loading
@@ -254,10 +258,10 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
         return []
     except OSError as error:
         raise UserError(f"cannot list the checkpoints in {root}: {error.strerror}; check its permissions") from error
-    return sorted(found, key=_step_of)
+    return sorted(found, key=step_of)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     match = _NAME.match(path.name)
     return int(match.group(1)) if match else -1
 
@@ -275,22 +279,7 @@ def find_checkpoint(path: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def prune(run_dir: Path, keep: int) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints (at least one is kept) and returns the removed paths.
-
-    Each folder is renamed to a hidden name first, so that an interrupted removal leaves no partial checkpoint. Raises
-    `UserError` when a checkpoint cannot be removed.
-    """
-    removed = list_checkpoints(run_dir)[: -max(keep, 1)]
-    for path in removed:
-        with user_errors("remove an old checkpoint", path):
-            hidden = path.with_name(f"{_TEMPORARY}old-{path.name}")
-            os.rename(path, hidden)
-            shutil.rmtree(hidden)
-    return removed
-
-
-def _faults(folder: Path, contents: bool = True) -> list[str]:
+def faults_of(folder: Path, contents: bool = True) -> list[str]:
     """Returns descriptions of all differences from the manifest; an empty list means that the checkpoint is intact."""
     files, wrong = read_manifest(folder)
     if wrong:
@@ -304,10 +293,10 @@ def verify_checkpoint(path: Path) -> None:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a run directory or its checkpoints/step_* folder")
-    faults = _faults(path)
+    faults = faults_of(path)
     if not faults:
         return
-    older = [one for one in reversed(list_checkpoints(path.parent.parent)) if _step_of(one) < _step_of(path)]
+    older = [one for one in reversed(list_checkpoints(path.parent.parent)) if step_of(one) < step_of(path)]
     intact = _first_intact(older)
     fix = (
         f"delete that folder to resume from {intact.name}, which is intact"
@@ -319,7 +308,7 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def _first_intact(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if not _faults(path)), None)
+    return next((path for path in paths if not faults_of(path)), None)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -168,6 +168,11 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
+    def sync(self) -> None:
+        """Flushes the rows to disk, so that a checkpoint never has more steps than metrics.jsonl after a power loss."""
+        with user_errors("write metrics", self.path):
+            os.fsync(self._handle.fileno())
+
     def check_in_place(self) -> None:
         """Raises `UserError` if the folder of the run was moved, replaced or deleted.
 

@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paw_fast.config import TrainConfig
+from paw_fast.config import TrainConfig, load_toml
+from paw_fast.config.resume import differences, may_change
 from paw_fast.errors import UserError
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.report import write_report
+from paw_fast.runs.retention import recover_replaced
 
 
 def resume_point(run_dir: Path) -> Checkpoint | None:
     """Returns the checkpoint to resume from, or None if the run stopped before its first one and must start over.
 
-    Raises `UserError` when the metrics show that there were checkpoints which are missing now: starting over would
-    discard those metrics.
+    Checkpoints that a killed process was replacing are restored. Raises `UserError` when the metrics show that there
+    were checkpoints which are missing now: starting over would discard those metrics.
     """
+    recover_replaced(run_dir)
     if find_checkpoint(run_dir) is not None:
         return load_checkpoint(run_dir)
     # The row of step 0 is written before the first checkpoint, and is written again when the run starts over.
@@ -30,6 +33,36 @@ def resume_point(run_dir: Path) -> Checkpoint | None:
             f"folder, or start a new run with --config {run_dir / 'config.toml'}"
         )
     return None
+
+
+def missing_rows(run_dir: Path, checkpoint: Checkpoint) -> str | None:
+    """Returns a warning if metrics.jsonl lacks rows of steps up to the checkpoint's, else None."""
+    last = checkpoint.step - 1 if checkpoint.extra.get("pending") else checkpoint.step
+    missing = sorted(set(range(last + 1)) - {int(row["step"]) for row in read_metrics(run_dir)})
+    if not missing:
+        return None
+    steps = f"step {missing[0]}" if len(missing) == 1 else f"{len(missing)} of the steps {missing[0]} to {missing[-1]}"
+    return (
+        f"warning: {run_dir / 'metrics.jsonl'} has no row for {steps}, though the checkpoint has {checkpoint.step} "
+        "steps: the file was removed or edited, and curves will have a gap"
+    )
+
+
+def check_unedited(run_dir: Path, config: TrainConfig) -> None:
+    """Compares the run's config.toml with the settings that the run began with.
+
+    Raises `UserError` for an edited setting that a resume may not change, such as the seed. Runs of earlier versions
+    have no record of their first settings and are not checked.
+    """
+    path = run_dir / runs.BEGUN
+    if not path.is_file():
+        return
+    for name, first, now in differences(load_toml(path), config):
+        if not may_change(name, config.env.CHANGEABLE_ON_RESUME):
+            raise UserError(
+                f"{run_dir / 'config.toml'} has {name} = {now}, but the run began with {first}: restore that value, or "
+                f"start a new run with --config {run_dir / 'config.toml'}"
+            )
 
 
 def is_finished(checkpoint: Checkpoint | None, config: TrainConfig) -> bool:

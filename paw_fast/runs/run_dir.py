@@ -1,7 +1,8 @@
 """Creates, locks and reads run directories.
 
 RUN/config.toml           settings of the run; `--resume` without options uses them
-RUN/versions.json         versions of Python and of the packages that affect the results
+RUN/begun.toml            the settings that the run began with; a resume compares them with config.toml
+RUN/versions.json         versions of the packages that affect the results, and each start: command, commit, machine
 RUN/metrics.jsonl         one row of metrics per step (see `metrics`), also as events in tensorboard/
 RUN/episodes/             sampled episodes as text
 RUN/warm_start/           the model after the warm start
@@ -16,38 +17,40 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
+import re
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paw_fast.config import EnvConfig, TrainConfig, data_variable, load_toml, to_toml
+from paw_fast.config import EnvConfig, TrainConfig, data_variable, load_toml, read_toml, to_toml
 from paw_fast.errors import UserError
 from paw_fast.runs import console
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
+from paw_fast.runs.secrets import mask_credentials
+from paw_fast.runs.versions import with_start
 from paw_fast.types import Trajectory
 
-_PACKAGES = ("paw-fast", "torch", "transformers", "tokenizers", "numpy", "vllm", "alfworld", "textworld")
+NEEDED_KEYS = ("seed", "steps", "layout", "env.name", "model.path", "algo.name", "rollout.groups", "rollout.group_size")
+"""Keys that the config.toml of a run has in every version. A file without one of them was damaged or edited."""
 
-LOCK = ".lock"
+BEGUN, VERSIONS, LOCK = "begun.toml", "versions.json", ".lock"
 _locks: dict[Path, int] = {}
 """Run directories locked by this process, with the descriptors of their lock files."""
 
 
 def create_run(config: TrainConfig) -> Path:
-    """Creates the folder of a run, locks it (see `lock`), writes config.toml and versions.json, and returns its path.
+    """Creates the folder of a run, locks it (see `lock`), writes its first files, and returns its path.
 
-    Without `config.run_dir` a new folder below `runs/` is created; processes that start at the same time get different
-    folders. Raises `UserError` if the folder already contains a run.
+    Without `config.run_dir` a new folder below `runs/` is created (see `run_name`); processes that start at the same
+    time get different folders. Raises `UserError` if the folder already contains a run.
     """
     run_dir = config.run_dir
     if run_dir is None:
-        run_dir = _new_folder(Path("runs") / f"{config.env.name.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run_dir = _new_folder(Path("runs") / run_name(config, time.localtime()))
     with user_errors("create the run directory", run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     lock(run_dir)
@@ -55,8 +58,19 @@ def create_run(config: TrainConfig) -> Path:
         unlock(run_dir)
         raise UserError(f"{run_dir} already contains a run: resume it with --resume or choose another --run-dir")
     write_config(run_dir, config)
-    write_json(run_dir / "versions.json", versions())
+    write_text(run_dir / BEGUN, (run_dir / "config.toml").read_text(encoding="utf-8"))
+    write_json(run_dir / VERSIONS, with_start({}))
     return run_dir
+
+
+def run_name(config: TrainConfig, now: time.struct_time) -> str:
+    """Returns the name of a new run: environment, algorithm, world-model loss or not, seed, date and time.
+
+    >>> run_name(TrainConfig(seed=1), time.gmtime(0))
+    'alfworld-grpo-paw-s1-19700101-000000'
+    """
+    parts = [config.env.name, config.algo.name, "paw" if config.paw.enabled else "rl", f"s{config.seed}"]
+    return re.sub(r"[^A-Za-z0-9_.-]+", ".", "-".join(parts)) + time.strftime("-%Y%m%d-%H%M%S", now)
 
 
 def _new_folder(wanted: Path) -> Path:
@@ -122,8 +136,8 @@ def unlock(run_dir: Path) -> None:
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes config.toml, the settings that a later `--resume` uses."""
-    write_text(run_dir / "config.toml", to_toml(config))
+    """Writes config.toml, the settings that a later `--resume` uses, with masked credentials."""
+    write_text(run_dir / "config.toml", mask_credentials(to_toml(config)))
 
 
 def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
@@ -132,7 +146,7 @@ def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
     The corrected command can then be run again with the same folder. `before` lists the contents of the folder before
     `create_run`, or is None if the folder did not exist. This process must hold the lock.
     """
-    made = {run_dir / "config.toml", run_dir / "versions.json", run_dir / LOCK}
+    made = {run_dir / name for name in ("config.toml", BEGUN, VERSIONS, LOCK)}
     if run_dir.is_dir() and set(run_dir.iterdir()) <= made | set(before or ()):
         for path in made:
             path.unlink(missing_ok=True)
@@ -140,15 +154,9 @@ def discard_unused(run_dir: Path, before: Collection[Path] | None) -> None:
             run_dir.rmdir()
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python, the platform and the packages that affect the results of a run."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def record_start(run_dir: Path) -> None:
+    """Adds this start of a resumed run to versions.json."""
+    write_json(run_dir / VERSIONS, with_start(read_json(run_dir / VERSIONS)))
 
 
 def find_run_dir(path: Path) -> Path:
@@ -162,9 +170,18 @@ def find_run_dir(path: Path) -> Path:
 def load_config(run_dir: Path) -> TrainConfig:
     """Returns the config with which the run was started or last resumed.
 
-    Raises `UserError` if an environment variable would replace the generated data of the run by other data.
+    Raises `UserError` if the file lacks settings, or if an environment variable would replace the generated data of the
+    run by other data.
     """
-    config = load_toml(run_dir / "config.toml")
+    path = run_dir / "config.toml"
+    values, config = read_toml(path), load_toml(path)
+    for key in NEEDED_KEYS:
+        table, _, name = key.rpartition(".")
+        inner = values.get(table, {}) if table else values
+        if not isinstance(inner, dict) or name not in inner:
+            raise UserError(
+                f"{path} has no {key}, so it is not the config of a run as it was written: restore the file"
+            )
     if variable := data_variable(config.env):
         raise UserError(
             f'{run_dir} was started without --env.data, but {variable} is set now: unset it, or add data = "FOLDER" '

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def idle_shares(
     busy = [covered_s([*one, *evaluated]) - left_out for one in spans.values()] or [stages(ROLLOUT_STAGES) - inside]
     share = lambda seconds: min(1.0, max(0.0, 1.0 - seconds / step))  # noqa: E731
     return {"idle/trainer": share(stages(TRAINER_STAGES)), "idle/generator": share(sum(busy) / len(busy))}
+
+
+def evaluation_spans(timer: StageTimer, step_s: float) -> list[tuple[str, float, float]]:
+    """Returns the spans of evaluations in the step of `step_s` seconds that ends now."""
+    start = time.perf_counter() - timer.origin - step_s
+    ended = [s for s in timer.spans if s.name == "evaluate" and s.end_s > start]
+    return [(s.name, timer.origin + s.start_s, timer.origin + s.end_s) for s in ended]
 
 
 class TraceFile:

@@ -18,12 +18,12 @@ from paw_fast.runs.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    prune,
     restore_optimizer,
     restore_rng_states,
     save_checkpoint,
     verify_checkpoint,
 )
+from paw_fast.runs.retention import prune
 
 
 def seed_all() -> None:

@@ -13,7 +13,8 @@ import pytest
 from checkpoint_helpers import Run, tiny_model
 
 from paw_fast.errors import UserError
-from paw_fast.runs.checkpoint import list_checkpoints, load_checkpoint, prune, verify_checkpoint
+from paw_fast.runs.checkpoint import list_checkpoints, load_checkpoint, verify_checkpoint
+from paw_fast.runs.retention import prune
 
 HEAD = """
 import os, resource, signal, sys
@@ -21,6 +22,7 @@ sys.path.insert(0, {here!r})
 from checkpoint_helpers import Run, tiny_model
 from pathlib import Path
 import paw_fast.runs.checkpoint as checkpoint
+import paw_fast.runs.retention as retention
 from paw_fast.runs.atomic_files import exit_code_of
 run = Run(tiny_model())
 folder = Path({folder!r})
@@ -167,7 +169,7 @@ def test_kills_at_random_moments(tmp_path):
 step = 1 + max([int(p.name[5:]) for p in checkpoint.list_checkpoints(folder)], default=0)
 while True:
     run.save(folder, step, counter=step)
-    checkpoint.prune(folder, 2)
+    retention.prune(folder, 2)
     step += 1
     print(step, flush=True)
 """

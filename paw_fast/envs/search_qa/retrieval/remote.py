@@ -5,28 +5,35 @@
     response       {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}
 
 An unavailable server never results in an empty list of passages: requests are retried, and then the client prints a
-message and waits until the server responds again.
+message and waits until the server responds again. Redirects are followed on the same host only, so that neither queries
+nor credentials reach another one.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, Hit, Passage
 from paw_fast.errors import UserError
 from paw_fast.runs import console
+from paw_fast.runs.secrets import MASK, mask_credentials
 
 Dialect = Literal["auto", "queries", "query"]
 QUERIES_PER_REQUEST = 128
 REQUESTS_AT_ONCE = 16
 CHECK_S = 0.5
+MAX_RESPONSE_BYTES = 2**26
+MAX_REDIRECTS = 3
+CREDENTIALS_VARIABLE = "PAW_FAST_RETRIEVER_AUTH"
 
 
 class Unavailable(Exception):
@@ -49,12 +56,15 @@ class RemoteRetriever:
     """A client of a retrieval server. The module's docstring describes how outages are handled.
 
     dialect      the request format: `queries`, `query`, or `auto`, which tries `queries` first and keeps what works
-    timeout_s    time limit of one request, in seconds
+    timeout_s    time limit of one request with its response, in seconds
     retries      additional attempts of a request, with growing pauses, before the client starts waiting
     pause_s      seconds between attempts while waiting
     check        called every `CHECK_S` seconds while waiting; may raise to stop (Ctrl-C in a training run)
 
-    Raises `UserError` if httpx is not installed or `url` is not an HTTP address.
+    `url` may contain credentials (`http://user:password@host`), which messages and run directories do not. A masked
+    address, as found in a run's config.toml, takes them from the environment variable `CREDENTIALS_VARIABLE`.
+
+    Raises `UserError` if httpx is not installed, `url` is not an HTTP address, or masked credentials are not given.
     """
 
     def __init__(
@@ -64,7 +74,9 @@ class RemoteRetriever:
             import httpx
         except ImportError:
             raise UserError("httpx is not installed: pip install 'paw-fast[search]'") from None
-        self.url = _full_url(url)
+        self._address = with_credentials(_full_url(url), os.environ.get(CREDENTIALS_VARIABLE))
+        self.url = mask_credentials(self._address)
+        self._timeout_s = timeout_s
         self.dialect: Dialect = dialect
         self.retries, self.pause_s = retries, pause_s
         self.num_passages: int | None = None
@@ -72,8 +84,8 @@ class RemoteRetriever:
         self.check: Callable[[], None] = lambda: None
         self._httpx = httpx
         limits = httpx.Limits(max_connections=REQUESTS_AT_ONCE)
-        is_local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")  # must not go through a proxy
-        self._client = httpx.Client(timeout=timeout_s, limits=limits, follow_redirects=True, trust_env=not is_local)
+        is_local = urlsplit(self._address).hostname in ("127.0.0.1", "localhost", "::1")  # must not go through a proxy
+        self._client = httpx.Client(timeout=timeout_s, limits=limits, follow_redirects=False, trust_env=not is_local)
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="retrieve")
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
@@ -156,23 +168,51 @@ class RemoteRetriever:
     def _try(self, body: dict[str, Any], num_queries: int, topk: int) -> list[list[Hit]] | Unavailable:
         """Sends one request. Returns `Unavailable` for temporary errors; raises `UserError` for permanent ones."""
         try:
-            response = self._client.post(self.url, json={**body, "topk": topk, "return_scores": True})
+            status, content = self._post({**body, "topk": topk, "return_scores": True})
         except self._httpx.InvalidURL as error:
             raise UserError(f"--env.retriever {self.url}: not a valid address: {error}") from None
         except self._httpx.TransportError as error:
             return Unavailable(str(error) or type(error).__name__)
-        if response.status_code >= 500 or response.status_code in (408, 425, 429):
-            return Unavailable(f"status {response.status_code}")
-        if response.status_code != 200:
-            raise Refused(
-                f"the retriever at {self.url} rejected a request with status {response.status_code}: "
-                f"{_one_line(response.text)}"
-            )
+        if status >= 500 or status in (408, 425, 429):
+            return Unavailable(f"status {status}")
+        if status != 200:
+            text = content.decode("utf-8", "replace")
+            raise Refused(f"the retriever at {self.url} rejected a request with status {status}: {_one_line(text)}")
         try:
-            answer = response.json()
+            answer = json.loads(content)
         except (ValueError, RecursionError):
             return Unavailable("the response is not JSON")
         return parse_response(answer, num_queries, topk, self.url)
+
+    def _post(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Returns status and content of the response, after redirects on the same host.
+
+        Raises httpx's `TransportError`, also when the response takes too long, and `UserError` for a response that is
+        too large or redirects elsewhere.
+        """
+        address, deadline = self._address, time.monotonic() + self._timeout_s
+        for _ in range(MAX_REDIRECTS + 1):
+            content = bytearray()
+            with self._client.stream("POST", address, json=body) as response:
+                if response.next_request is None:
+                    for chunk in response.iter_bytes():
+                        content += chunk
+                        if len(content) > MAX_RESPONSE_BYTES:
+                            limit = MAX_RESPONSE_BYTES // 2**20
+                            raise UserError(f"the retriever at {self.url} sent a response of more than {limit} MB")
+                        if time.monotonic() > deadline:
+                            raise self._httpx.ReadTimeout(f"no complete response within {self._timeout_s:g} s")
+                    return response.status_code, bytes(content)
+                target = response.next_request.url
+            if target.host != urlsplit(address).hostname:
+                raise UserError(
+                    f"the retriever at {self.url} redirects to another host, {mask_credentials(str(target))}: give "
+                    "that address with --env.retriever if you trust it"
+                )
+            if target.scheme == "http" and urlsplit(address).scheme == "https":
+                raise UserError(f"the retriever at {self.url} redirects from https to http: give the http address")
+            address = with_user(str(target), urlsplit(address))
+        raise UserError(f"the retriever at {self.url} redirects more than {MAX_REDIRECTS} times")
 
     def close(self) -> None:
         """Closes the connections and stops the threads."""
@@ -224,8 +264,37 @@ def _hit(one: Any) -> Hit:
 def _full_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"--env.retriever {url}: expected an address like http://127.0.0.1:8000/retrieve")
+        raise UserError(
+            f"--env.retriever {mask_credentials(url)}: expected an address like http://127.0.0.1:8000/retrieve"
+        )
     return urlunsplit(parts._replace(path="/retrieve" if parts.path in ("", "/") else parts.path))
+
+
+def with_credentials(url: str, given: str | None) -> str:
+    """Replaces masked credentials by `given` ("user:password"). Raises `UserError` if they are masked and not given.
+
+    >>> with_credentials("http://***@host/retrieve", "me:secret")
+    'http://me:secret@host/retrieve'
+    """
+    parts = urlsplit(url)
+    if MASK in parts.query:
+        raise UserError(f"--env.retriever {url}: its credentials are masked; give the whole address again")
+    if not parts.netloc.startswith(f"{MASK}@"):
+        return url
+    if not given:
+        raise UserError(
+            f"--env.retriever {url}: its credentials are masked; give the whole address again, or set "
+            f"{CREDENTIALS_VARIABLE}=user:password"
+        )
+    user, _, password = given.partition(":")
+    netloc = f"{quote(user, safe='')}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=netloc))
+
+
+def with_user(url: str, source: SplitResult) -> str:
+    """Copies the credentials of `source`, if any, to an address on the same host."""
+    parts, (user, at, _) = urlsplit(url), source.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{parts.netloc.rpartition('@')[2]}"))
 
 
 def _one_line(text: str) -> str:

@@ -5,12 +5,15 @@ Invalid requests get a 4xx status with {"detail": reason}; `remote.py` describes
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 from paw_fast.envs.json_files import replace_surrogates
+from paw_fast.envs.search_qa.retrieval import http_limits
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Retriever
 from paw_fast.errors import UserError
 
@@ -88,19 +91,27 @@ async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
 def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
     """The FastAPI application that serves a retriever. Raises `UserError` if the extra `search` is not installed."""
     try:
+        import anyio
         from fastapi import FastAPI, Request, Response
-        from fastapi.concurrency import run_in_threadpool
         from fastapi.responses import JSONResponse
+        from starlette.requests import ClientDisconnect
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'paw-fast[search]'") from None
-    app = FastAPI(title="paw-fast retriever", description=__doc__ or "")
+    # Without the interactive pages, which load scripts from other hosts.
+    app = FastAPI(title="paw-fast retriever", docs_url=None, redoc_url=None, openapi_url=None)
 
     async def retrieve(request: Request) -> Response:
         try:
             queries, topk, with_scores = parse_request(await read_body(request.stream()), default_topk)
         except BadRequest as why:
             return JSONResponse({"detail": why.reason}, why.status)
-        results = await run_in_threadpool(retriever.search, queries, topk)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody receives it
+        try:
+            with anyio.fail_after(http_limits.SEARCH_TIMEOUT_S):
+                results = await anyio.to_thread.run_sync(retriever.search, queries, topk, abandon_on_cancel=True)
+        except TimeoutError:
+            return JSONResponse({"detail": f"the search took more than {http_limits.SEARCH_TIMEOUT_S:g} s"}, 503)
         return Response(encode_response(results, with_scores), media_type="application/json")
 
     async def health() -> dict[str, Any]:
@@ -118,17 +129,38 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Opens a listening socket; port 0 picks a free port. Raises `UserError` if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=http_limits.BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --port or --host") from None
 
 
 def serve(retriever: Retriever, listener: socket.socket, default_topk: int = DEFAULT_TOPK) -> None:
-    """Serves requests until Ctrl-C or SIGTERM. Raises `UserError` if the extra `search` is not installed."""
+    """Serves requests until Ctrl-C or SIGTERM, with the limits of `http_limits`.
+
+    Raises `UserError` if the extra `search` is not installed.
+    """
     try:
         import uvicorn
     except ImportError:
         raise UserError("uvicorn is not installed: pip install 'paw-fast[search]'") from None
-    config = uvicorn.Config(make_app(retriever, default_topk), log_level="warning", access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().set_exception_handler(
+                http_limits.ErrorLog(lambda line: print(line, file=sys.stderr, flush=True))
+            )
+            await super().startup(sockets)
+
+    Server(server_config(make_app(retriever, default_topk))).run(sockets=[listener])
+
+
+def server_config(app: Any) -> Any:
+    """The uvicorn configuration of an application, with the limits of `http_limits`."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app, http=http_limits.limited_protocol(http_limits.max_connections()), ws="none", lifespan="off",
+        backlog=http_limits.BACKLOG, timeout_keep_alive=http_limits.KEEP_ALIVE_S,
+        timeout_graceful_shutdown=http_limits.SHUTDOWN_S, log_level="error", access_log=False,
+    )  # fmt: skip
