@@ -338,6 +338,10 @@ class WarmStartConfig:
     """Number of tokens per optimizer step."""
     observation_weight: Annotated[float, COEFFICIENT] = 1.0
     """Weight of the language-modeling loss on observation tokens, relative to action tokens."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the warm start. The run's seed does not change it, so that runs that differ in --seed share one."""
+    cache: bool = True
+    """Take the warm start from the cache where another run built the same, and keep it there."""
 
 
 @dataclass(frozen=True)

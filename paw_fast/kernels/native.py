@@ -7,6 +7,7 @@ stream (CUDA). Nothing falls back silently: an op that cannot run raises with `u
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,6 +143,11 @@ def kernel_info() -> dict[str, Any]:
         "cuda_driver": driver,
         "unavailable": {op: {device: unavailable_reason(op, device) for device in ("cpu", "cuda")} for op in ops()},
     }
+
+
+def extension_path() -> Path | None:
+    """The file of the compiled extension, or None where there is none."""
+    return Path(_native.__file__) if _native is not None else None
 
 
 def use_cpu_isa(isa: str) -> None:

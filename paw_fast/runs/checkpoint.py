@@ -13,7 +13,6 @@ unaffected; the next save removes the incomplete folder.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -28,11 +27,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from paw_fast.errors import UserError
-from paw_fast.runs.atomic_files import sync_file, sync_folder, user_errors
+from paw_fast.runs.atomic_files import sync_folder, user_errors
+from paw_fast.runs.manifest import MANIFEST, SCHEMA, changes, read_manifest, seal
 from paw_fast.runs.rng import capture_rng_states, restore_rng_states
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{6,})$")
 TEMPORARY = ".tmp-"
@@ -144,8 +142,8 @@ def _save_torch(value: Any, path: Path) -> None:
         writer.close()
 
 
-def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Writes the Hugging Face files with the progress bars of transformers disabled."""
+def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Writes the Hugging Face files, without the progress bars of transformers and with the modes of other files."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -159,18 +157,6 @@ def _save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as handle:
-        digest = hashlib.sha256()
-        while block := handle.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -215,7 +201,7 @@ def save_checkpoint(
             root.mkdir(parents=True, exist_ok=True)
             _remove_temporaries(root)
             temporary.mkdir()
-            _save_model(temporary, model, tokenizer)
+            save_model(temporary, model, tokenizer)
             if optimizer is not None:
                 _save_torch(optimizer.state_dict(), temporary / "optimizer.pt")
             if scheduler is not None:
@@ -224,23 +210,12 @@ def save_checkpoint(
                 _save_torch(critic.state_dict(), temporary / "critic.pt")
             _save_torch(dict(rng_states), temporary / "rng.pt")
             _write_json(temporary / STATE, state)
-            _seal(temporary, step)
+            seal(temporary, step=step)
             _publish(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
-
-
-def _seal(folder: Path, step: int) -> None:
-    """Writes the manifest of all files in the folder and flushes everything to disk."""
-    entries = {}
-    for path in _files(folder):
-        sync_file(path)
-        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-    _write_json(folder / MANIFEST, {"schema": SCHEMA, "step": step, "files": entries})
-    sync_file(folder / MANIFEST)
-    sync_folder(folder)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -306,27 +281,11 @@ def find_checkpoint(path: Path) -> Path | None:
 
 def faults_of(folder: Path, contents: bool = True) -> list[str]:
     """Returns descriptions of all differences from the manifest; an empty list means that the checkpoint is intact."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
-        return [f"{MANIFEST} is missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
-    if manifest.get("schema") != SCHEMA:
-        return [f"its schema is {manifest.get('schema')}, but this version of paw-fast reads schema {SCHEMA}"]
-    faults = [] if STATE in files else [f"{MANIFEST} does not list {STATE}"]
-    for name, (size, digest) in files.items():
-        path = folder / name
-        try:
-            found = path.stat().st_size
-            if found != size:
-                faults.append(f"{name} has {found} bytes, expected {size}")
-            elif contents and _digest(path) != digest:
-                faults.append(f"{name} has changed (its checksum differs)")
-        except OSError as error:
-            faults.append(f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}")
-    return faults
+    files, wrong = read_manifest(folder)
+    if wrong:
+        return [wrong]
+    listed = [] if STATE in files else [f"{MANIFEST} does not list {STATE}"]
+    return listed + changes(folder, files, contents)
 
 
 def verify_checkpoint(path: Path) -> None:

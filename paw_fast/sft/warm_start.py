@@ -30,7 +30,11 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.prompts import PromptTemplate, policy_view, write_action
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.runs import console, stop_signals
-from paw_fast.runs.atomic_files import user_errors, write_text
+from paw_fast.runs.atomic_files import build_folder, sync_file, user_errors, write_text
+from paw_fast.runs.cache_lock import cache_lock
+from paw_fast.runs.checkpoint import save_model
+from paw_fast.sft import warm_start_cache as cache
+from paw_fast.sft.imitation_checkpoint import ImitationCheckpoint
 from paw_fast.types import EVALUATION, EpisodeId, Observation, Task, TokenSequence, Trajectory, Transition
 
 Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
@@ -137,18 +141,11 @@ def _tables(
         yield packing.join_rows(actions, packing.observation_rows(sequence, weights))
 
 
-def imitate(
-    policy: Policy, sequences: Sequence[TokenSequence], imitated: Sequence[bool], config: TrainConfig,
-    progress: Callable[[int, float], None], early_answer_share: float = 0.0,
-) -> float:  # fmt: skip
-    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps that
-    had actions to imitate, NaN where none had.
-
-    `imitated` says of every transition whether its action is learned. `early_answer_share`: of the last sequences.
-    `progress(sequences in this step, loss)` is called after each optimizer step.
-    """
-    settings = config.warm_start
-    rng = np.random.default_rng([config.seed, 1])
+def _plan_batches(
+    sequences: Sequence[TokenSequence], settings: WarmStartConfig, early_answer_share: float
+) -> list[list[int]]:
+    """The sequences of each optimizer step, by number."""
+    rng = np.random.default_rng([settings.seed, 1])
     batches: list[list[int]] = []
     # The episodes with needless commands or early answers come last, and once: habits are learned quickly.
     share = max(settings.noop_share, early_answer_share if early_answer_share < 1 else 0.0)
@@ -166,32 +163,37 @@ def imitate(
                 batch, tokens = [], 0
         if batch:
             batches.append(batch)
+    return batches
+
+
+def imitate(
+    policy: Policy, sequences: Sequence[TokenSequence], imitated: Sequence[bool], config: TrainConfig,
+    progress: Callable[[int, float], None], early_answer_share: float = 0.0,
+    checkpoint: ImitationCheckpoint | None = None,
+) -> float:  # fmt: skip
+    """Trains on the sequences with cross-entropy; returns the mean action loss of the last tenth of the steps that
+    had actions to imitate, NaN where none had.
+
+    `imitated` says of every transition whether its action is learned. `early_answer_share`: of the last sequences.
+    `progress(sequences in this step, loss)` is called after each optimizer step; what it raises stops the imitation,
+    with `stop_signals.Interrupted` after saving to `checkpoint`. The steps that `checkpoint` holds are not repeated.
+    """
+    settings = config.warm_start
+    batches = _plan_batches(sequences, settings, early_answer_share)
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     warmup = max(1, len(batches) // 10)
     ce = LossSettings(wm_loss="ce", clip_low=config.algo.clip_low, clip_high=config.algo.clip_high)
     chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
-    losses: list[float] = []
-    for number, members in enumerate(batches):
+    steps, losses = checkpoint.restore(policy.model, optimizer) if checkpoint else (0, [])
+    if steps:
+        progress(sum(map(len, batches[:steps])), losses[-1] if losses else 0.0)
+    for number, members in list(enumerate(batches))[steps:]:
         rise, fall = (number + 1) / warmup, (len(batches) - number) / max(1, len(batches) - warmup)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(rise, fall, 1.0)
-        chosen = [sequences[i] for i in members]
-        actions = [_num_imitated(q, imitated) for q in chosen]
-        num_actions = sum(actions)
-        num_observed = sum(len(s.observation) for q in chosen for s in q.spans)
-        observation_weight = settings.observation_weight / max(1, num_observed)
-        tables = list(_tables(chosen, imitated, 1.0 / max(1, num_actions), observation_weight))
-        # In the `window` layout a sequence may have nothing to learn: no imitated action, and no observation after it.
-        live = [i for i, t in enumerate(tables) if len(t.positions)]
-        loss = 0.0
-        for micro in packing.plan_micro_batches([packing.input_length(tables[i]) for i in live], config.token_budget):
-            packed = packing.pack(chosen, tables, [live[i] for i in micro], policy.device)
-            result = backward(policy, packed, ce, chunk)
-            starts = np.cumsum([0, *packed.row_counts])  # of each member's rows, of which the actions' come first
-            for i, start in zip(packed.members, starts[:-1], strict=True):
-                loss += float(result.losses[start : start + actions[i]].sum())
+        loss = _imitation_loss(policy, [sequences[i] for i in members], imitated, config, ce, chunk)
         norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise UserError(
@@ -200,40 +202,95 @@ def imitate(
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if num_actions:
+        if loss is not None:
             losses.append(loss)
-        progress(len(members), loss)
+        try:
+            progress(len(members), loss or 0.0)
+        except stop_signals.Interrupted:
+            if checkpoint:
+                checkpoint.save(number + 1, losses, policy.model, optimizer)
+            raise
+        if checkpoint and checkpoint.is_due():
+            checkpoint.save(number + 1, losses, policy.model, optimizer)
     return float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else math.nan
+
+
+def _imitation_loss(
+    policy: Policy, chosen: list[TokenSequence], imitated: Sequence[bool], config: TrainConfig, ce: LossSettings,
+    chunk: int,
+) -> float | None:  # fmt: skip
+    """Adds the gradient of an optimizer step's sequences; returns their mean action loss, None where none has an action
+    to imitate."""
+    actions = [_num_imitated(q, imitated) for q in chosen]
+    num_actions = sum(actions)
+    num_observed = sum(len(s.observation) for q in chosen for s in q.spans)
+    observation_weight = config.warm_start.observation_weight / max(1, num_observed)
+    tables = list(_tables(chosen, imitated, 1.0 / max(1, num_actions), observation_weight))
+    # In the `window` layout a sequence may have nothing to learn: no imitated action, and no observation after it.
+    live = [i for i, t in enumerate(tables) if len(t.positions)]
+    loss = 0.0
+    for micro in packing.plan_micro_batches([packing.input_length(tables[i]) for i in live], config.token_budget):
+        packed = packing.pack(chosen, tables, [live[i] for i in micro], policy.device)
+        result = backward(policy, packed, ce, chunk)
+        starts = np.cumsum([0, *packed.row_counts])  # of each member's rows, of which the actions' come first
+        for i, start in zip(packed.members, starts[:-1], strict=True):
+            loss += float(result.losses[start : start + actions[i]].sum())
+    return loss if num_actions else None
 
 
 def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
     """Builds the `tiny` model, trains it on expert demonstrations and saves it in `folder`, in Hugging Face format.
 
-    A file `done` is written last. Raises `UserError` for an environment without an expert, and
-    `stop_signals.Interrupted` between two steps where a stop was asked for.
+    It is taken from the cache where another run has built it (`--warm-start.cache`). `folder` is complete or not there;
+    how far an interrupted imitation has come is kept beside it, and the next call goes on from there.
+
+    Raises `UserError` for an environment without an expert, and `stop_signals.Interrupted` between two steps where a
+    stop was asked for.
     """
     settings = config.warm_start
-    expert = envs.make_expert(config.env, config.seed)
+    expert = envs.make_expert(config.env, settings.seed)
     careful_expert = envs.make_expert(config.env, careful=True) if expert.early_answer_share else None
     tasks = env.tasks("train")[: settings.episodes]
     with console.progress("demonstrations", len(tasks)) as advance:
-        demos = demonstrate(env, expert, tasks, settings, config.seed, advance, careful_expert)
+        demos = demonstrate(env, expert, tasks, settings, settings.seed, advance, careful_expert)
     if not demos:
         raise UserError(
             f"the expert won none of {len(tasks)} episodes in {config.env.max_steps} steps: nothing to imitate"
         )
     stop_signals.check()
+    decided_by = cache.settings_of(config, demos, len(tasks), expert)
+    key = cache.key_of(decided_by)
+    checkpoint = ImitationCheckpoint(folder.with_name("warm_start_progress.pt"), key)
+    if not settings.cache:
+        _build(demos, expert, len(tasks), config, folder, checkpoint)
+    else:
+        entry = cache.entry_of(key)
+        with cache_lock(entry.with_name(f".{key}.lock"), "the same warm start"):
+            if cache.take(entry, folder):
+                console.say(f"warm start: from the cache, {entry}")
+            else:
+                _build(demos, expert, len(tasks), config, folder, checkpoint)
+                cache.put(entry, folder, decided_by)
+    checkpoint.remove()
+
+
+def _build(
+    demos: Sequence[Demonstration], expert: Expert, num_tasks: int, config: TrainConfig, folder: Path,
+    checkpoint: ImitationCheckpoint,
+) -> None:  # fmt: skip
+    """Builds the model, imitates the demonstrations and saves it in `folder`."""
+    settings = config.warm_start
     template = PromptTemplate.load(config.env.template, config.env.name)
     tokenizer = tiny.train_tokenizer(
         _texts(demos[:1000], template), settings.vocab_size, expert.token_pattern,
         _texts(demos[1000:], template),
     )  # fmt: skip
     model = tiny.build_model(
-        len(tokenizer), seed=config.seed, layers=settings.layers, copying=settings.copying,
+        len(tokenizer), seed=settings.seed, layers=settings.layers, copying=settings.copying,
         max_positions=config.rollout.max_sequence_tokens,
     )  # fmt: skip
     policy = Policy(torch.nn.Module.to(model, resolve_device(config.model.device)), tokenizer)
-    chat = ChatFormat(tokenizer, date=config.rollout.chat_date)
+    chat = ChatFormat(tokenizer, date=config.rollout.chat_date)  # the template of the tiny model has no date
     trajectories = []
     for demo in demos:
         stop_signals.check()
@@ -252,13 +309,18 @@ def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
         def show(done: int, loss: float) -> None:
             advance(done)
 
-        loss = imitate(policy, sequences, imitated, config, show, expert.early_answer_share)
-    with user_errors("save the warm-started model", folder):
-        policy.model.save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
+        loss = imitate(policy, sequences, imitated, config, show, expert.early_answer_share, checkpoint)
+
+    def write(hidden: Path) -> None:
+        save_model(hidden, policy.model, policy.tokenizer)
         shown_ones = [name for first, turns in demos for _, seen, _ in turns for *_, name in seen.passages]
-        write_text(folder / "passages.json", json.dumps(list(dict.fromkeys(shown_ones))) + "\n")
-        write_text(folder / "done", f"{len(demos)} episodes of {len(tasks)}, last action loss {loss:.4f}\n")
+        write_text(hidden / "passages.json", json.dumps(list(dict.fromkeys(shown_ones))) + "\n")
+        write_text(hidden / "done", f"{len(demos)} episodes of {num_tasks}, last action loss {loss:.4f}\n")
+        for path in hidden.iterdir():
+            sync_file(path)
+
+    with user_errors("save the warm-started model", folder):
+        build_folder(folder, write, replace=True)
 
 
 def read_passages(folder: Path) -> list[str]:

@@ -145,14 +145,14 @@ def test_a_kill_at_each_stage(tmp_path):
 name = {!r}
 run.save(folder, 1)
 original = getattr(checkpoint, name)
-def dies(*args):
+def dies(*args, **more):
     if name != "_publish":
-        original(*args)
+        original(*args, **more)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(checkpoint, name, dies)
 run.save(folder, 2)
 """
-    stages = ("_save_model", "_save_torch", "_seal", "_publish")
+    stages = ("save_model", "_save_torch", "seal", "_publish")
     running = {name: subprocess.Popen(script(tmp_path / name, body.format(name))) for name in stages}
     for name, process in running.items():
         folder = tmp_path / name

@@ -24,7 +24,8 @@ from paw_fast.envs.alfworld.world import World
 from paw_fast.envs.json_files import may_contain_surrogates, replace_surrogates_in, warn_once
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-from paw_fast.runs.atomic_files import build_folder, cache_folder
+from paw_fast.runs.atomic_files import cache_folder
+from paw_fast.runs.cached_folder import cached_folder
 from paw_fast.types import Task
 
 MAX_FILE_BYTES = 16_000_000  # official files have up to 110,000 bytes
@@ -313,25 +314,31 @@ def generated_root(size: str, seed: int, counts: dict[str, int], cache_dir: str 
 
 
 def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: str) -> None:
-    """Makes the games of a split in `root` where they are not there yet. Raises `UserError` when it cannot write."""
+    """Generates the games of a split in `root`, unless they are there and as they were made.
 
-    def build(hidden: Path) -> None:
-        seen: set[tuple] = set()
-        if split == "valid_seen":  # the same rooms as train, so the same game could come twice
-            for _ in distinct_games(seed, size, "train", counts["train"], seen):
-                pass
-        for game in distinct_games(seed, size, split, counts[split], seen):
-            folder = hidden / game.folder
-            folder.mkdir(parents=True)
-            (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
-            (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
-
-    if (root / split).is_dir():
-        return
+    Files that are missing, changed or added are found by the manifest in the split's folder; the games are then made
+    again. Of several processes one makes them and the others wait. Raises `UserError` when it cannot write.
+    """
+    folder = root / split
     try:
-        build_folder(root / split, build)
+        cached_folder(
+            folder, lambda hidden: _write_split(hidden, size, seed, counts, split), "generated games",
+            root.parent / f".{split}.lock",
+        )  # fmt: skip
     except OSError as error:
         raise UserError(
             f"cannot write generated games to {error.filename or root}: {error.strerror}; "
             "set XDG_CACHE_HOME or the cache folder to a writable folder"
         ) from None
+
+
+def _write_split(hidden: Path, size: str, seed: int, counts: dict[str, int], split: str) -> None:
+    seen: set[tuple] = set()
+    if split == "valid_seen":  # the same rooms as train, so the same game could come twice
+        for _ in distinct_games(seed, size, "train", counts["train"], seen):
+            pass
+    for game in distinct_games(seed, size, split, counts[split], seen):
+        folder = hidden / game.folder
+        folder.mkdir(parents=True)
+        (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
+        (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")

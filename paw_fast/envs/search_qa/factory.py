@@ -18,6 +18,8 @@ from paw_fast.envs.search_qa.query_batcher import QueryBatcher
 from paw_fast.envs.search_qa.retrieval import Retriever, index_cache, index_issues, index_of, open_index
 from paw_fast.envs.search_qa.synthetic_corpus import WORLD_VERSION, World, make_world
 from paw_fast.errors import UserError
+from paw_fast.runs.atomic_files import user_errors
+from paw_fast.runs.cached_folder import cached_folder
 
 
 def make(config: SearchConfig, cache_dir: str | os.PathLike[str] | None = None) -> SearchEnv:
@@ -81,9 +83,12 @@ def _world_index(
     from paw_fast.envs.search_qa.retrieval import bm25
 
     folder = index_cache(cache_dir) / f"world-seed{seed}-{num_train}-{num_unseen}-v{WORLD_VERSION}"
-    if not (folder / "meta.json").is_file():
-        bm25.build_from(world().passages, folder)
-    return open_index(folder)
+    with user_errors("write the index", folder, "set XDG_CACHE_HOME to a folder that can be written"):
+        cached_folder(
+            folder, lambda hidden: bm25.build_from(world().passages, hidden / "index"), "files of a generated world",
+            folder.with_name(f".{folder.name}.lock"),
+        )  # fmt: skip
+    return open_index(folder / "index")
 
 
 def make_expert(config: SearchConfig, seed: int = 0, careful: bool = False) -> SearchExpert:

@@ -25,7 +25,8 @@ import numpy as np
 from paw_fast.envs.webshop.records import CatalogueReport, HumanInstruction, Product
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-from paw_fast.runs.atomic_files import build_folder, user_errors
+from paw_fast.runs.atomic_files import user_errors
+from paw_fast.runs.cached_folder import cached_folder
 
 VERSION = 3
 """Part of the cache key: increment it when the format or the cleaning of products changes."""
@@ -141,8 +142,7 @@ def write_products(folder: Path, products: Iterable[Product], report: CatalogueR
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, made by `build` where it is not there yet. Raises `UserError` when the cache cannot be written."""
-    if not folder.is_dir():
-        with user_errors("write the catalogue's cache", folder, "set XDG_CACHE_HOME to a folder that can be written"):
-            build_folder(folder, build)
-    return folder
+    """Returns `folder`, made by `build` unless it is there and as it was made. Raises `UserError` when the cache cannot
+    be written."""
+    with user_errors("write the catalogue's cache", folder, "set XDG_CACHE_HOME to a folder that can be written"):
+        return cached_folder(folder, build, "files of a WebShop catalogue", folder.with_name(f".{folder.name}.lock"))

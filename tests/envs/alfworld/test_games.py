@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -355,3 +357,50 @@ def test_unknown_grammar_without_the_extra(game_file, small_env, caplog, monkeyp
     assert not caplog.records
     with pytest.raises(UserError, match=missing):
         envs.make("alfworld", engine="textworld")
+
+
+COUNTS = {"train": 80, "valid_seen": 6, "valid_unseen": 6}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def remove_twenty(folder):
+    for path in sorted(folder.glob("*/*"))[:20]:
+        shutil.rmtree(path)
+    return r"is missing \(and 39 more\)"
+
+
+def change_a_byte(folder):
+    path = next(folder.glob("*/*/game.tw-pddl"))
+    path.write_text(path.read_text().replace('"solvable": true', '"solvable": tru3'))
+    return r"game\.tw-pddl has changed"
+
+
+def add_a_game(folder):
+    game = next(folder.glob("*/*"))
+    shutil.copytree(game, game.with_name("trial_G0"))
+    return r"trial_G0/game\.tw-pddl was added"
+
+
+def remove_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+    return r"manifest\.json is missing"
+
+
+@pytest.mark.parametrize("damage", [remove_twenty, change_a_byte, add_a_game, remove_the_manifest])
+def test_damaged_games_are_made_again_with_one_line(tmp_path, capsys, damage):
+    env = envs.make("alfworld", num_train=80, num_unseen=6, cache_dir=tmp_path)
+    tasks = env.tasks("train")
+    folder = generated_root("small", 0, COUNTS, tmp_path) / "train"
+    before = contents(folder)
+    message = damage(folder)
+    capsys.readouterr()
+    again = envs.make("alfworld", num_train=80, num_unseen=6, cache_dir=tmp_path).tasks("train")
+    said = capsys.readouterr().err.replace("\n", "")
+    assert re.search(rf"the generated games in .* are damaged: .*{message}.*; making them again", said)
+    assert again == tasks
+    assert contents(folder) == before
+    envs.make("alfworld", num_train=80, num_unseen=6, cache_dir=tmp_path).tasks("train")
+    assert capsys.readouterr().err == ""
