@@ -23,7 +23,7 @@ from paw_fast.envs.alfworld.text import WHEEL, Rules, is_plain, read_rules
 from paw_fast.envs.alfworld.world import World
 from paw_fast.envs.json_files import may_contain_surrogates, replace_surrogates_in, warn_once
 from paw_fast.errors import UserError
-from paw_fast.runs import stop_signals
+from paw_fast.runs import progress, stop_signals
 from paw_fast.runs.atomic_files import build_folder, cache_folder
 from paw_fast.types import Task
 
@@ -319,17 +319,20 @@ def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: 
         seen: set[tuple] = set()
         if split == "valid_seen":  # the same rooms as train, so the same game could come twice
             for _ in distinct_games(seed, size, "train", counts["train"], seen):
-                pass
+                made()
         for game in distinct_games(seed, size, split, counts[split], seen):
             folder = hidden / game.folder
             folder.mkdir(parents=True)
             (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
             (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
+            made()
 
     if (root / split).is_dir():
         return
     try:
-        build_folder(root / split, build)
+        total = counts[split] + (counts["train"] if split == "valid_seen" else 0)
+        with progress.phase("generating games", total, "games", name=f"generating games ({split})") as made:
+            build_folder(root / split, build)
     except OSError as error:
         raise UserError(
             f"cannot write generated games to {error.filename or root}: {error.strerror}; "
