@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from paw_fast.rollout.engines.base import EngineError
 from paw_fast.rollout.episode_metrics import episode_metrics
 from paw_fast.rollout.factory import agent_settings, make_chat, make_engine, make_env, make_loop, max_length
 from paw_fast.rollout.prompts import PromptTemplate
-from paw_fast.rollout.rollout_progress import RolloutProgress
+from paw_fast.rollout.rollout_progress import RolloutProgress, rollout_phase
 from paw_fast.rollout.task_sampler import TaskSampler
 from paw_fast.rollout.timeouts import time_limit
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker, RolloutWorker
@@ -62,7 +62,7 @@ from paw_fast.runs.resume import resume_point, write_summary
 from paw_fast.runs.rng import capture_rng_states
 from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, idle_shares
-from paw_fast.runs.training_progress import RunShape, StepProgress
+from paw_fast.runs.training_progress import RunShape, StepProgress, scoring_phase, show_update
 from paw_fast.sft.warm_start import read_passages, warm_start
 from paw_fast.types import EVALUATION, EpisodeId, RolloutBatch, TokenStats, Trajectory
 
@@ -80,12 +80,6 @@ def check_parts(config: TrainConfig) -> None:
         raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs wandb, which is not installed: pip install 'paw-fast[wandb]'")
-
-
-def show_update(phase: progress.Phase, number: int, total: int, share: float) -> None:
-    """Shows that `share` of the optimizer batch `number` of `total` has been learned from."""
-    phase.total, phase.done = total, number - 1 + share
-    phase.counts = f"minibatch {number}/{total}"
 
 
 class Trainer:
@@ -179,9 +173,12 @@ class Trainer:
         """One training step; returns its metrics."""
         step, before = self.step, None if self.skipped_steps.in_a_row else self._state()
         groups: list[tuple[RolloutBatch, TokenStats]] = []
-        with self._rollout(step) as polled, closing(self.orchestrator.next_batch(step, polled)) as ended:
+        with (
+            rollout_phase(self.worker, step, self.config) as polled,
+            closing(self.orchestrator.next_batch(step, polled)) as ended,
+        ):
             for trajectories in ended:  # sync: after all have ended; stream, async: each group as it ends
-                with self._stage("score"), self._scoring(step, len(groups)):
+                with self._stage("score"), scoring_phase(step, len(groups), self.config.rollout.groups):
                     group = self.learner.make_batch(trajectories)
                     groups.append((group, self.learner.compute_token_stats(group)))
         batch, stats = join_groups(groups)
@@ -198,23 +195,6 @@ class Trainer:
         with self.timer("sync"), progress.phase("syncing weights"):
             self.worker.update_weights(self.step)
         return metrics
-
-    @contextmanager
-    def _rollout(self, step: int) -> Iterator[RolloutProgress]:
-        """Shows the episodes of a step; takes those that have ended."""
-        r = self.config.rollout
-        name = f"rollout of step {step + 1}"
-        with progress.phase("rollout", r.groups * r.group_size, "episodes", name=name) as phase:
-            yield RolloutProgress(phase, self.worker, step, self.config.env.max_steps)
-
-    @contextmanager
-    def _scoring(self, step: int, done: int) -> Iterator[None]:
-        """Shows that a group's token statistics are computed, `done` of the step's groups after others."""
-        name = f"token statistics of step {step + 1}"
-        total = max(self.config.rollout.groups, done + 1)
-        with progress.phase("token statistics", total, "groups", name=name) as phase:
-            phase.done, phase.timed = done, False
-            yield
 
     def _keep(
         self, metrics: dict[str, float], batch: RolloutBatch, stats: TokenStats, before: dict[str, Any] | None

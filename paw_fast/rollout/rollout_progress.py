@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from paw_fast.config import TrainConfig
 from paw_fast.rollout.worker import RolloutWorker
-from paw_fast.runs.progress import Phase
+from paw_fast.runs.progress import Phase, phase
 from paw_fast.types import Trajectory
 
 REFRESH_S = 0.1
@@ -47,3 +49,11 @@ class RolloutProgress:
             f"{self.turns + (turns if in_flight else 0):,} turns, {self.finished}/{total} episodes, "
             f"{in_flight} in flight"
         )
+
+
+@contextmanager
+def rollout_phase(worker: RolloutWorker, step: int, config: TrainConfig) -> Iterator[RolloutProgress]:
+    """Context manager that shows the rollout of the training step `step`, counted from 0."""
+    total = config.rollout.groups * config.rollout.group_size
+    with phase("rollout", total, "episodes", name=f"rollout of step {step + 1}") as shown:
+        yield RolloutProgress(shown, worker, step, config.env.max_steps)

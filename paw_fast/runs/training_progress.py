@@ -108,3 +108,18 @@ def wrap(parts: Sequence[str], width: int | None, gap: str = "  ") -> str:
         else:
             lines[-1] += gap + part
     return "\n".join(lines)
+
+
+@contextmanager
+def scoring_phase(step: int, done: int, groups: int) -> Iterator[None]:
+    """Context manager that shows the token statistics of a group, after `done` others of the step's `groups`."""
+    name = f"token statistics of step {step + 1}"
+    with progress.phase("token statistics", max(groups, done + 1), "groups", name=name) as phase:
+        phase.done, phase.timed = done, False
+        yield
+
+
+def show_update(phase: progress.Phase, number: int, total: int, share: float) -> None:
+    """Shows that `share` of the optimizer batch `number` of `total` has been learned from."""
+    phase.total, phase.done = total, number - 1 + share
+    phase.counts = f"minibatch {number}/{total}"
