@@ -28,6 +28,12 @@ from paw_fast.types import EpisodeId, EpisodeRequest, Task, Trajectory
 
 Group = list[Trajectory]
 """The episodes of one task, in order of their index."""
+Polled = Callable[[Sequence[Trajectory]], None]
+"""Called after each poll of the worker with the step's episodes that ended in it."""
+
+
+def ignore(ended: Sequence[Trajectory]) -> None:
+    """The `Polled` that does nothing."""
 
 
 class Orchestrator(ABC):
@@ -47,8 +53,8 @@ class Orchestrator(ABC):
         self._metrics: dict[str, float] = {}
 
     @abstractmethod
-    def next_batch(self, step: int, advance: Callable[[], None] = lambda: None) -> Generator[Group, None, None]:
-        """Gives the groups of step `step`, each once; `advance` is called for each of its episodes.
+    def next_batch(self, step: int, polled: Polled = ignore) -> Generator[Group, None, None]:
+        """Gives the groups of step `step`, each once; `polled` is called while they are played.
 
         Close the generator when it is not exhausted (`contextlib.closing`). Raises `UserError` when no task's first
         prompt fits.
@@ -99,11 +105,11 @@ class Orchestrator(ABC):
 class StreamOrchestrator(Orchestrator):
     """Plays a step's groups with the weights of the step before, and gives each group when it ends."""
 
-    def next_batch(self, step: int, advance: Callable[[], None] = lambda: None) -> Generator[Group, None, None]:
+    def next_batch(self, step: int, polled: Polled = ignore) -> Generator[Group, None, None]:
         """A generator that is closed early, or whose episodes fail, leaves the sampler in its state of before."""
         self._metrics, state = {}, self.sampler.state()
         try:
-            yield from self._rounds(step, advance)
+            yield from self._rounds(step, polled)
         except BaseException:  # GeneratorExit, when it is closed, included
             self.worker.stop()
             self.sampler.restore(state)
@@ -112,7 +118,7 @@ class StreamOrchestrator(Orchestrator):
     def sampler_state(self) -> dict[str, int]:
         return self.sampler.state()
 
-    def _rounds(self, step: int, advance: Callable[[], None]) -> Generator[Group, None, None]:
+    def _rounds(self, step: int, polled: Polled) -> Generator[Group, None, None]:
         """The groups of all rounds: one, or with dynamic sampling further ones in place of groups whose returns are
         equal."""
         r, a = self.config.rollout, self.config.algo
@@ -120,7 +126,7 @@ class StreamOrchestrator(Orchestrator):
         while varied < r.groups and (rounds == 0 or (a.dynamic_sampling and rounds < a.max_rounds)):
             count = r.groups - varied
             with self.stage("rollout"):
-                for group in self._play(count, following, step, advance):
+                for group in self._play(count, following, step, polled):
                     varied += bool(has_reward_variance(group)[0]) or not a.dynamic_sampling
                     following = max(following, group[0].group + 1)
                     yield group
@@ -128,16 +134,16 @@ class StreamOrchestrator(Orchestrator):
         if a.dynamic_sampling:
             self._metrics["rollout/rounds"] = float(rounds)
 
-    def _play(self, count: int, first: int, step: int, advance: Callable[[], None]) -> Generator[Group, None, None]:
+    def _play(self, count: int, first: int, step: int, polled: Polled) -> Generator[Group, None, None]:
         """Plays `count` groups, numbered from `first`, and gives each when its last episode ends. Another task
         replaces one whose first prompt does not fit."""
         self._request(self.sampler.draw(count), first, step)
         open_groups: dict[int, Group] = {}
         following, left = first + count, count
         while left:
-            for trajectory in self._poll():
-                if trajectory.transitions:
-                    advance()
+            ended = self._poll()
+            polled([t for t in ended if t.transitions])
+            for trajectory in ended:
                 group = open_groups.setdefault(trajectory.group, [])
                 group.append(trajectory)
                 if len(group) < self.config.rollout.group_size:
@@ -153,8 +159,8 @@ class StreamOrchestrator(Orchestrator):
 class SyncOrchestrator(StreamOrchestrator):
     """As `StreamOrchestrator`, but gives the groups after all of them have ended."""
 
-    def _rounds(self, step: int, advance: Callable[[], None]) -> Generator[Group, None, None]:
-        yield from sorted(super()._rounds(step, advance), key=lambda group: group[0].group)
+    def _rounds(self, step: int, polled: Polled) -> Generator[Group, None, None]:
+        yield from sorted(super()._rounds(step, polled), key=lambda group: group[0].group)
 
 
 @dataclass
@@ -178,7 +184,7 @@ class AsyncOrchestrator(Orchestrator):
         super().__init__(config, worker, sampler, say, stage)
         self._open: dict[int, _OpenStep] = {}
 
-    def next_batch(self, step: int, advance: Callable[[], None] = lambda: None) -> Generator[Group, None, None]:
+    def next_batch(self, step: int, polled: Polled = ignore) -> Generator[Group, None, None]:
         """Episodes that have started go on when the generator is closed early; the step stays open, so that
         `sampler_state` counts its tasks as not learned from."""
         self._metrics = {}
@@ -188,8 +194,7 @@ class AsyncOrchestrator(Orchestrator):
                 self._open[number] = _OpenStep(self.sampler.state(), wanted)
                 self._request(self.sampler.draw(wanted), 0, number)
         now = self._open[step]
-        for _ in range(sum(bool(t.transitions) for group in now.groups.values() for t in group)):
-            advance()
+        polled([t for group in now.groups.values() for t in group if t.transitions])
         ages: list[np.ndarray] = []
         given = 0
         while given < wanted:
@@ -203,7 +208,7 @@ class AsyncOrchestrator(Orchestrator):
                 yield group
             if given < wanted:
                 with self.stage("rollout"):
-                    self._receive(step, advance)
+                    self._receive(step, polled)
         del self._open[step]
         age = np.concatenate(ages)
         self._metrics |= {
@@ -226,13 +231,12 @@ class AsyncOrchestrator(Orchestrator):
         now.dropped += stale
         return stale
 
-    def _receive(self, step: int, advance: Callable[[], None]) -> None:
+    def _receive(self, step: int, polled: Polled) -> None:
         """Sorts the episodes that have ended into the open steps."""
-        for trajectory in self._poll():
-            of_step = trajectory.episode_id.step
-            self._open[of_step].groups.setdefault(trajectory.group, []).append(trajectory)
-            if of_step == step and trajectory.transitions:
-                advance()
+        ended = self._poll()
+        for trajectory in ended:
+            self._open[trajectory.episode_id.step].groups.setdefault(trajectory.group, []).append(trajectory)
+        polled([t for t in ended if t.episode_id.step == step and t.transitions])
 
 
 _CLASSES: dict[str, type[Orchestrator]] = {

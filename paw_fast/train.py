@@ -12,17 +12,15 @@ tasks ──> rollout: agent loop x engine x environments ──> trajectories, 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from paw_fast import registry
 from paw_fast.algorithms import off_policy, world_model
 from paw_fast.algorithms.base import make_algorithm
 from paw_fast.config import TrainConfig, with_chat_date
@@ -40,7 +38,7 @@ from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_mod
 from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
-from paw_fast.models.policy import Policy, load_policy, resolve_device
+from paw_fast.models.policy import Policy, load_policy
 from paw_fast.models.smollm2 import resolve_model
 from paw_fast.orchestrator import make_orchestrator
 from paw_fast.rollout.agent_loop import check_first_prompts
@@ -48,38 +46,28 @@ from paw_fast.rollout.engines.base import EngineError
 from paw_fast.rollout.episode_metrics import episode_metrics
 from paw_fast.rollout.factory import agent_settings, make_chat, make_engine, make_env, make_loop, max_length
 from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.rollout.requirements import check_parts
+from paw_fast.rollout.rollout_progress import RolloutProgress, rollout_phase
 from paw_fast.rollout.task_sampler import TaskSampler
 from paw_fast.rollout.timeouts import time_limit
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker, RolloutWorker
 from paw_fast.rollout.worker_pool import RolloutWorkerPool
-from paw_fast.runs import console, stop_signals
+from paw_fast.runs import console, progress, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.checkpoint import Checkpoint, save_checkpoint
 from paw_fast.runs.metrics import MetricsWriter, peak_memory_bytes
+from paw_fast.runs.outcome import outcome_lines
 from paw_fast.runs.resume import missing_rows, resume_point, write_summary
 from paw_fast.runs.retention import prune, write_best
 from paw_fast.runs.rng import capture_rng_states
 from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, evaluation_spans, idle_shares
+from paw_fast.runs.training_progress import RunShape, StepProgress, scoring_phase, show_update
 from paw_fast.sft.warm_start import read_passages, warm_start
-from paw_fast.types import EpisodeId, RolloutBatch, TokenStats, Trajectory
+from paw_fast.types import EVALUATION, EpisodeId, RolloutBatch, TokenStats, Trajectory
 
 DEMONSTRATION_STEPS = 60
 """Step limit of expert demonstrations: an expert with needless commands needs more steps than the policy may take."""
-
-
-def check_parts(config: TrainConfig) -> None:
-    """Checks for what a run needs only later, so that it does not fail after minutes. Raises `UserError`."""
-    PromptTemplate.load(config.env.template, config.env.name)
-    resolve_device(config.model.device)
-    if (check := registry.find("environments", config.env.name).check_installed) is not None:
-        check(config.env)
-    if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        from paw_fast.rollout.engines.vllm import INSTALL_HINT
-
-        raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}")
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("--wandb needs wandb, which is not installed: pip install 'paw-fast[wandb]'")
 
 
 class Trainer:
@@ -91,6 +79,9 @@ class Trainer:
         self.start_time, self.earlier_s = time.monotonic(), 0.0
         self.step = 0
         self.summary: dict[str, Any] = {}
+        self.progress = StepProgress(
+            RunShape(config.steps, config.eval_every, config.eval_split, config.episodes_to_write > 0)
+        )
         self.pending: dict[str, Any] | None = None
         """Metrics of an updated step whose evaluation and row in metrics.jsonl are still to come."""
         self.skipped_steps = SkippedSteps()
@@ -109,7 +100,8 @@ class Trainer:
         resumed = checkpoint.step if checkpoint else -1 if resume else None
         first_model = self._first_model()
         stop_signals.check()
-        self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
+        with progress.phase("loading the model"):
+            self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
         check_first_prompts(
             self.env, self.sampler.tasks, make_chat(self.policy, config),
             PromptTemplate.load(config.env.template, config.env.name),
@@ -138,10 +130,12 @@ class Trainer:
         """Plays the episodes: processes, or the agent loop of this one."""
         config = self.config
         if config.rollout.placement == "process":
-            with self.timer("start"):
+            workers = f"starting {config.rollout.replicas} rollout workers"
+            with self.timer("start"), progress.phase("starting workers", name=workers):
                 return RolloutWorkerPool(config, policy, self.run_dir / "workers", version, self._stage)
         limit = config.rollout.start_timeout_s
-        with time_limit(limit, "the engine of this process to start", "--rollout.start-timeout-s"):
+        what = "the engine of this process to start"
+        with progress.phase("starting the engine"), time_limit(limit, what, "--rollout.start-timeout-s"):
             engine = make_engine(policy, config)
         loop = make_loop(policy.tokenizer, policy.model.config, engine, self.env, config, self._stage)
         worker = LocalRolloutWorker(loop, config.rollout.sync_timeout_s)
@@ -167,13 +161,16 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ one training step
 
-    def train_step(self, advance: Callable[[], None]) -> dict[str, float]:
-        """One training step; returns its metrics. `advance` is called for each episode that ends."""
+    def train_step(self) -> dict[str, float]:
+        """One training step; returns its metrics."""
         step, before = self.step, None if self.skipped_steps.in_a_row else self._state()
         groups: list[tuple[RolloutBatch, TokenStats]] = []
-        with closing(self.orchestrator.next_batch(step, advance)) as ended:
+        with (
+            rollout_phase(self.worker, step, self.config) as polled,
+            closing(self.orchestrator.next_batch(step, polled)) as ended,
+        ):
             for trajectories in ended:  # sync: after all have ended; stream, async: each group as it ends
-                with self._stage("score"):
+                with self._stage("score"), scoring_phase(step, len(groups), self.config.rollout.groups):
                     group = self.learner.make_batch(trajectories)
                     groups.append((group, self.learner.compute_token_stats(group)))
         batch, stats = join_groups(groups)
@@ -182,10 +179,12 @@ class Trainer:
             with self.timer("update"):
                 credit = self.algorithm.credit(batch, stats)
                 weights = world_model.select(batch, stats, self.config, step)
-                updated = self.learner.update(batch, stats, credit, weights, step)
+                with progress.phase("update", name=f"update of step {step + 1}") as phase:
+                    updated = self.learner.update(batch, stats, credit, weights, step, partial(show_update, phase))
             metrics = updated | episode_metrics(batch.trajectories) | self.orchestrator.take_metrics() | metrics
             self._keep(metrics, batch, stats, before)
-        with self.timer("sync"):  # can be interrupted: a resumed run loads the current weights
+        # Can be interrupted: a resumed run loads the current weights.
+        with self.timer("sync"), progress.phase("syncing weights"):
             self.worker.update_weights(self.step)
         return metrics
 
@@ -222,25 +221,29 @@ class Trainer:
         """Success on the evaluation tasks, at the evaluation temperature and with the run's fixed seeds; and how well
         the episodes' observations are predicted."""
         episodes: dict[EpisodeId, Trajectory] = {}
-        with self.timer("evaluate"), console.progress(label, len(self.eval_tasks)) as advance:
+        start = time.monotonic()
+        with self.timer("evaluate"):
 
             def done(t: Trajectory) -> None:
                 episodes[t.episode_id] = t
-                advance()
+                stop_signals.check()
 
-            session = EvalSession(self.worker, self.config.rollout.eval_temperature, self.orchestrator.kept)
-            result = evaluate(session, self.eval_tasks, self.config.seed, done)
+            with progress.phase("evaluating", len(self.eval_tasks), "episodes", name=label) as phase:
+                polled = RolloutProgress(phase, self.worker, EVALUATION, self.config.env.max_steps)
+                temperature = self.config.rollout.eval_temperature
+                session = EvalSession(self.worker, temperature, self.orchestrator.kept, polled)
+                result = evaluate(session, self.eval_tasks, self.config.seed, done)
             if warning := overlong_warning(result):
                 console.say(warning)
             quality = measure_world_model(
                 self.policy, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
             )  # fmt: skip
+        self.progress.evaluated(time.monotonic() - start)
         return result, quality
 
     def finish_step(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
-        """Evaluates and saves when it is due, and logs. When it is interrupted, in the evaluation, a resumed run calls
-        it again."""
+        """Evaluates and saves when it is due, and logs. A run that is stopped in the evaluation repeats it."""
         c = self.config
         last, is_best = self.step == c.steps, False
         if (c.eval_every and self.step % c.eval_every == 0) or last:
@@ -249,7 +252,7 @@ class Trainer:
             metrics |= eval_metrics(result, quality)
             self.summary |= {
                 "final_success": result.success, "final_eval": result.as_json(), "evaluated_step": self.step,
-                "final_world_model": quality.as_json() if quality else None,
+                "final_world_model": quality.as_json() if quality else None, "final_won": list(result.won),
             }  # fmt: skip
         times = self.timer.take()
         busy = max(1e-9, times["time/step_s"] - times.get("time/evaluate_s", 0.0))
@@ -265,7 +268,7 @@ class Trainer:
         self.writer.log(self.step, metrics)
         self.pending = None
         # Not after steps that changed nothing: that would prune the checkpoint of before.
-        if ((self.step % c.save_every == 0 or is_best) and not self.skipped_steps.in_a_row) or last:
+        if last or ((self.step % c.save_every == 0 or is_best) and not self.skipped_steps.in_a_row):
             self.save()
         return metrics
 
@@ -308,10 +311,11 @@ class Trainer:
         now = (self.step, self.pending is None)
         if state is None and self._saved == now:
             return self.run_dir / "checkpoints" / f"step_{self.step:06d}"
-        path = save_checkpoint(
-            self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer, **self.learner.stateful_parts(),
-            **(state or self._state()),
-        )  # fmt: skip
+        with progress.phase("saving", name="saving a checkpoint"):
+            path = save_checkpoint(
+                self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer,
+                **self.learner.stateful_parts(), **(state or self._state()),
+            )  # fmt: skip
         best = self.summary.get("best_step")
         if state is None:
             self._saved = now
@@ -325,24 +329,24 @@ class Trainer:
         c = self.config
         self.summary |= {"eval_split": self.config.eval_split, "eval_tasks_in_train": self.eval_in_train}
         if "warm_start_success" not in self.summary:
-            result, quality = self.evaluate("evaluating the policy that training starts with")
+            result, quality = self.evaluate("evaluating before training")
             self.summary |= {
                 "warm_start_success": result.success, "final_success": result.success,
                 "num_eval_tasks": result.num_tasks, "warm_start_eval": result.as_json(), "evaluated_step": 0,
                 "num_parameters": self.policy.num_parameters(),
-                "warm_start_world_model": quality.as_json() if quality else None,
+                "warm_start_world_model": quality.as_json() if quality else None, "warm_start_won": list(result.won),
             }  # fmt: skip
             self.writer.log(0, eval_metrics(result, quality) | self.timer.take())
             self._note_best(result)
             self.save()
             console.say(f"before training: success {result.success:.0%} on {self.evaluated_on()}")
         episodes = c.rollout.groups * c.rollout.group_size
-        with console.step_progress(c.steps, self.step, self.summary["final_success"], c.eval_split) as show:
+        with self.progress.running(self.step, self.summary["final_success"]):
             if self.pending is not None:
-                show.step(self.step, self.finish_step(dict(self.pending), episodes))
+                self.progress.step(self.step, self.finish_step(dict(self.pending), episodes))
             while self.step < c.steps:
-                metrics = self.finish_step(self.train_step(show.episode(episodes)), episodes)
-                show.step(self.step, metrics)
+                metrics = self.finish_step(self.train_step(), episodes)
+                self.progress.step(self.step, metrics)
         self.write_summary()
 
     def evaluated_on(self) -> str:
@@ -391,10 +395,6 @@ def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
         return stop.status
     finally:
         trainer.close()
-    s = trainer.summary
-    console.say(
-        f"success on {trainer.evaluated_on()}: {s['warm_start_success']:.0%} before, "
-        f"{s['final_success']:.0%} after {trainer.step} steps; {s['wall_time_s'] / 60:.1f} min; "
-        f"see {run_dir}/report.html"
-    )
+    for line in outcome_lines(run_dir, trainer.summary, trainer.evaluated_on()):
+        console.say(line)
     return 0

@@ -150,6 +150,7 @@ class Trajectory:
     num_cut         number of steps whose observation or history was cut to fit the prompt
     truncated       whether the episode ended because of a limit on steps, tokens or time
     overrun         the limit that was exceeded, `time` or `tokens`; else empty
+    no_room         whether it ended because no action fits after its next prompt
 
     An episode whose first prompt does not fit is truncated and has no transitions.
 
@@ -169,6 +170,7 @@ class Trajectory:
     num_cut: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     overrun: str = ""
+    no_room: bool = False
 
     @property
     def group(self) -> int:

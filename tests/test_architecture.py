@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "sft": "config envs errors kernels learner models rollout runs types",
     "evaluation": "algorithms config envs errors learner models rollout runs types",
     "orchestrator": "algorithms config errors learner rollout types",
-    "train": "algorithms config envs errors evaluation learner models orchestrator registry rollout runs sft types",
+    "train": "algorithms config envs errors evaluation learner models orchestrator rollout runs sft types",
     "cli": "algorithms config envs errors evaluation learner models registry rollout runs sft train types",
 }
 """For each folder or module of the package, what it may import, in the order in which they are built."""

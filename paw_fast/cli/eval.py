@@ -18,10 +18,11 @@ from paw_fast.learner.forward_backward import rows_per_chunk
 from paw_fast.models.policy import load_policy
 from paw_fast.models.smollm2 import resolve_model
 from paw_fast.rollout.factory import make_engine, make_env, make_loop
+from paw_fast.rollout.rollout_progress import RolloutProgress
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker
-from paw_fast.runs import console, run_dir, stop_signals
+from paw_fast.runs import console, progress, run_dir, stop_signals
 from paw_fast.runs.checkpoint import find_checkpoint, verify_checkpoint
-from paw_fast.types import EpisodeId, Task, Trajectory
+from paw_fast.types import EVALUATION, EpisodeId, Task, Trajectory
 
 
 def find_model(path: Path, preset: str | None, env: str | None = None) -> tuple[Path | str, TrainConfig]:
@@ -90,14 +91,16 @@ def run_eval(options) -> int:
         )
         stop_signals.check()
         loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config, _stage)
-        session = EvalSession(LocalRolloutWorker(loop, config.rollout.sync_timeout_s), temperature, [])
+        worker = LocalRolloutWorker(loop, config.rollout.sync_timeout_s)
         episodes: dict[EpisodeId, Trajectory] = {}
-        with console.progress("evaluating", len(tasks)) as advance:
+        with progress.phase("evaluating", len(tasks), "episodes") as phase:
 
             def done(t: Trajectory) -> None:
                 episodes[t.episode_id] = t
-                advance()
+                stop_signals.check()
 
+            polled = RolloutProgress(phase, worker, EVALUATION, config.env.max_steps)
+            session = EvalSession(worker, temperature, [], polled)
             result = evaluate(session, tasks, options.seed, done)
         quality = None
         if options.world_model:

@@ -147,7 +147,8 @@ def _train_command(args: list[str]) -> int:
 
     _quiet_libraries()
     from paw_fast.models.hub import check_model
-    from paw_fast.train import check_parts, train
+    from paw_fast.rollout.requirements import check_parts
+    from paw_fast.train import train
 
     check_parts(config)
     check_model(config.model.path)

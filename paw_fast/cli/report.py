@@ -17,7 +17,7 @@ from paw_fast.cli.options import parse
 from paw_fast.config import TrainConfig, with_chat_date
 from paw_fast.config.ranges import Range
 from paw_fast.errors import UserError
-from paw_fast.runs import console, stop_signals
+from paw_fast.runs import console, progress, stop_signals
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _play(policy: Any, env: Any, requests: Sequence[Any], config: TrainConfig) -
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=slots))
     loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
     found = {}
-    with console.progress("playing episodes", len(requests)) as advance:
+    with progress.phase("playing episodes", len(requests), "episodes") as advance:
         for trajectory in loop.play(requests, config.rollout.eval_temperature):
             found[trajectory.episode_id] = trajectory
             advance()

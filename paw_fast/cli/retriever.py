@@ -13,7 +13,7 @@ from paw_fast.envs.search_qa.retrieval import build_bm25, index_of, open_index
 from paw_fast.envs.search_qa.retrieval.records import MAX_TOPK
 from paw_fast.envs.search_qa.retrieval.store import read_meta
 from paw_fast.errors import UserError
-from paw_fast.runs import console
+from paw_fast.runs import console, progress
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _index(options: IndexOptions) -> int:
         if options.encoder is None or options.out is None:
             raise UserError("--kind dense needs --encoder MODEL and --out FOLDER")
         settings = dense.EncoderSettings(options.encoder, options.query_prefix, options.passage_prefix)
-        with console.progress(f"encoding {options.corpus.name}", count_hint(options.corpus)) as advance:
+        with progress.phase(f"encoding {options.corpus.name}", count_hint(options.corpus)) as advance:
             folder = dense.build(options.corpus, options.out, settings, advance)
     else:
         folder = build_bm25(options.corpus, options.out) if options.out is not None else index_of(options.corpus)

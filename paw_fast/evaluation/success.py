@@ -31,6 +31,7 @@ class EvalResult:
     mean_length           actions in an episode
     mean_score            the environment's own score; `mean_scores` has its further ones by name
     num_overlong          tasks that count as lost because their first prompt does not fit
+    won                   1 or 0 for each task, in their order
 
     >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
     0.5
@@ -43,6 +44,7 @@ class EvalResult:
     mean_score: float = 0.0
     mean_scores: dict[str, float] = field(default_factory=dict)
     num_overlong: int = 0
+    won: tuple[int, ...] = ()
 
     @property
     def success(self) -> float:
@@ -120,10 +122,12 @@ def evaluate(
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     steps, overlong, score = 0, 0, 0.0
     scores: dict[str, float] = defaultdict(float)
+    wins = [0] * len(tasks)
     requests = [EpisodeRequest(EpisodeId(EVALUATION, i, 0), task, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]
     for trajectory in loop.play(requests):
         count = counts[trajectory.task.task_type]
         count[0] += trajectory.won
+        wins[trajectory.episode_id.group] = int(trajectory.won)
         count[1] += 1
         steps += len(trajectory.transitions)
         overlong += not trajectory.transitions
@@ -134,7 +138,7 @@ def evaluate(
     by_type = {name: (won, total) for name, (won, total) in counts.items()}
     return EvalResult(
         sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores),
-        overlong,
+        overlong, tuple(wins),
     )  # fmt: skip
 
 

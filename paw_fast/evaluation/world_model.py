@@ -15,7 +15,7 @@ import numpy as np
 from paw_fast.learner import packing
 from paw_fast.learner.forward_backward import predict
 from paw_fast.models.policy import Policy
-from paw_fast.runs import stop_signals
+from paw_fast.runs import progress, stop_signals
 from paw_fast.types import Span, TokenSequence, Trajectory, Transition
 
 
@@ -63,8 +63,9 @@ def measure_world_model(
     rng = np.random.default_rng([seed, 5])
     drawn = [found[int(i)] for i in np.sort(rng.permutation(len(found))[:max_transitions])]
     others = _other_actions(drawn, rng)
-    true = _predict(policy, [(t, t.action_ids) for t in drawn], token_budget, chunk, check)
-    shuffled = _predict(policy, list(zip(drawn, others, strict=True)), token_budget, chunk, check)
+    with progress.phase("measuring the world model", 2 * len(drawn), "predictions") as shown:
+        true = _predict(policy, [(t, t.action_ids) for t in drawn], token_budget, chunk, check, shown)
+        shuffled = _predict(policy, list(zip(drawn, others, strict=True)), token_budget, chunk, check, shown)
     return WorldModelQuality(*true[:2], *shuffled[:2], true[1] - shuffled[1], len(drawn), true[2])
 
 
@@ -79,7 +80,7 @@ def _other_actions(drawn: Sequence[Transition], rng: np.random.Generator) -> lis
 
 def _predict(
     policy: Policy, pairs: Sequence[tuple[Transition, tuple[int, ...]]], token_budget: int, chunk: int,
-    check: Callable[[], None],
+    check: Callable[[], None], done: progress.Phase,
 ) -> tuple[float, float, int]:  # fmt: skip
     """Accuracy, mean probability and number of the observation tokens after the given actions."""
     sequences = []
@@ -98,4 +99,5 @@ def _predict(
         hits += int(correct.sum())
         probability += float(logprobs.double().exp().sum())
         count += len(logprobs)
+        done.done += len(members)
     return hits / count, probability / count, count

@@ -9,14 +9,15 @@ B trajectories, M transitions, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from paw_fast.algorithms.base import Credit
+from paw_fast.algorithms.base import Credit, has_reward_variance
 from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.kernels import LossSettings
@@ -68,6 +69,7 @@ class Learner:
         self.optimizer_steps = 0
         """Number of optimizer steps in the last update, skipped ones included."""
         self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        self._report: Callable[[float], None] = lambda share: None
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
             kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0, entropy_coef=a.entropy_coef, wm_loss=config.paw.loss,
@@ -140,21 +142,31 @@ class Learner:
     # ------------------------------------------------------------------------------------------------ the update
 
     def update(
-        self, batch: RolloutBatch, stats: TokenStats, credit: Credit, world_model: WorldModelWeights | None, step: int
-    ) -> dict[str, float]:
-        """The optimizer steps of training step `step`; returns their metrics."""
+        self, batch: RolloutBatch, stats: TokenStats, credit: Credit, world_model: WorldModelWeights | None, step: int,
+        report: Callable[[int, int, float], None] = lambda number, total, share: None,
+    ) -> dict[str, float]:  # fmt: skip
+        """The optimizer steps of training step `step`; returns their metrics.
+
+        `report(number, total, share)` is called as the optimizer batch `number` (from 1) of `total` advances; `share`
+        of its sequences have been learned from.
+        """
         c = self.config
         inputs = _UpdateInputs(batch.sequences, stats, credit)
         joint = world_model if c.paw.update == "joint" else None
         warming_up = step < self.critic.warmup_steps
         metrics = UpdateMetrics(self.seen_passages.label(batch))
-        for epoch in range(c.algo.epochs):
-            for chosen in self._minibatches(len(batch.sequences), step, epoch):
-                self._critic_step(inputs, chosen, metrics, warming_up)
-                if not warming_up:
-                    self._policy_step(inputs, chosen, credit, joint, metrics)
         alternate = world_model is not None and c.paw.update == "alternate" and (step + 1) % c.paw.interval == 0
-        if alternate and not warming_up:
+        alternate = alternate and not warming_up
+        epochs = [self._minibatches(len(batch.sequences), step, epoch) for epoch in range(c.algo.epochs)]
+        total = sum(map(len, epochs)) + alternate
+        for number, chosen in enumerate((part for epoch in epochs for part in epoch), 1):
+            self._report = partial(report, number, total)
+            self._report(0.0)
+            self._critic_step(inputs, chosen, metrics, warming_up)
+            if not warming_up:
+                self._policy_step(inputs, chosen, credit, joint, metrics)
+        if alternate:
+            self._report = partial(report, total, total)
             self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics)
         self.seen_passages.add(step + 1, shown_passages(batch.trajectories))
         metrics.learning_rate = float(self.scheduler.get_last_lr()[0])
@@ -164,7 +176,8 @@ class Learner:
         values = metrics.metrics(world_model is not None, stats.ref_logprobs is not None, self.critic.needed)
         values["policy/advantage_abs_mean"] = float(np.abs(np.concatenate(credit.advantages)).mean())
         values["policy/entropy"] = float(stats.entropies.mean())
-        values["policy/group_spread_share"] = float(credit.policy_mask.mean())
+        if not self.critic.needed or c.algo.dynamic_sampling:  # a critic's advantages need no variance in a group
+            values["policy/group_spread_share"] = float(has_reward_variance(batch.trajectories).mean())
         if world_model is not None:
             values["wm/lambda_mean"] = float(world_model.lambdas.mean())
             values["wm/target_share"] = float(world_model.has_target.mean())
@@ -194,9 +207,12 @@ class Learner:
         tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest)
         metrics.policy_steps += credit is not None
         metrics.wm_steps += world_model is not None
+        learned = 0
         for batch in self._packed(picked, tables):
             value_loss = self.critic.loss_in_policy_update(batch, metrics) if credit else None
             metrics.add(batch, backward(self.policy, batch, self.settings, self.chunk, value_loss), chosen)
+            learned += len(batch.members)
+            self._report(learned / len(picked))
         norm, stepped = self._step()
         metrics.moved |= stepped
         metrics.count_step(stepped)

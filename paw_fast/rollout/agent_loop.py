@@ -23,6 +23,9 @@ from paw_fast.types import EpisodeRequest, Observation, Task, Trajectory, Transi
 Stage = Callable[[str], AbstractContextManager[Any]]
 """Times a named part of the work; called where the work can be interrupted, it may raise to interrupt it."""
 
+InFlight = dict[int, tuple[int, int]]
+"""For each training step, how many of its episodes are in flight, and how many turns these have played."""
+
 CHECKED_TASKS = 8
 """Number of tasks whose first prompts are checked before a run starts."""
 
@@ -147,6 +150,14 @@ class AgentLoop:
     def busy(self) -> bool:
         """Whether episodes are in flight or wait for a slot."""
         return bool(self._queue or self._live)
+
+    def in_flight(self) -> InFlight:
+        """Episodes in flight and the turns that they have played, for each training step (`EVALUATION` included)."""
+        out: InFlight = {}
+        for episode in self._live.values():
+            episodes, turns = out.get(step := episode.request.episode_id.step, (0, 0))
+            out[step] = episodes + 1, turns + len(episode.transitions)
+        return out
 
     def add(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
         """Queues more episodes; `temperature` None is that of the settings."""
@@ -308,12 +319,15 @@ class AgentLoop:
             overrun = self._overrun(episode)
             if s.has_room(episode.prompt) and not overrun:
                 return None
-            return self._trajectory(episode, won=False, truncated=True, overrun=overrun)
+            no_room = not s.has_room(episode.prompt)
+            return self._trajectory(episode, won=False, truncated=True, overrun=overrun, no_room=no_room)
         episode.num_cut += shortened
         ended = step.done and not step.truncated
         return self._trajectory(episode, won=won, truncated=not (ended or won))
 
-    def _trajectory(self, episode: _Episode, *, won: bool, truncated: bool, overrun: str = "") -> Trajectory:
+    def _trajectory(
+        self, episode: _Episode, *, won: bool, truncated: bool, overrun: str = "", no_room: bool = False
+    ) -> Trajectory:
         s = self.settings
         total = sum(t.reward for t in episode.transitions)
         penalties = s.invalid_penalty * sum(not t.valid for t in episode.transitions)
@@ -321,6 +335,7 @@ class AgentLoop:
             episode.request.task, episode.request.episode_id, tuple(episode.transitions), episode_return=total,
             success_return=total + penalties, won=won, intro_text=episode.intro, truncated=truncated,
             score=episode.score, num_cut=episode.num_cut, scores=episode.scores, overrun=overrun,
+            no_room=no_room,
         )  # fmt: skip
 
 

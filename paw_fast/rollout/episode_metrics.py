@@ -26,6 +26,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episode/invalid_action_rate": mean([not x.valid for x in actions]),
         "episode/truncated_rate": mean([t.truncated for t in trajectories]),
         "episode/overrun_rate": mean([bool(t.overrun) for t in trajectories]),
+        "episode/token_limit_rate": mean([t.no_room or t.overrun == "tokens" for t in trajectories]),
         "episode/cut_rate": sum(t.num_cut for t in trajectories) / max(1, len(actions)),
         **{f"success/{name}": mean(won) for name, won in sorted(by_type.items())},
         **{

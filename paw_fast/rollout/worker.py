@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from paw_fast.rollout.agent_loop import AgentLoop
+from paw_fast.rollout.agent_loop import AgentLoop, InFlight
 from paw_fast.rollout.timeouts import time_limit
 from paw_fast.types import EpisodeRequest, Trajectory
 
@@ -29,6 +29,10 @@ class RolloutWorker(Protocol):
 
     def stop(self) -> None:
         """Abandons every episode that is in flight or waits."""
+        ...
+
+    def in_flight(self) -> InFlight:
+        """The episodes that are being played, as far as is known without waiting."""
         ...
 
     def update_weights(self, version: int) -> None:
@@ -64,6 +68,9 @@ class LocalRolloutWorker:
     def stop(self) -> None:
         self.loop.stop()
 
+    def in_flight(self) -> InFlight:
+        return self.loop.in_flight()
+
     def update_weights(self, version: int) -> None:
         what = f"the engine of this process to load the weights of version {version}"
         with time_limit(self.sync_timeout_s, what, "--rollout.sync-timeout-s"):
@@ -90,6 +97,8 @@ class EvalSession:
     worker: RolloutWorker
     temperature: float
     kept: list[Trajectory]
+    polled: Callable[[Sequence[Trajectory]], None] = lambda ended: None
+    """Called after each poll with the episodes of the evaluation that ended in it."""
 
     def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[Trajectory]:
         """Each of the episodes as it ends."""
@@ -97,7 +106,9 @@ class EvalSession:
         self.worker.submit(requests, self.temperature)
         try:
             while waiting:
-                for trajectory in self.worker.poll():
+                found = self.worker.poll()
+                self.polled([t for t in found if t.episode_id in waiting])
+                for trajectory in found:
                     if trajectory.episode_id in waiting:
                         waiting.remove(trajectory.episode_id)
                         yield trajectory

@@ -24,7 +24,7 @@ import torch
 from paw_fast.config import TrainConfig
 from paw_fast.errors import UserError
 from paw_fast.models.policy import Policy
-from paw_fast.rollout.agent_loop import Stage, untimed
+from paw_fast.rollout.agent_loop import InFlight, Stage, untimed
 from paw_fast.rollout.chat_format import declared_stop_ids
 from paw_fast.rollout.engines.base import EngineError
 from paw_fast.rollout.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher
@@ -67,6 +67,7 @@ class _Worker:
     playing: dict[EpisodeId, tuple[EpisodeRequest, float | None]] = field(default_factory=dict)
     unsent: list[Any] = field(default_factory=list)
     outbox: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    in_flight: InFlight = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sender = threading.Thread(target=send_all, args=(self.connection, self.outbox), daemon=True)
@@ -172,8 +173,18 @@ class RolloutWorkerPool:
         ended, self._ended = self._ended, []
         return ended
 
+    def in_flight(self) -> InFlight:
+        """As the processes have last reported, about once a second."""
+        out: InFlight = {}
+        for worker in self._workers:
+            for step, (episodes, turns) in worker.in_flight.items():
+                before = out.get(step, (0, 0))
+                out[step] = before[0] + episodes, before[1] + turns
+        return out
+
     def stop(self) -> None:
         for worker in self._workers:
+            worker.in_flight = {}
             if worker.playing:
                 # No message abandons an episode; what comes in later is dropped.
                 worker.playing = {}
@@ -203,6 +214,7 @@ class RolloutWorkerPool:
             worker.version = message.version
         elif isinstance(message, Alive):
             self._spans.setdefault(f"worker {worker.number}", []).extend(message.spans)
+            worker.in_flight = message.in_flight
             if message.waits:
                 worker.waited_s = worker.seen_s
             if message.metrics:

@@ -25,7 +25,7 @@ from typing import Any
 from paw_fast.config import TrainConfig
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
-from paw_fast.rollout.agent_loop import AgentLoop, Stage
+from paw_fast.rollout.agent_loop import AgentLoop, InFlight, Stage
 from paw_fast.rollout.weight_sync import WeightSource
 from paw_fast.runs import console, stop_signals
 from paw_fast.types import EpisodeRequest, Trajectory
@@ -102,11 +102,13 @@ class Synced:
 @dataclass(frozen=True)
 class Alive:
     """Message from a worker: it runs. `spans` (stage, start, end; seconds of the machine's monotonic clock) and the
-    environment's `metrics` are those since the last one; `waits`: the environment waits for a server."""
+    environment's `metrics` are those since the last one; `waits`: the environment waits for a server; `in_flight`: see
+    `AgentLoop.in_flight`."""
 
     spans: tuple[tuple[str, float, float], ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     waits: bool = False
+    in_flight: InFlight = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: WorkerSpec) 
 
     def show_life(waits: bool = False) -> None:
         nonlocal last
-        outbox.put(Alive(clock.take(), env.take_metrics(), waits))
+        outbox.put(Alive(clock.take(), env.take_metrics(), waits, loop.in_flight()))
         last = time.monotonic()
 
     def while_waiting() -> None:

@@ -29,7 +29,7 @@ from paw_fast.rollout.agent_loop import first_prompt
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.prompts import PromptTemplate, policy_view, write_action
 from paw_fast.rollout.text_encoding import TemplateText
-from paw_fast.runs import console, stop_signals
+from paw_fast.runs import console, progress, stop_signals
 from paw_fast.runs.atomic_files import build_folder, sync_file, user_errors, write_text
 from paw_fast.runs.cache_lock import cache_lock
 from paw_fast.runs.checkpoint import save_model
@@ -141,15 +141,32 @@ def _tables(
         yield packing.join_rows(actions, packing.observation_rows(sequence, weights))
 
 
+def _split(num_sequences: int, settings: WarmStartConfig, early_answer_share: float) -> int:
+    """Number of the sequences that are repeated in each epoch.
+
+    The episodes with needless commands or early answers come last, and once: habits are learned quickly.
+    """
+    share = max(settings.noop_share, early_answer_share if early_answer_share < 1 else 0.0)
+    return round(num_sequences * (1 - share))
+
+
+def num_imitations(num_sequences: int, settings: WarmStartConfig, early_answer_share: float) -> int:
+    """How many sequences `imitate` trains on, repetitions counted.
+
+    >>> num_imitations(10, WarmStartConfig(epochs=3, noop_share=0.2), 0.0)  # 8 three times, 2 once
+    26
+    """
+    split = _split(num_sequences, settings, early_answer_share)
+    return settings.epochs * split + num_sequences - split
+
+
 def _plan_batches(
     sequences: Sequence[TokenSequence], settings: WarmStartConfig, early_answer_share: float
 ) -> list[list[int]]:
     """The sequences of each optimizer step, by number."""
     rng = np.random.default_rng([settings.seed, 1])
     batches: list[list[int]] = []
-    # The episodes with needless commands or early answers come last, and once: habits are learned quickly.
-    share = max(settings.noop_share, early_answer_share if early_answer_share < 1 else 0.0)
-    split = round(len(sequences) * (1 - share))
+    split = _split(len(sequences), settings, early_answer_share)
     parts = [rng.permutation(split) for _ in range(settings.epochs)]
     parts.append(split + rng.permutation(len(sequences) - split))
     for order in parts:
@@ -251,7 +268,7 @@ def warm_start(env: Env, config: TrainConfig, folder: Path) -> None:
     expert = envs.make_expert(config.env, settings.seed)
     careful_expert = envs.make_expert(config.env, careful=True) if expert.early_answer_share else None
     tasks = env.tasks("train")[: settings.episodes]
-    with console.progress("demonstrations", len(tasks)) as advance:
+    with progress.phase("demonstrations", len(tasks), "episodes") as advance:
         demos = demonstrate(env, expert, tasks, settings, settings.seed, advance, careful_expert)
     if not demos:
         raise UserError(
@@ -302,12 +319,12 @@ def _build(
             f"{config.rollout.max_sequence_tokens}: raise it"
         )
     imitated = [t.valid for trajectory in trajectories for t in trajectory.transitions]
-    with console.progress(
-        f"imitation ({policy.num_parameters() / 1e6:.1f} M parameters)", settings.epochs * len(demos)
-    ) as advance:
+    name = f"imitation ({policy.num_parameters() / 1e6:.1f} M parameters)"
+    total = num_imitations(len(sequences), settings, expert.early_answer_share)
+    with progress.phase("imitation", total, "sequences", name=name) as advance:
 
         def show(done: int, loss: float) -> None:
-            advance(done)
+            advance(done, f"loss {loss:.3f}")
 
         loss = imitate(policy, sequences, imitated, config, show, expert.early_answer_share, checkpoint)
 

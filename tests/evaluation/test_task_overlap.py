@@ -16,6 +16,7 @@ from paw_fast.errors import UserError
 from paw_fast.evaluation.success import check_held_out, describe_tasks
 from paw_fast.evaluation.task_overlap import count_shared, tasks_in_train
 from paw_fast.runs import console
+from paw_fast.runs.training_progress import RunShape, StepProgress
 from paw_fast.types import Task
 
 
@@ -81,8 +82,7 @@ def test_the_word_on_the_screen_is_the_split_s_name(said):
     assert describe_tasks(100, "valid_seen", 3) == "100 valid_seen tasks (3 of them training tasks)"
     assert describe_tasks(100, "train", 100) == "100 train tasks"
     row = {"success/rate": 0.5, "success/eval_rate": 0.25, "reward/mean": 1.0, "time/step_s": 1.0}
-    with console.step_progress(2, 0, 0.0, "eval") as show:
-        show.step(1, row)
+    StepProgress(RunShape(2, 1, "eval")).step(1, row)
     assert "on eval tasks 25%" in said.getvalue()
     assert "unseen" not in said.getvalue()
 

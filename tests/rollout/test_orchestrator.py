@@ -46,8 +46,8 @@ class Run:
         self.advanced, self.warnings, self.metrics = 0, [], {}
         self.orchestrator = make_orchestrator(self.config, self.worker, self.sampler, self.warnings.append)
 
-    def advance(self):
-        self.advanced += 1
+    def advance(self, ended):
+        self.advanced += len(ended)
 
     def collect(self, number, advance=None):
         """The batch of a step and its statistics, as the trainer collects them; its metrics in `metrics`."""

@@ -23,7 +23,7 @@ from paw_fast.envs.alfworld.text import WHEEL, Rules, is_plain, read_rules
 from paw_fast.envs.alfworld.world import World
 from paw_fast.envs.json_files import may_contain_surrogates, replace_surrogates_in, warn_once
 from paw_fast.errors import UserError
-from paw_fast.runs import stop_signals
+from paw_fast.runs import progress, stop_signals
 from paw_fast.runs.atomic_files import cache_folder
 from paw_fast.runs.cached_folder import cached_folder
 from paw_fast.types import Task
@@ -334,11 +334,14 @@ def make_split(root: Path, size: str, seed: int, counts: dict[str, int], split: 
 
 def _write_split(hidden: Path, size: str, seed: int, counts: dict[str, int], split: str) -> None:
     seen: set[tuple] = set()
-    if split == "valid_seen":  # the same rooms as train, so the same game could come twice
-        for _ in distinct_games(seed, size, "train", counts["train"], seen):
-            pass
-    for game in distinct_games(seed, size, split, counts[split], seen):
-        folder = hidden / game.folder
-        folder.mkdir(parents=True)
-        (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
-        (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
+    total = counts[split] + (counts["train"] if split == "valid_seen" else 0)
+    with progress.phase("generating games", total, "games", name=f"generating games ({split})") as made:
+        if split == "valid_seen":  # the same rooms as train, so the same game could come twice
+            for _ in distinct_games(seed, size, "train", counts["train"], seen):
+                made()
+        for game in distinct_games(seed, size, split, counts[split], seen):
+            folder = hidden / game.folder
+            folder.mkdir(parents=True)
+            (folder / "game.tw-pddl").write_text(game_json(game), encoding="utf-8")
+            (folder / "traj_data.json").write_text(trajectory_json(game), encoding="utf-8")
+            made()

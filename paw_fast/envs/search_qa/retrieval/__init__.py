@@ -40,10 +40,10 @@ def build_bm25(corpus: Path, folder: Path) -> Path:
     """Builds a BM25 index with a progress bar, and returns its folder."""
     from paw_fast.envs.search_qa.retrieval import bm25
     from paw_fast.envs.search_qa.retrieval.corpus import count_hint
-    from paw_fast.runs import console
+    from paw_fast.runs import progress
 
     total = count_hint(corpus)
-    with console.progress(f"indexing {corpus.name}", bm25.PASSES * total if total else None) as advance:
+    with progress.phase(f"indexing {corpus.name}", bm25.PASSES * total if total else None) as advance:
         return bm25.build(corpus, folder, advance)
 
 
