@@ -373,11 +373,11 @@ def test_a_locked_run_is_refused_until_its_process_is_killed(copied):
 
 def test_runs_started_in_the_same_second_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_dir.time, "strftime", lambda *args: "20260101-000000")
+    monkeypatch.setattr(run_dir.time, "strftime", lambda *args: "-20260101-000000")
     made = [run_dir.create_run(load_preset("tiny")) for _ in range(3)]
     for run in made:
         run_dir.unlock(run)
-    assert [run.name for run in made] == [f"alfworld-20260101-000000{more}" for more in ("", "-2", "-3")]
+    assert [run.name for run in made] == [f"alfworld-grpo-paw-s0-20260101-000000{more}" for more in ("", "-2", "-3")]
     assert all((run / "config.toml").is_file() for run in made)
 
 
