@@ -36,6 +36,7 @@ from paw_fast.evaluation.success import (
     overlong_warning,
 )
 from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
+from paw_fast.extras import install_hint, vllm_hint
 from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
@@ -71,11 +72,9 @@ def check_parts(config: TrainConfig) -> None:
     PromptTemplate.load(config.env.template, config.env.name)
     resolve_device(config.model.device)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        from paw_fast.rollout.engines.vllm import INSTALL_HINT
-
-        raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}")
+        raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}")
     if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("--wandb needs wandb, which is not installed: pip install 'paw-fast[wandb]'")
+        raise UserError(f"--wandb needs wandb, which is not installed: {install_hint('wandb')}")
 
 
 class Trainer:

@@ -13,25 +13,27 @@ MAY_IMPORT = {
     "__init__": "",
     "__main__": "cli",
     "errors": "",
+    "extras": "",
     "registry": "errors",
     "types": "errors",
     "config": "errors registry",
     "kernels": "errors",
-    "runs": "config errors types",
-    "envs": "config errors registry runs types",
-    "models": "config errors runs",
+    "runs": "config errors extras types",
+    "envs": "config errors extras registry runs types",
+    "models": "config errors extras runs",
     "algorithms": "config errors kernels registry types",
-    "rollout": "config envs errors models runs types",
+    "rollout": "config envs errors extras models runs types",
     "learner": "algorithms config errors kernels models runs types",
     "sft": "config envs errors kernels learner models rollout runs types",
     "evaluation": "algorithms config envs errors learner models rollout runs types",
     "orchestrator": "algorithms config errors learner rollout types",
-    "train": "algorithms config envs errors evaluation learner models orchestrator registry rollout runs sft types",
-    "cli": "algorithms config envs errors evaluation learner models registry rollout runs sft train types",
+    "train": "algorithms config envs errors evaluation extras learner models orchestrator registry rollout runs sft "
+    "types",
+    "cli": "algorithms config envs errors extras evaluation learner models registry rollout runs sft train types",
 }
 """For each folder or module of the package, what it may import, in the order in which they are built."""
 
-NO_TORCH = {"errors", "types", "registry", "config", "envs"}
+NO_TORCH = {"errors", "extras", "types", "registry", "config", "envs"}
 """Folders that load without torch, also through another module of the package."""
 
 NO_TORCH_AT_IMPORT = {

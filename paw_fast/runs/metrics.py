@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
 
 METRICS: dict[str, str] = {
@@ -250,7 +251,7 @@ def _start_wandb(run_dir: Path, settings: Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ImportError:
-        raise UserError("wandb is not installed: pip install 'paw-fast[wandb]'") from None
+        raise UserError(f"wandb is not installed: {install_hint('wandb')}") from None
     return wandb.init(dir=str(run_dir), **settings)
 
 

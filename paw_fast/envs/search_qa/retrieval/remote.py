@@ -21,6 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, Hit, Passage
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs import console
 
 Dialect = Literal["auto", "queries", "query"]
@@ -63,7 +64,7 @@ class RemoteRetriever:
         try:
             import httpx
         except ImportError:
-            raise UserError("httpx is not installed: pip install 'paw-fast[search]'") from None
+            raise UserError(f"httpx is not installed: {install_hint('search')}") from None
         self.url = _full_url(url)
         self.dialect: Dialect = dialect
         self.retries, self.pause_s = retries, pause_s

@@ -13,6 +13,7 @@ from typing import Any
 from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Retriever
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 DEFAULT_TOPK = 3
 MAX_QUERIES = 1024
@@ -92,7 +93,7 @@ def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
         from fastapi.concurrency import run_in_threadpool
         from fastapi.responses import JSONResponse
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'paw-fast[search]'") from None
+        raise UserError(f"{error.name} is not installed: {install_hint('search')}") from None
     app = FastAPI(title="paw-fast retriever", description=__doc__ or "")
 
     async def retrieve(request: Request) -> Response:
@@ -129,6 +130,6 @@ def serve(retriever: Retriever, listener: socket.socket, default_topk: int = DEF
     try:
         import uvicorn
     except ImportError:
-        raise UserError("uvicorn is not installed: pip install 'paw-fast[search]'") from None
+        raise UserError(f"uvicorn is not installed: {install_hint('search')}") from None
     config = uvicorn.Config(make_app(retriever, default_topk), log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listener])
