@@ -73,7 +73,10 @@ def test_refused_before_any_work(tmp_path, options, message):
     assert not (tmp_path / "cache").exists()  # no game was generated
 
 
-@pytest.mark.parametrize(("options", "package"), [(["--wandb"], "wandb"), (["--rollout.engine", "vllm"], "vllm")])
+@pytest.mark.parametrize(
+    ("options", "package"),
+    [(["--log", "wandb"], "wandb"), (["--log", "trackio"], "trackio"), (["--rollout.engine", "vllm"], "vllm")],
+)
 def test_an_extra_that_is_missing_is_told_before_any_work(tmp_path, monkeypatch, options, package):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else find(name, *rest))

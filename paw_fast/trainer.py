@@ -25,6 +25,7 @@ import torch
 from paw_fast.algorithms import off_policy, world_model
 from paw_fast.algorithms.base import make_algorithm
 from paw_fast.config import TrainConfig, with_chat_date
+from paw_fast.config.services import log_services
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import (
     EvalResult,
@@ -36,7 +37,7 @@ from paw_fast.evaluation.success import (
     overlong_warning,
 )
 from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
-from paw_fast.extras import install_hint, vllm_hint
+from paw_fast.extras import vllm_hint
 from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
@@ -55,6 +56,7 @@ from paw_fast.rollout.worker_pool import RolloutWorkerPool
 from paw_fast.runs import console, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.checkpoint import Checkpoint, prune, save_checkpoint
+from paw_fast.runs.log_services import check_services
 from paw_fast.runs.metrics import MetricsWriter, peak_memory_bytes
 from paw_fast.runs.resume import resume_point, write_summary
 from paw_fast.runs.rng import capture_rng_states
@@ -62,6 +64,9 @@ from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, idle_shares
 from paw_fast.sft.warm_start import read_passages, warm_start
 from paw_fast.types import EpisodeId, RolloutBatch, TokenStats, Trajectory
+
+OnStep = Callable[[int, Mapping[str, float]], object]
+"""Called with the number of finished steps and the metrics of the last one; may return True to stop the run."""
 
 DEMONSTRATION_STEPS = 60
 """Step limit of expert demonstrations: an expert with needless commands needs more steps than the policy may take."""
@@ -73,15 +78,15 @@ def check_parts(config: TrainConfig) -> None:
     resolve_device(config.model.device)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}")
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError(f"--wandb needs wandb, which is not installed: {install_hint('wandb')}")
+    check_services(log_services(config.log))
 
 
 class Trainer:
     """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, resume: bool):
+    def __init__(self, config: TrainConfig, run_dir: Path, resume: bool, on_step: OnStep | None = None):
         self.config = config = with_chat_date(config)
+        self.on_step = on_step
         self.run_dir, self.timer = run_dir, StageTimer()
         self.start_time, self.earlier_s = time.monotonic(), 0.0
         self.step = 0
@@ -122,8 +127,7 @@ class Trainer:
             self._restore(checkpoint)
         else:
             passages.add(0, read_passages(run_dir / "warm_start"))
-        settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
-        self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
+        self.writer = MetricsWriter(run_dir, log_services(config.log), resume_step=resumed)
 
     def _make_worker(self, policy: Policy, version: int) -> RolloutWorker:
         """Plays the episodes: processes, or the agent loop of this one."""
@@ -313,17 +317,34 @@ class Trainer:
                 "num_parameters": self.policy.num_parameters(),
                 "warm_start_world_model": quality.as_json() if quality else None,
             }  # fmt: skip
-            self.writer.log(0, eval_metrics(result, quality) | self.timer.take())
+            metrics = eval_metrics(result, quality) | self.timer.take()
+            self.writer.log(0, metrics)
             self.save()
             console.say(f"before training: success {result.success:.0%} on {self.evaluated_on()}")
+            self._call_on_step(metrics)
         episodes = c.rollout.groups * c.rollout.group_size
         with console.step_progress(c.steps, self.step, self.summary["final_success"], c.eval_split) as show:
             if self.pending is not None:
-                show.step(self.step, self.finish_step(dict(self.pending), episodes))
+                metrics = self.finish_step(dict(self.pending), episodes)
+                show.step(self.step, metrics)
+                self._call_on_step(metrics)
             while self.step < c.steps:
                 metrics = self.finish_step(self.train_step(show.episode(episodes)), episodes)
                 show.step(self.step, metrics)
+                self._call_on_step(metrics)
         self.write_summary()
+
+    def _call_on_step(self, metrics: Mapping[str, float]) -> None:
+        """Calls `on_step`. Raises `Interrupted` if it asks to stop; saves the run if it raises."""
+        if self.on_step is None:
+            return
+        try:
+            stop = self.on_step(self.step, dict(metrics)) is True
+        except BaseException:
+            self.save()
+            raise
+        if stop and self.step < self.config.steps:
+            raise stop_signals.Interrupted
 
     def evaluated_on(self) -> str:
         """The evaluation tasks in words."""
@@ -339,23 +360,23 @@ class Trainer:
         self.env.close()
 
 
-def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
+def train(config: TrainConfig, run_dir: Path, resume: bool = False, on_step: OnStep | None = None) -> int:
     """Trains in `run_dir`, which it locks; returns the exit status: 0, or that of `stop_signals.Interrupted` when a
-    signal stopped it after saving."""
+    signal or `on_step` stopped it after saving."""
     with stop_signals.handled(console.say):
         runs.lock(run_dir)
         try:
-            return _train(config, run_dir, resume)
+            return _train(config, run_dir, resume, on_step)
         except EngineError as error:
             raise UserError(f"{error}; go on with --resume {run_dir}") from error
         finally:
             runs.unlock(run_dir)
 
 
-def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
+def _train(config: TrainConfig, run_dir: Path, resume: bool, on_step: OnStep | None) -> int:
     again = f"paw-fast train --resume {run_dir}"
     try:
-        trainer = Trainer(config, run_dir, resume)
+        trainer = Trainer(config, run_dir, resume, on_step)
     except stop_signals.Interrupted as stop:  # there is nothing to save yet
         console.say(f"stopped while setting up; start again with: {again}")
         return stop.status
