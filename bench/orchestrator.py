@@ -56,7 +56,7 @@ def run(config: TrainConfig, folder: Path) -> None:
 
 
 def _train(config: TrainConfig, folder: Path) -> None:
-    from paw_fast.train import train
+    from paw_fast.trainer import train
 
     folder.mkdir(parents=True)
     with open(folder / "output.log", "w") as log:

@@ -209,6 +209,7 @@ def option_classes() -> dict[str, type]:
             if name.endswith("Options") and dataclasses.is_dataclass(value):
                 found.setdefault(name.removesuffix("Options").lower(), typing.cast(type, value))
     retriever = importlib.import_module("paw_fast.cli.retriever")
+    found["play RUN"] = found.pop("playrun")
     for name in ("index", "serve"):
         found.pop(name, None)
         found[f"retriever {name}"] = retriever.OPTIONS[name]

@@ -72,7 +72,8 @@ def test_refused_before_any_work(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "package"),
     [
-        (["--wandb"], "wandb"),
+        (["--log", "wandb"], "wandb"),
+        (["--log", "trackio"], "trackio"),
         (["--rollout.engine", "vllm"], "vllm"),
         (["--env", "webshop"], "rapidfuzz"),
         (["--env", "search"], "Stemmer"),

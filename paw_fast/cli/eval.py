@@ -75,6 +75,20 @@ def _stage(name: str) -> contextlib.AbstractContextManager:
 
 def run_eval(options) -> int:
     """Runs the command with `cli.EvalOptions`; returns the exit status."""
+    result, quality, about = evaluate_checkpoint(options)
+    if options.json:
+        print(json.dumps(about | result.as_json() | ({"world_model": quality.as_json()} if quality else {})))
+    else:
+        if warning := overlong_warning(result):
+            console.say(warning)
+        _show(result, about)
+        if quality:
+            _show_world_model(quality)
+    return 0
+
+
+def evaluate_checkpoint(options) -> tuple[EvalResult, WorldModelQuality | None, dict]:
+    """Evaluates with `cli.EvalOptions`: success, the world model if asked for, and what was evaluated how."""
     path, config = find_model(options.checkpoint, options.preset, options.env)
     config = with_chat_date(with_consent(config, options))
     if options.env not in (None, config.env.name):
@@ -119,15 +133,7 @@ def run_eval(options) -> int:
         "seed": options.seed,
         "temperature": temperature,
     }
-    if options.json:
-        print(json.dumps(about | result.as_json() | ({"world_model": quality.as_json()} if quality else {})))
-    else:
-        if warning := overlong_warning(result):
-            console.say(warning)
-        _show(result, about)
-        if quality:
-            _show_world_model(quality)
-    return 0
+    return result, quality, about
 
 
 def with_consent(config: TrainConfig, options) -> TrainConfig:

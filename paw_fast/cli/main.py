@@ -22,6 +22,7 @@ from paw_fast.cli import help
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.cli.option_table import HELP, PROGRAM
 from paw_fast.cli.options import parse, take, take_switch, unused_tables
+from paw_fast.cli.play import PlayRunOptions, names_a_run
 from paw_fast.cli.settings import base_config
 from paw_fast.config import (
     EnvConfig,
@@ -72,7 +73,7 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """A person plays an episode in the terminal."""
+    """A person plays an episode in the terminal. `paw-fast play RUN` lets the trained policy play."""
 
     env: EnvConfig
     split: str = "unseen"
@@ -148,7 +149,7 @@ def _train_command(args: list[str]) -> int:
     _quiet_libraries()
     from paw_fast.models.hub import check_model
     from paw_fast.rollout.requirements import check_parts
-    from paw_fast.train import train
+    from paw_fast.trainer import train
 
     check_parts(config)
     check_model(config.model.path)
@@ -170,7 +171,7 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
 
     _quiet_libraries()
     from paw_fast.runs.resume import check_unedited, is_finished, resume_point, write_missing
-    from paw_fast.train import train
+    from paw_fast.trainer import train
 
     run_dir = runs.find_run_dir(path)
     begun = runs.load_config(run_dir)
@@ -224,6 +225,8 @@ def _eval(args: list[str]) -> int:
 
 
 def _play(args: list[str]) -> int:
+    if names_a_run(args):
+        return _play_run(parse(PlayRunOptions, args, "play RUN"))
     spec = envs.find(take(list(args), "env") or "alfworld")
     options = parse(PlayOptions, args, "play", PlayOptions(env=spec.make_config(**spec.play)))
     if options.game is not None and spec.read_task is None:
@@ -243,6 +246,19 @@ def _play(args: list[str]) -> int:
     finally:
         env.close()
     return 0
+
+
+def _play_run(options: PlayRunOptions) -> int:
+    from paw_fast.runs import console
+
+    with stop_signals.handled(console.say, "leaving the game"):
+        _quiet_libraries()
+        from paw_fast.cli.play_policy import play_run
+
+        try:
+            return play_run(options)
+        except stop_signals.Interrupted as stop:
+            return stop.status
 
 
 def _report(args: list[str]) -> int:
@@ -295,7 +311,7 @@ def _retriever(args: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train an agent: rollouts, GRPO and the world-model loss"),
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
-    "play": (_play, "play an episode yourself, in the terminal"),
+    "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),

@@ -1,19 +1,70 @@
-"""Lets a person play an episode in the terminal."""
+"""Lets a person play an episode in the terminal; `play_policy` lets a trained policy play."""
 
 from __future__ import annotations
 
 import difflib
 import io
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TextIO
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
 from paw_fast.envs.base import Env
 from paw_fast.types import Observation, Task
+
+
+@dataclass(frozen=True)
+class PlayRunOptions:
+    """The trained policy plays: its actions with their entropy and reward, and the observations beside those that it
+    expected. Without a run, a person plays (`paw-fast play --env NAME`)."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run directory (its newest checkpoint), a checkpoint, or a Hugging Face model folder."""
+    split: str = "unseen"
+    """`train`, `unseen`, or another split of the environment."""
+    task: int = 0
+    """Number of the first task, in the order in which an evaluation draws the tasks of the split."""
+    episodes: int = 1
+    """Number of episodes, on consecutive tasks."""
+    temperature: float | None = None
+    """Sampling temperature; `None` is the run's evaluation temperature."""
+    step: bool = False
+    """Wait for Enter after each move."""
+    seed: int = 0
+    """Seed of the sampling; the same seed, task and checkpoint give the same episode."""
+    env: Annotated[str | None, tyro.conf.arg(name="env")] = None
+    """The environment, for a model folder that belongs to no run; `None` is ALFWorld."""
+    preset: str | None = None
+    """Settings for a model folder that belongs to no run."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    trust_env_code: bool = False
+    """Run code from the environment's data files where the run's config or the data ask for it."""
+
+
+SWITCHES = ("--step", "--trust-remote-code", "--trust-env-code")
+
+
+def names_a_run(args: Sequence[str]) -> bool:
+    """Whether the arguments of `paw-fast play` name a run or model: anything that is no option and no option's value.
+
+    >>> names_a_run(["--split", "train", "runs/a"]), names_a_run(["--env", "webshop", "--task=2"])
+    (True, False)
+    """
+    i = 0
+    while i < len(args):
+        arg = args[i].replace("_", "-")
+        if not arg.startswith("-"):
+            return True
+        i += 1 if "=" in arg or arg in SWITCHES or arg in ("-h", "--help") else 2
+    return False
+
 
 HINT = "Type a command, ? for the commands that are possible now, task for the task, quit to stop."
 

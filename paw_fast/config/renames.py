@@ -25,6 +25,10 @@ RENAMED_FLAGS = {"--allow-reference-engine": "--trust-env-code"}
 """The same for options that are not keys of config.toml."""
 
 
+LOG_WITH_WANDB = "tensorboard,wandb"
+"""Value of `log` that does what `wandb = true` did."""
+
+
 def option(key: str) -> str:
     """The command-line option of a key.
 
@@ -59,7 +63,21 @@ def rename_keys(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], 
             raise UserError(f"{where}: {old} is the old name of {new}, and both are given: leave out {old}")
         place[key] = value
         renamed[old] = new
-    return result, renamed
+    return result, renamed | _wandb_as_log(result, where)
+
+
+def _wandb_as_log(values: dict[str, Any], where: str) -> dict[str, str]:
+    """Replaces the switch `wandb` of the last release by `log`, in place; returns what was renamed."""
+    given = values.get("wandb")
+    if not isinstance(given, bool):
+        return {}
+    del values["wandb"]
+    if not given:  # the default, which run directories have
+        return {}
+    if "log" in values:
+        raise UserError(f"{where}: wandb is an old setting, now a part of log, and both are given: leave out wandb")
+    values["log"] = LOG_WITH_WANDB
+    return {"wandb": "log"}
 
 
 def rename_options(args: list[str]) -> None:
@@ -70,6 +88,14 @@ def rename_options(args: list[str]) -> None:
         if new := options.get(name.replace("_", "-")):
             say_new_name(name, new, "the command line")
             args[i] = new + equals + value
+    if "--no-wandb" in args:
+        args.remove("--no-wandb")
+    if "--wandb" in args:
+        if any(arg.partition("=")[0] == "--log" for arg in args):
+            raise UserError("--wandb is an old option, now a part of --log, and both are given: leave out --wandb")
+        at = args.index("--wandb")
+        say_new_name("--wandb", f"--log {LOG_WITH_WANDB}", "the command line")
+        args[at : at + 1] = ["--log", LOG_WITH_WANDB]
 
 
 def say_new_name(old: str, new: str, where: str) -> None:

@@ -385,8 +385,10 @@ class TrainConfig:
     success is biased upward, because it was selected by those tasks."""
     episodes_to_write: Annotated[int, Range(0, 1 << 24)] = 2
     """Number of episodes per step that are written as text to the run directory."""
-    wandb: bool = False
-    """Also log to Weights & Biases (needs the extra `wandb`)."""
+    log: str = "tensorboard"
+    """Where metrics are sent beside metrics.jsonl, with commas between: `tensorboard` (event files in the run
+    directory), `wandb` (Weights & Biases), `trackio` (Trackio); the last two need the extra of that name. `none` sends
+    them nowhere else."""
     profile: bool = False
     """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
     run_dir: Path | None = None

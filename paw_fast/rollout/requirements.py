@@ -6,9 +6,12 @@ import importlib.util
 
 from paw_fast import envs
 from paw_fast.config import TrainConfig
+from paw_fast.config.services import log_services
 from paw_fast.errors import UserError
+from paw_fast.extras import vllm_hint
 from paw_fast.models.policy import resolve_device
 from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.runs.log_services import check_services
 
 
 def check_parts(config: TrainConfig) -> None:
@@ -18,8 +21,5 @@ def check_parts(config: TrainConfig) -> None:
     if (check := envs.find(config.env.name).check_installed) is not None:
         check(config.env)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        from paw_fast.rollout.engines.vllm import INSTALL_HINT
-
-        raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}")
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("--wandb needs wandb, which is not installed: pip install 'paw-fast[wandb]'")
+        raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}")
+    check_services(log_services(config.log))

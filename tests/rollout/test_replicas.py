@@ -15,7 +15,7 @@ from paw_fast.errors import UserError
 from paw_fast.models.policy import Policy
 from paw_fast.rollout.factory import make_engine, make_loop
 from paw_fast.rollout.worker_pool import RolloutWorkerPool
-from paw_fast.train import train
+from paw_fast.trainer import train
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="weights travel through memfd, which is Linux's"

@@ -7,7 +7,6 @@ import resource
 import struct
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ def test_tensorboard_events(tmp_path):
 
 
 def test_without_tensorboard(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, ()) as writer:
         writer.log(1, {"reward/mean": 1.0})
     assert [one.name for one in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -73,7 +72,7 @@ def test_tensors_and_numpy_scalars_become_numbers(tmp_path):
     import numpy as np
     import torch
 
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, ()) as writer:
         writer.log(np.int64(3), {"reward/mean": torch.tensor(0.5), "wm/loss": np.float32(0.25)})
     assert read_metrics(tmp_path) == [{"step": 3, "reward/mean": 0.5, "wm/loss": 0.25}]
 
@@ -161,7 +160,7 @@ def test_names_used_in_the_package_are_known():
 
 
 def test_a_line_that_does_not_fit_is_not_written_partially(tmp_path):
-    writer = MetricsWriter(tmp_path, tensorboard=False)
+    writer = MetricsWriter(tmp_path, ())
     writer.log(1, {"reward/mean": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -175,25 +174,6 @@ def test_a_line_that_does_not_fit_is_not_written_partially(tmp_path):
     writer.log(2, {"reward/mean": 2.0})
     writer.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
-
-
-def test_wandb_receives_the_finite_values(tmp_path, monkeypatch):
-    calls = []
-    run = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
-    )
-    fake = types.SimpleNamespace(init=lambda **settings: calls.append(settings) or run)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with MetricsWriter(tmp_path, wandb={"project": "p"}) as writer:
-        writer.log(1, {"reward/mean": 1.0, "wm/loss": math.nan})
-    writer.close()
-    assert calls == [{"dir": str(tmp_path), "project": "p"}, (1, {"reward/mean": 1.0}), "finish"]
-
-
-def test_missing_wandb_is_a_user_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'paw-fast\[wandb\]'"):
-        MetricsWriter(tmp_path, wandb={})
 
 
 def test_peak_memory_is_in_bytes():

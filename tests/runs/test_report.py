@@ -45,7 +45,7 @@ learning_rate = 1e-4
 
 
 def make_run(folder: Path, steps: int = 40, final: float = 0.5, **changes: float) -> Path:
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder, ()) as writer:
         for step in range(1, steps + 1):
             values = {
                 "success/rate": step / steps, "reward/mean": 10 * step / steps, "wm/lambda_mean": 1 - step / steps,

@@ -10,7 +10,7 @@ from paw_fast.errors import UserError
 from paw_fast.runs import checkpoint as checkpoints
 from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.retention import best_checkpoint
-from paw_fast.train import Trainer
+from paw_fast.trainer import Trainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,8 +98,8 @@ def test_a_checkpoint_that_was_being_replaced_is_resumed(copied):
 def test_a_state_that_is_saved_is_not_saved_again(model, tmp_path, monkeypatch):
     """A signal right after a checkpoint finds nothing to save: replacing it could lose it."""
     saved = []
-    original = checkpoints.save_checkpoint
-    monkeypatch.setattr("paw_fast.train.save_checkpoint", lambda *args, **kw: saved.append(kw) or original(*args, **kw))
+    save = checkpoints.save_checkpoint
+    monkeypatch.setattr("paw_fast.trainer.save_checkpoint", lambda *args, **kw: saved.append(kw) or save(*args, **kw))
     run, step = Trainer.run, tmp_path / "run"
 
     def twice(self):

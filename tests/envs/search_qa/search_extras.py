@@ -12,4 +12,4 @@ def need(*modules):
     for module in modules:
         if importlib.util.find_spec(module) is None:
             extra = EXTRA_OF.get(module, "search")
-            pytest.skip(f"{module} is not installed: pip install 'paw-fast[{extra}]'", allow_module_level=True)
+            pytest.skip(f"{module} is not installed: pip install '.[{extra}]'", allow_module_level=True)

@@ -24,6 +24,7 @@ from paw_fast.envs.alfworld.games import reference_texts
 from paw_fast.envs.alfworld.text import NOTHING_HAPPENS, TASK_PREFIX
 from paw_fast.envs.base import BaseEnv, StepResult
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs import stop_signals
 from paw_fast.types import Observation, Task
 
@@ -202,7 +203,7 @@ class ReferenceEnv(BaseEnv):
         _pool: _Pool | None = None,
     ) -> None:
         if reference_texts() is None:
-            raise UserError("the reference engine is not installed: pip install 'paw-fast[alfworld]'")
+            raise UserError(f"the reference engine is not installed: {install_hint('alfworld')}")
         if max_steps < 1:
             raise UserError(f"max_steps is {max_steps}, expected at least 1")
         self._games, self._max_steps = games, max_steps

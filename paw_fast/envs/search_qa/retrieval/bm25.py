@@ -22,6 +22,7 @@ from paw_fast.envs.search_qa.retrieval import store
 from paw_fast.envs.search_qa.retrieval.corpus import read_corpus
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 PASSES = 4
 """Over the passages in a build: ours, and three of bm25s."""
@@ -45,7 +46,7 @@ def _packages() -> tuple[Any, Any]:
         import bm25s
         import Stemmer
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'paw-fast[search]'") from None
+        raise UserError(f"{error.name} is not installed: {install_hint('search')}") from None
     return bm25s, Stemmer
 
 

@@ -18,6 +18,7 @@ from paw_fast.envs.search_qa.retrieval import store
 from paw_fast.envs.search_qa.retrieval.corpus import read_corpus
 from paw_fast.envs.search_qa.retrieval.records import Hit, Passage
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 Progress = Callable[[int], object]
 
@@ -37,7 +38,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError("faiss is not installed: pip install 'paw-fast[search-dense]'") from None
+        raise UserError(f"faiss is not installed: {install_hint('search-dense')}") from None
     return faiss
 
 

@@ -24,6 +24,7 @@ from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, Hit, Passage
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 from paw_fast.runs import console
 from paw_fast.runs.secrets import MASK, mask_credentials
 
@@ -73,7 +74,7 @@ class RemoteRetriever:
         try:
             import httpx
         except ImportError:
-            raise UserError("httpx is not installed: pip install 'paw-fast[search]'") from None
+            raise UserError(f"httpx is not installed: {install_hint('search')}") from None
         self._address = with_credentials(_full_url(url), os.environ.get(CREDENTIALS_VARIABLE))
         self.url = mask_credentials(self._address)
         self._timeout_s = timeout_s

@@ -16,6 +16,7 @@ from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.envs.search_qa.retrieval import http_limits
 from paw_fast.envs.search_qa.retrieval.records import MAX_QUERY_CHARS, MAX_TOPK, Hit, Retriever
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 DEFAULT_TOPK = 3
 MAX_QUERIES = 1024
@@ -96,7 +97,7 @@ def make_app(retriever: Retriever, default_topk: int = DEFAULT_TOPK) -> Any:
         from fastapi.responses import JSONResponse
         from starlette.requests import ClientDisconnect
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'paw-fast[search]'") from None
+        raise UserError(f"{error.name} is not installed: {install_hint('search')}") from None
     # Without the interactive pages, which load scripts from other hosts.
     app = FastAPI(title="paw-fast retriever", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -143,7 +144,7 @@ def serve(retriever: Retriever, listener: socket.socket, default_topk: int = DEF
     try:
         import uvicorn
     except ImportError:
-        raise UserError("uvicorn is not installed: pip install 'paw-fast[search]'") from None
+        raise UserError(f"uvicorn is not installed: {install_hint('search')}") from None
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from paw_fast.algorithms import off_policy, world_model
 from paw_fast.algorithms.base import make_algorithm
 from paw_fast.config import TrainConfig, with_chat_date
+from paw_fast.config.services import log_services
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import (
     EvalResult,
@@ -38,20 +40,19 @@ from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_mod
 from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
-from paw_fast.models.policy import Policy, load_policy
+from paw_fast.models.policy import load_policy
 from paw_fast.models.smollm2 import resolve_model
 from paw_fast.orchestrator import make_orchestrator
 from paw_fast.rollout.agent_loop import check_first_prompts
 from paw_fast.rollout.engines.base import EngineError
 from paw_fast.rollout.episode_metrics import episode_metrics
-from paw_fast.rollout.factory import agent_settings, make_chat, make_engine, make_env, make_loop, max_length
+from paw_fast.rollout.factory import agent_settings, make_chat, make_env, max_length
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.requirements import check_parts
 from paw_fast.rollout.rollout_progress import RolloutProgress, rollout_phase
+from paw_fast.rollout.start_worker import start_worker
 from paw_fast.rollout.task_sampler import TaskSampler
-from paw_fast.rollout.timeouts import time_limit
-from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker, RolloutWorker
-from paw_fast.rollout.worker_pool import RolloutWorkerPool
+from paw_fast.rollout.worker import EvalSession
 from paw_fast.runs import console, progress, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.checkpoint import Checkpoint, save_checkpoint
@@ -66,6 +67,9 @@ from paw_fast.runs.training_progress import RunShape, StepProgress, scoring_phas
 from paw_fast.sft.warm_start import read_passages, warm_start
 from paw_fast.types import EVALUATION, EpisodeId, RolloutBatch, TokenStats, Trajectory
 
+OnStep = Callable[[int, Mapping[str, float]], object]
+"""Called with the number of finished steps and the metrics of the last one; may return True to stop the run."""
+
 DEMONSTRATION_STEPS = 60
 """Step limit of expert demonstrations: an expert with needless commands needs more steps than the policy may take."""
 
@@ -73,8 +77,9 @@ DEMONSTRATION_STEPS = 60
 class Trainer:
     """One run: rollouts, updates, evaluations, checkpoints. `train` drives it."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, resume: bool):
+    def __init__(self, config: TrainConfig, run_dir: Path, resume: bool, on_step: OnStep | None = None):
         self.config = config = with_chat_date(config)
+        self.on_step = on_step
         self.run_dir, self.timer = run_dir, StageTimer()
         self.start_time, self.earlier_s = time.monotonic(), 0.0
         self.step = 0
@@ -96,6 +101,7 @@ class Trainer:
         self.sampler = TaskSampler(self.env.tasks("train"), config.seed)
         self.eval_tasks = eval_tasks(self.env.tasks(config.eval_split), config.eval_tasks)
         self.eval_in_train = check_held_out(self.env, self.eval_tasks, config.eval_split)
+        self.evaluated_on = describe_tasks(len(self.eval_tasks), config.eval_split, self.eval_in_train)
         checkpoint = resume_point(run_dir) if resume else None
         resumed = checkpoint.step if checkpoint else -1 if resume else None
         first_model = self._first_model()
@@ -114,7 +120,9 @@ class Trainer:
         max_tokens = max_length(self.policy.model.config, config)
         self.algorithm = make_algorithm(config)
         self.learner = Learner(self.policy, reference, config, max_tokens, passages)
-        self.worker = self._make_worker(self.policy, checkpoint.step if checkpoint else 0)
+        with self.timer("start"):
+            version = checkpoint.step if checkpoint else 0
+            self.worker = start_worker(config, self.policy, self.env, run_dir / "workers", version, self._stage)
         self.orchestrator = make_orchestrator(config, self.worker, self.sampler, console.say, self._stage)
         self.trace = TraceFile(run_dir / "trace.json") if config.profile else None
         if checkpoint:
@@ -123,25 +131,7 @@ class Trainer:
                 console.say(warning)
         else:
             passages.add(0, read_passages(run_dir / "warm_start"))
-        settings = {"project": "paw-fast", "name": run_dir.name} if config.wandb else None
-        self.writer = MetricsWriter(run_dir, wandb=settings, resume_step=resumed)
-
-    def _make_worker(self, policy: Policy, version: int) -> RolloutWorker:
-        """Plays the episodes: processes, or the agent loop of this one."""
-        config = self.config
-        if config.rollout.placement == "process":
-            workers = f"starting {config.rollout.replicas} rollout workers"
-            with self.timer("start"), progress.phase("starting workers", name=workers):
-                return RolloutWorkerPool(config, policy, self.run_dir / "workers", version, self._stage)
-        limit = config.rollout.start_timeout_s
-        what = "the engine of this process to start"
-        with progress.phase("starting the engine"), time_limit(limit, what, "--rollout.start-timeout-s"):
-            engine = make_engine(policy, config)
-        loop = make_loop(policy.tokenizer, policy.model.config, engine, self.env, config, self._stage)
-        worker = LocalRolloutWorker(loop, config.rollout.sync_timeout_s)
-        if version:
-            worker.update_weights(version)
-        return worker
+        self.writer = MetricsWriter(run_dir, log_services(config.log), resume_step=resumed)
 
     def _first_model(self) -> str | Path:
         """The model that training starts with: the warm-started tiny model, or the one of the config."""
@@ -336,22 +326,32 @@ class Trainer:
                 "num_parameters": self.policy.num_parameters(),
                 "warm_start_world_model": quality.as_json() if quality else None, "warm_start_won": list(result.won),
             }  # fmt: skip
-            self.writer.log(0, eval_metrics(result, quality) | self.timer.take())
+            metrics = eval_metrics(result, quality) | self.timer.take()
+            self.writer.log(0, metrics)
             self._note_best(result)
             self.save()
-            console.say(f"before training: success {result.success:.0%} on {self.evaluated_on()}")
+            console.say(f"before training: success {result.success:.0%} on {self.evaluated_on}")
+            self._call_on_step(metrics)
         episodes = c.rollout.groups * c.rollout.group_size
         with self.progress.running(self.step, self.summary["final_success"]):
-            if self.pending is not None:
-                self.progress.step(self.step, self.finish_step(dict(self.pending), episodes))
-            while self.step < c.steps:
-                metrics = self.finish_step(self.train_step(), episodes)
+            while self.pending is not None or self.step < c.steps:
+                metrics = dict(self.pending) if self.pending is not None else self.train_step()
+                metrics = self.finish_step(metrics, episodes)
                 self.progress.step(self.step, metrics)
+                self._call_on_step(metrics)
         self.write_summary()
 
-    def evaluated_on(self) -> str:
-        """The evaluation tasks in words."""
-        return describe_tasks(len(self.eval_tasks), self.config.eval_split, self.eval_in_train)
+    def _call_on_step(self, metrics: Mapping[str, float]) -> None:
+        """Calls `on_step`. Raises `Interrupted` if it asks to stop; saves the run if it raises."""
+        if self.on_step is None:
+            return
+        try:
+            stop = self.on_step(self.step, dict(metrics)) is True
+        except BaseException:
+            self.save()
+            raise
+        if stop and self.step < self.config.steps:
+            raise stop_signals.Interrupted
 
     def write_summary(self) -> None:
         """Writes summary.json and report.html as of now."""
@@ -363,23 +363,23 @@ class Trainer:
         self.env.close()
 
 
-def train(config: TrainConfig, run_dir: Path, resume: bool = False) -> int:
+def train(config: TrainConfig, run_dir: Path, resume: bool = False, on_step: OnStep | None = None) -> int:
     """Trains in `run_dir`, which it locks; returns the exit status: 0, or that of `stop_signals.Interrupted` when a
-    signal stopped it after saving."""
+    signal or `on_step` stopped it after saving."""
     with stop_signals.handled(console.say):
         runs.lock(run_dir)
         try:
-            return _train(config, run_dir, resume)
+            return _train(config, run_dir, resume, on_step)
         except EngineError as error:
             raise UserError(f"{error}; go on with --resume {run_dir}") from error
         finally:
             runs.unlock(run_dir)
 
 
-def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
+def _train(config: TrainConfig, run_dir: Path, resume: bool, on_step: OnStep | None) -> int:
     again = f"paw-fast train --resume {run_dir}"
     try:
-        trainer = Trainer(config, run_dir, resume)
+        trainer = Trainer(config, run_dir, resume, on_step)
     except stop_signals.Interrupted as stop:  # there is nothing to save yet
         console.say(f"stopped while setting up; start again with: {again}")
         return stop.status
@@ -395,6 +395,6 @@ def _train(config: TrainConfig, run_dir: Path, resume: bool) -> int:
         return stop.status
     finally:
         trainer.close()
-    for line in outcome_lines(run_dir, trainer.summary, trainer.evaluated_on()):
+    for line in outcome_lines(run_dir, trainer.summary, trainer.evaluated_on):
         console.say(line)
     return 0
