@@ -1,5 +1,5 @@
-// (b) before Hopper: one thread block a row. The first sweep reads the row and keeps in shared memory as much of it as
-// fits; the second writes the gradient backwards, reading the rest again, most of it from L2.
+// paw_loss before Hopper: one thread block a row. The first sweep reads the row and keeps in shared memory as much of
+// it as fits; the second writes the gradient backwards, reading the rest again, most of it from L2.
 #include "common/cuda_path.h"
 #include "paw_loss_row.cuh"
 

@@ -1,4 +1,4 @@
-// Op (b): the policy and world-model losses of every row, with the gradient written over the logits.
+// The policy and world-model losses of every row, with the gradient written over the logits.
 #pragma once
 
 #include <stdint.h>

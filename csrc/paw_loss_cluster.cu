@@ -1,4 +1,4 @@
-// (b) on Hopper and newer: one read and one write of the logits.
+// paw_loss on Hopper and newer: one read and one write of the logits.
 //
 //   a cluster of blocks has a row, each block a slice of it (row_plan.h)
 //   1  the slice comes into shared memory by bulk copies, 16 KB each, each with a barrier of its own

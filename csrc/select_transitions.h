@@ -1,4 +1,4 @@
-// Op (d): which transitions the world-model loss learns from, and the weight of each of their observation tokens.
+// Selects the transitions the world-model loss learns from, and weighs their observation tokens.
 //
 //   mean_i     mean entropy of the transition's action tokens, summed in double from first to last; 0 where it has none
 //   count      max(1, floor(alpha * candidates)), and 0 where nothing is a candidate

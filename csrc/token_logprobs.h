@@ -1,4 +1,4 @@
-// Op (a): log-probability of each row's target, entropy and log-sum-exp, one read of the logits; and its backward for
+// Log-probability of each row's target, entropy and log-sum-exp, one read of the logits; and its backward for
 // any upstream gradients, one read and one write, in place where `grad` is `logits`.
 #pragma once
 

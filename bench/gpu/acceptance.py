@@ -1,4 +1,4 @@
-"""Ops (a), (b) and (c) against the targets of docs/reference/kernels.md, on one GPU in ten minutes, or on the CPU.
+"""Measures the ops against the targets of docs/reference/kernels.md, on one GPU in ten minutes, or on the CPU.
 
     python bench/gpu/acceptance.py --out bench/results/h100              # the GPU: every size, every installed peer
     python bench/gpu/acceptance.py --device cpu --out bench/results/cpu  # 256 rows, two vocabularies, two threads
@@ -7,15 +7,15 @@
     python bench/gpu/acceptance.py --sanitizers --out bench/results/h100    # a second call: compute-sanitizer
 
 Protocol: warm-up (compilation too), then rounds, 30 on a GPU and 7 on a CPU, in each of which every implementation
-runs once, so that whatever else goes on slows all of them. What a call overwrites is restored before it. CUDA: events;
-before each run a buffer larger than L2 is read (a written one would be charged to the call, when it is evicted), and
-the device sleeps while the host launches, so that launch time is hidden. Median, p20 and p80; ratios are medians of the
-rounds' ratios. GB/s counts the minimal bytes: (a) one read, (b) one read and one write; the read and copy rates beside
-them are measured in the same run, the data sheet's rate follows from the memory's clock and width (3350 GB/s for an
-H100 SXM). Peak memory is what a call takes beyond its inputs: the allocator's on CUDA, the process's high-water mark on
-a CPU. Errors are against float64 on 64 rows, beside those of torch's own expression in the same dtype. Every peer says
-what it computes and is checked for NaN; one that is not installed is named, one that fails (out of memory, say) keeps
-its line with the reason.
+runs once, so that whatever else goes on slows all of them. What a call overwrites is restored before it. CUDA:
+events; before each run a buffer larger than L2 is read (a written one would be charged to the call, when it is
+evicted), and the device sleeps while the host launches, so that launch time is hidden. Median, p20 and p80; ratios
+are medians of the rounds' ratios. GB/s counts the minimal bytes: one read of the logits, in paw_loss a write too; the
+read and copy rates beside them are measured in the same run, the data sheet's rate follows from the memory's clock
+and width (3350 GB/s for an H100 SXM). Peak memory is what a call takes beyond its inputs: the allocator's on CUDA,
+the process's high-water mark on a CPU. Errors are against float64 on 64 rows, beside those of torch's own expression
+in the same dtype. Every peer says what it computes and is checked for NaN; one that is not installed is named, one
+that fails (out of memory, say) keeps its line with the reason.
 
 The files in --out are written after every case, so a run that is killed keeps what it has measured. A failure of our
 own kernels is a line of the table, and exit code 1 at the end.
@@ -58,6 +58,7 @@ from paw_fast import kernels as K
 from paw_fast.kernels.linear_paw_loss import chunk_rows, default_chunk_bytes, row_length
 from paw_fast.kernels.reference import paw_loss_reference, token_logprobs_reference
 
+SHORT = {"a": A, "b": B, "c": C}
 ROOT = Path(__file__).resolve().parents[2]
 VOCABS = (32000, 49152, 128256, 151936, 262144)
 SETTINGS = K.LossSettings()
@@ -139,7 +140,7 @@ def our_own(name: str, outputs: str, call: Callable[[], tuple[Tensor, ...]], cud
 
 
 def errors(case: Case) -> tuple[dict[str, object], dict[str, object]]:
-    """Fields `error` and `torch_error` of (a) and of (b), against float64 on up to 64 rows."""
+    """Fields `error` and `torch_error` of token_logprobs and of paw_loss, against float64 on up to 64 rows."""
     some = slice(0, 64)
     logits, rows = case.logits[some], case.rows
     targets = rows.targets[some]
@@ -174,7 +175,7 @@ def errors(case: Case) -> tuple[dict[str, object], dict[str, object]]:
 def measure_rows(
     num: int, vocab: int, dtype: torch.dtype, clock: Clock, rate: dict[str, float], compiled: dict, args
 ) -> Iterator[list[Result]]:
-    """The results of (a), then those of (b)."""
+    """The results of token_logprobs, then those of paw_loss."""
     data_sheet = data_sheet_rate(clock.device)
     cuda = clock.device.type == "cuda"
     case = make_case(num, vocab, dtype, clock.device)
@@ -328,7 +329,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="30 on a GPU, 7 on a CPU")
-    parser.add_argument("--only", nargs="+", choices=["a", "b", "c"], default=["a", "b", "c"])
+    parser.add_argument("--only", nargs="+", choices=SHORT, default=["a", "b", "c"],
+                        help="a token_logprobs, b paw_loss, c linear_paw_loss")  # fmt: skip
     parser.add_argument("--sanitizers", action="store_true", help="only compute-sanitizer's tools, into --out's files")
     parser.add_argument("--case", help="one size, for example 256x151936xfloat32")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to prove the script")
@@ -358,7 +360,7 @@ def main() -> None:
     record = Record(args.out, heading(device, rate))
     cases, linear = plan(args, cuda)
     for num, vocab, dtype in cases if {"a", "b"} & set(args.only) else []:
-        left = [op for op in (A, B) if op[0] in args.only]
+        left = [SHORT[letter] for letter in ("a", "b") if letter in args.only]
         try:
             for results in measure_rows(num, vocab, dtype, clock, rate, compiled, args):
                 record.add(results)

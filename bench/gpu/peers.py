@@ -1,7 +1,8 @@
 """What the kernels are compared with: torch by hand, torch.compile, and the libraries that are installed.
 
-A peer is named, says what it computes, and gives a call. Calls of (b) and (c) run forward and backward. Libraries are
-asked for what comes nearest: most know no policy loss and no entropy, and compute a cross-entropy instead.
+A peer is named, says what it computes, and gives a call. Those of paw_loss and linear_paw_loss are forward and
+backward. Libraries are asked for what comes nearest: most know no policy loss and no entropy, and compute a
+cross-entropy instead.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of (a) and (b): logits [N, V]; `leaf` and `work` are copies, to be differentiated and overwritten."""
+    """Logits [N, V] and their rows; `leaf` and `work` are copies, to be differentiated and overwritten."""
 
     logits: Tensor
     leaf: Tensor
@@ -89,7 +90,7 @@ def missing() -> list[str]:
 
 
 def token_peers(case: Case, compiled: Callable[..., tuple[Tensor, ...]] | None) -> list[Peer]:
-    """(a), after our own."""
+    """token_logprobs, after our own."""
     x, targets = case.logits, case.rows.targets
     peers = [Peer("torch eager", "logp, entropy, lse", lambda: eager_token_logprobs(x, targets))]
     if compiled is not None:
@@ -107,7 +108,7 @@ def token_peers(case: Case, compiled: Callable[..., tuple[Tensor, ...]] | None) 
 
 
 def loss_peers(case: Case, compiled: Callable[..., tuple[Tensor, Tensor]] | None) -> list[Peer]:
-    """(b), after our own."""
+    """paw_loss, after our own."""
     leaf, rows = case.leaf, case.rows
 
     def run(loss_of: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -165,7 +166,7 @@ def loss_peers(case: Case, compiled: Callable[..., tuple[Tensor, Tensor]] | None
 
 
 def linear_peers(x: Tensor, w: Tensor, rows: K.LossRows) -> list[Peer]:
-    """(c), after our own. "bare products" are the three that no implementation can do without."""
+    """linear_paw_loss, after our own. "bare products" are the three that no implementation can do without."""
 
     def run(loss_of: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         def call() -> tuple[Tensor, ...]:

@@ -24,12 +24,12 @@ class Result:
     p20_ms: float = 0.0
     p80_ms: float = 0.0
     gb_per_s: float | None = None  # minimal bytes over the median
-    share: float | None = None  # that over this run's read (a) or copy (b) rate; (c): bare products over this
+    share: float | None = None  # of the read (A) or copy (B) rate of this run; C: bare products over it
     data_sheet_share: float | None = None  # of the device's data sheet: clock and width of its memory
     times_ours: float | None = None  # median over the rounds of this peer's time over paw-fast's
     peak_bytes: int | None = None  # beyond the inputs
-    allowed_bytes: int | None = None  # (c): a chunk of logits, d_hidden and d_weight
-    error: float | None = None  # (a) largest, (b) relative to the largest gradient; against float64 on 64 rows
+    allowed_bytes: int | None = None  # linear_paw_loss: a chunk of logits, d_hidden and d_weight
+    error: float | None = None  # against float64 on 64 rows; B: relative to the largest gradient
     torch_error: float | None = None  # the same of torch's own expression in the same dtype
     nan: bool = False
     failed: str = ""
@@ -78,22 +78,22 @@ def _large_fp32(r: Result) -> bool:
     return r.vocab == 151936 and r.dtype == "float32"
 
 
-A, B, C = "a token_logprobs", "b paw_loss", "c linear_paw_loss"
+A, B, C = "token_logprobs", "paw_loss", "linear_paw_loss"
 MANY = lambda r: r.rows == 8192 and r.dtype == "bfloat16"  # noqa: E731
 ANY = lambda r: True  # noqa: E731
 TARGETS = [
-    Target("(a) share of the measured read rate, bf16, 8192 rows", "cuda", A, MANY, _share, 0.95),
-    Target("(b) share of the measured copy rate, bf16, 8192 rows", "cuda", B, MANY, _share, 0.92),
-    Target("(c) bare products over ours (1 / 1.08)", "cuda", C, ANY, _share, 1 / 1.08),
-    Target("(c) peak memory over one chunk + gradients", "both", C, ANY, _peak_allowed, 1.05, at_most=True),
-    Target("(b) extra memory over the logits", "both", B, ANY, _peak, 0.01, at_most=True),
-    Target("(a) ms, 256 x 151936 fp32", "cpu", A, _large_fp32, lambda r, _: r.median_ms, 35.0, at_most=True),
-    Target("(b) ms, 256 x 151936 fp32", "cpu", B, _large_fp32, lambda r, _: r.median_ms, 80.0, at_most=True),
-    Target("(a) times faster than torch eager", "cpu", A, _large_fp32, against("torch eager"), 12.0),
-    Target("(a) times faster than torch.compile", "cpu", A, _large_fp32, against("torch.compile"), 3.0),
-    Target("(b) times faster than torch eager", "cpu", B, _large_fp32, against("torch eager"), 12.0),
-    Target("(a) error beyond torch's own (tolerance 2^-20)", "both", A, ANY, _error, 2.0**-20, at_most=True),
-    Target("(b) error beyond torch's own (tolerance 2^-20)", "both", B, ANY, _error, 2.0**-20, at_most=True),
+    Target("token_logprobs share of the measured read rate, bf16, 8192 rows", "cuda", A, MANY, _share, 0.95),
+    Target("paw_loss share of the measured copy rate, bf16, 8192 rows", "cuda", B, MANY, _share, 0.92),
+    Target("linear_paw_loss bare products over ours (1 / 1.08)", "cuda", C, ANY, _share, 1 / 1.08),
+    Target("linear_paw_loss peak memory over one chunk + gradients", "both", C, ANY, _peak_allowed, 1.05, at_most=True),
+    Target("paw_loss extra memory over the logits", "both", B, ANY, _peak, 0.01, at_most=True),
+    Target("token_logprobs ms, 256 x 151936 fp32", "cpu", A, _large_fp32, lambda r, _: r.median_ms, 35.0, at_most=True),
+    Target("paw_loss ms, 256 x 151936 fp32", "cpu", B, _large_fp32, lambda r, _: r.median_ms, 80.0, at_most=True),
+    Target("token_logprobs times faster than torch eager", "cpu", A, _large_fp32, against("torch eager"), 12.0),
+    Target("token_logprobs times faster than torch.compile", "cpu", A, _large_fp32, against("torch.compile"), 3.0),
+    Target("paw_loss times faster than torch eager", "cpu", B, _large_fp32, against("torch eager"), 12.0),
+    Target("token_logprobs error beyond torch's own (tolerance 2^-20)", "both", A, ANY, _error, 2.0**-20, at_most=True),
+    Target("paw_loss error beyond torch's own (tolerance 2^-20)", "both", B, ANY, _error, 2.0**-20, at_most=True),
 ]
 
 
@@ -124,9 +124,9 @@ def compare(results: Sequence[Result], device: str) -> list[str]:
 def markdown(head: dict[str, object], results: Sequence[Result], checks: Sequence[str]) -> str:
     lines = [f"# Kernel acceptance, {head['device']}", "", *(f"- {k}: {v}" for k, v in head.items()), ""]
     lines += [
-        "GB/s counts the minimal bytes: (a) one read of the logits, (b) one read and one write. `share`: of the read",
-        "(a) or copy (b) rate of the same run; for (c) the bare matrix products' time over this one's. `torch`: the",
-        "error of torch's own expression.", "",
+        "GB/s counts the minimal bytes: one read of the logits, in paw_loss one write too. `share`: of the read rate",
+        "of the run, in paw_loss of its copy rate; in linear_paw_loss the time of the bare matrix products over its own.",
+        "`torch`: the error of torch's own expression.", "",
         "| op | who | N x V | dtype | ms (p20-p80) | GB/s | share | of data sheet | x ours | peak MB | error | torch | NaN | computes |",  # noqa: E501
         "|" + " --- |" * 14,
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measures op (c), linear_paw_loss, forward and backward."""
+"""Measures linear_paw_loss, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures op (b), paw_loss."""
+"""Measures paw_loss."""
 
 from __future__ import annotations
 

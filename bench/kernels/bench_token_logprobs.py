@@ -1,4 +1,4 @@
-"""Measures op (a), token_logprobs, and its backward in place."""
+"""Measures token_logprobs, and its backward in place."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     pytest --benchmark bench/kernels
 
-GB/s counts the minimal bytes: one read of the logits for (a), one read and one write for (b) and (b'). `share` is that
+GB/s counts the minimal bytes: one read of the logits, and one write where there is a gradient. `share` is that
 over the read or copy rate of the same run: `amax` and `copy_` of torch, on as many threads, right after the case.
-GFLOP/s counts 6 N H V for (c). `python bench/gpu/acceptance.py --device cpu` gives ratios to torch and other libraries,
+GFLOP/s counts 6 N H V. `python bench/gpu/acceptance.py --device cpu` gives ratios to torch and other libraries,
 interleaved.
 """
 

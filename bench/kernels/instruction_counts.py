@@ -107,23 +107,23 @@ def cases() -> Iterator[Case]:
             targets = TARGETS
             batch = 512 * 64  # bytes that the threads of a block ask for at once
             tokens = TokenLogprobsArgs(matrix, targets, row, (OTHER,) * 3)
-            yield Case("(a) row_kernel", "token_logprobs", dtype, vocab, aligned, (tokens,), 1, 512, 2,
+            yield Case("token_logprobs row_kernel", "token_logprobs", dtype, vocab, aligned, (tokens,), 1, 512, 2,
                        min(batch, vocab * size))  # fmt: skip
             backward = TokenLogprobsBackwardArgs(
                 matrix.logits, matrix.logits, dtype, 8192, vocab, stride, stride, targets, row, (OTHER,) * 6
             )
-            yield Case("(b') backward_kernel", "token_logprobs", dtype, vocab, aligned, (backward,), 1, 512, 2,
-                       512 * 32)  # fmt: skip
+            yield Case("token_logprobs backward_kernel", "token_logprobs", dtype, vocab, aligned, (backward,), 1, 512,
+                       2, 512 * 32)  # fmt: skip
             loss = PawLossArgs(matrix, row, (0,) * 10, targets, KINDS, (OTHER,) * 4 + (0,), (OTHER,) * 5)
             plan = extension.row_plan(vocab, size, *HOPPER, 0)
             cluster = len(plan["blocks"])
             length = -(-vocab // (64 * cluster)) * 64
             resident = min(3, HOPPER[1] // (plan["shared_bytes"] + 1024))
-            yield Case("(b) cluster_kernel", "paw_loss_cluster", dtype, vocab, aligned,
+            yield Case("paw_loss cluster_kernel", "paw_loss_cluster", dtype, vocab, aligned,
                        (loss, ClusterPlan(cluster, length, plan["shared_bytes"], 0)), cluster, 256, resident,
                        length * size)  # fmt: skip
             kept = extension.kept_elements(vocab, size, 512 * 8, 256, *AMPERE)
-            yield Case("(b) loss_kernel, as on sm_80", "paw_loss", dtype, vocab, aligned,
+            yield Case("paw_loss loss_kernel, as on sm_80", "paw_loss", dtype, vocab, aligned,
                        (loss, ctypes.c_int32(kept)), 1, 512, 1 if kept * size > AMPERE[1] // 2 else 2,
                        min(batch, vocab * size))  # fmt: skip
 

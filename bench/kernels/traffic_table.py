@@ -1,4 +1,4 @@
-"""The arithmetic of bytes: what (a) and (b) must move, how long that takes at a given bandwidth, how rows are divided.
+"""Computes the bytes that token_logprobs and paw_loss move, their time at a bandwidth, and how rows are divided.
 
     python bench/kernels/traffic_table.py [--rows 8192] [--gb-per-s 3350] [--out bench/results/traffic.md]
 
@@ -29,10 +29,10 @@ def main() -> None:
         raise SystemExit("the compiled extension is missing: install the package")
     lines = [
         f"{args.rows} rows, {args.gb_per_s:.0f} GB/s. ms: at that rate / at the target's share of it (95 %, 92 %).",
-        "`cluster`: (b) on sm_90: blocks a row, KB a block, blocks a multiprocessor by shared memory (registers: 3).",
-        "`kept`: (b) elsewhere: the share of a row that stays in shared memory and is not read twice.",
+        "`cluster`: paw_loss on sm_90: blocks a row, KB a block, blocks a multiprocessor by its memory (registers: 3).",
+        "`kept`: paw_loss elsewhere: the share of a row that stays in shared memory and is not read twice.",
         "",
-        "| V | bytes | (a) GB | (a) ms | (b) GB | (b) ms | cluster | kept on sm_80 | kept on sm_86, sm_89 |",
+        "| V | bytes | token_logprobs GB | ms | paw_loss GB | ms | cluster | kept on sm_80 | kept on sm_86, sm_89 |",
         "|" + " --- |" * 9,
     ]
     for vocab, size in CASES:

@@ -1,6 +1,6 @@
 // Chooses the code path of a CUDA op: the one that fits, or the one that the environment asks for.
 //   PAW_FAST_CUDA_PATH     auto (the default) | plain (no clusters) | cluster (an error where it is not possible)
-//   PAW_FAST_CUDA_CLUSTER  1 | 2 | 4 | 8: blocks per row in (b), for tuning
+//   PAW_FAST_CUDA_CLUSTER  1 | 2 | 4 | 8: blocks per row in paw_loss, for tuning
 #pragma once
 
 #include <stdlib.h>

@@ -37,7 +37,7 @@ PAW_HOST_DEVICE Slice slice_of(int64_t n, int64_t length, int part) {
   return Slice{begin, n - begin < length ? n - begin : length};
 }
 
-// --- (a): parts of a row that are reduced separately, by one block in turn or by a cluster at once ---
+// --- token_logprobs: parts of a row that are reduced separately, by one block in turn or by a cluster at once ---
 
 constexpr int kMaxParts = 4;
 
@@ -45,7 +45,7 @@ PAW_HOST_DEVICE int token_parts(int64_t n) {
   return n >= 65536 ? 4 : n >= 32768 ? 2 : 1;
 }
 
-// --- (b) on Hopper and newer: the row in the shared memory of a cluster, a slice in each block ---
+// --- paw_loss on Hopper and newer: the row in the shared memory of a cluster, a slice in each block ---
 
 constexpr int kClusterThreads = 256;
 constexpr int kMaxCluster = 8;            // the largest that every device with clusters allows
@@ -89,7 +89,7 @@ PAW_HOST_DEVICE int64_t chunk_bytes(int64_t bulk, int64_t chunk) {
   return left < kChunkBytes ? left : kChunkBytes;
 }
 
-// --- (b) without clusters: the start of the row stays in the block's shared memory, the rest is read twice ---
+// --- paw_loss without clusters: the start of the row stays in the block's shared memory, the rest is read twice ---
 
 // Elements that stay, a multiple of `round` (what all threads of a block handle at once) unless it is the whole row.
 // Two blocks a multiprocessor where the row fits into half of it, else one with all it can have.

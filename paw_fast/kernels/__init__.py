@@ -1,6 +1,6 @@
-"""Fused C++/CUDA kernels, registered as torch operators. What each computes and how fast: docs/reference/kernels.md.
+"""Fused C++/CUDA kernels, registered as torch operators. See docs/reference/kernels.md.
 
-Importing this package works without the compiled extension; calling an op then raises and says how to fix it.
+The package can be imported without the compiled extension; calling an op then raises an error that says how to fix it.
 """
 
 import importlib

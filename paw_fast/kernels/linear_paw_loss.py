@@ -1,14 +1,14 @@
-"""Op (c): LM head and loss together, in chunks of rows, so that [N, V] never exists.
+"""Computes LM head and loss together, in chunks of rows, so that the logits [N, V] never exist as a whole.
 
     for each chunk of rows:   logits = hidden @ W^T (+ bias)        matrix product, torch
                               logits <- d(loss)/d(logits)           paw_loss, in place
                               d_hidden = logits @ W                 matrix product
                               d_weight += logits^T @ hidden         matrix product, summed in fp32 inside it
 
-The gradients are ready when the forward ends; the backward only multiplies them by the upstream scalar. 6 N H V flops,
-nothing is computed twice. On the CPU the last two products leave out rows whose gradient is known to be zero (saturated
-ones above all: most of a trained model's world-model rows), 4 H V flops each; on a GPU their number would have to be
-waited for. Legend: N rows, H hidden size, V vocabulary.
+The gradients are ready when the forward ends; the backward only multiplies them by the upstream scalar. It takes 6 N
+H V flops; nothing is computed twice. On the CPU the last two products skip rows whose gradient is known to be zero
+(mainly saturated ones: most world-model rows of a trained model), which saves 4 H V flops each; on a GPU the host
+would have to wait for their number. Legend: N rows, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def linear_paw_loss(
     chunk_bytes: int | None = None,
     bias: Tensor | None = None,
 ) -> LossOutput:
-    """`paw_loss(hidden @ weight.T + bias, rows, settings)` without ever holding more than one chunk of logits.
+    """`paw_loss(hidden @ weight.T + bias, rows, settings)` with at most one chunk of logits in memory.
 
-    hidden       [N, H] fp32, bf16 or fp16; give only rows with a loss: on a GPU ignored rows cost as much as others
-    weight       [V, H] in the same dtype, tied or not. One that does not require grad costs no d_weight.
+    hidden       [N, H] fp32, bf16 or fp16; pass only rows with a loss: on a GPU ignored rows cost as much as others
+    weight       [V, H] in the same dtype, tied or not. d_weight is not computed if it does not require grad.
     bias         [V] or None
     chunk_bytes  the logits buffer is at most this large (but at least one row). None: `default_chunk_bytes`
 
@@ -84,14 +84,14 @@ def linear_paw_loss(
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """Bytes of logits alive at once: 2.6 % of a GPU's memory (2 GiB of 80 GB), 256 MiB on a CPU."""
+    """Returns the size of a chunk of logits: 2.6 % of a GPU's memory (2 GiB of 80 GB), 256 MiB on a CPU."""
     if device.type != "cuda":
         return CPU_CHUNK_BYTES
     return int(CUDA_CHUNK_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def row_length(vocab: int, dtype: torch.dtype) -> int:
-    """Elements from one row of the logits buffer to the next: `vocab`, rounded up to 128 bytes.
+    """Returns the row stride of the logits buffer in elements: `vocab`, rounded up to 128 bytes.
 
     >>> row_length(50257, torch.bfloat16), row_length(151936, torch.float32)
     (50304, 151936)
@@ -101,7 +101,7 @@ def row_length(vocab: int, dtype: torch.dtype) -> int:
 
 
 def chunk_rows(num_rows: int, weight: Tensor, chunk_bytes: int) -> int:
-    """Rows a chunk: as many as fit, spread evenly, in multiples of 128 where there are that many."""
+    """Returns the number of rows per chunk: as many as fit, evenly distributed, in multiples of 128 if possible."""
     most = max(1, chunk_bytes // (row_length(weight.shape[0], weight.dtype) * weight.element_size()))
     if num_rows <= most:
         return max(1, num_rows)
@@ -123,7 +123,7 @@ native.LIBRARY.define(
 
 
 def _weight_gradient_dtype(weight: Tensor, num: int, size: int) -> torch.dtype:
-    """fp32, where chunks are added up; one chunk's product is summed in fp32 and rounded once as it is."""
+    """Returns fp32 if several chunks are accumulated. The product of a single chunk is rounded only once anyway."""
     return weight.dtype if weight.is_cuda and num <= size else torch.float32
 
 
@@ -145,7 +145,7 @@ def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, first: bool) ->
 
 
 def _live_rows(kinds: Tensor, weights: Tensor, flags: Tensor, wm_loss: int) -> Tensor | None:
-    """Indices of the rows whose gradient may be other than zero; None where leaving out the others gains nothing."""
+    """Returns the indices of the rows whose gradient may be nonzero; None if skipping the others gains nothing."""
     if kinds.is_cuda:
         return None
     dead = (kinds == IGNORED) | (weights == 0)
@@ -155,7 +155,7 @@ def _live_rows(kinds: Tensor, weights: Tensor, flags: Tensor, wm_loss: int) -> T
 
 
 def _moved_up(matrix: Tensor, rows: Tensor) -> Tensor:
-    """`matrix[rows]` for ascending `rows`, in the matrix's own memory and a little more.
+    """Returns `matrix[rows]` for ascending `rows`, computed block by block in the memory of the matrix.
 
     A block of the result overwrites only rows that no later block reads, since row i of it comes from row i or later.
     """

@@ -1,7 +1,7 @@
 """Loads the compiled extension, reports what it can run, and calls its kernels. The only importer of `_native`.
 
-The extension knows nothing of torch: it takes pointers, sizes, a dtype and either a number of threads (CPU) or a
-stream (CUDA). Nothing falls back silently: an op that cannot run raises with `unavailable_reason`.
+The extension does not depend on torch: it takes pointers, sizes, a dtype and either a number of threads (CPU) or a
+stream (CUDA). There are no silent fallbacks: an op that cannot run raises with `unavailable_reason`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def register(op: str, *kernels: str) -> str:
 
 
 def ops() -> tuple[str, ...]:
-    """The names of all ops."""
+    """Returns the names of all ops."""
     return tuple(_kernels_of)
 
 
 def unavailable_reason(op: str, device: torch.device | str = "cpu") -> str | None:
-    """Why `op` cannot run on `device`, in one line that says how to fix it; None where it can.
+    """Returns why `op` cannot run on `device`, in one line that says how to fix it; None if it can.
 
     >>> unavailable_reason("paw_loss", "meta")
     'there are no kernels for meta devices: move the tensors to a CPU or a CUDA device'
@@ -71,7 +71,7 @@ def unavailable_reason(op: str, device: torch.device | str = "cpu") -> str | Non
 
 
 def cuda_mismatch(archs: str, capability: tuple[int, int], runtime: int, driver: int) -> str | None:
-    """Why kernels built for `archs` by the toolkit `runtime` cannot run on a device under `driver`; None where they do.
+    """Returns why kernels built for `archs` by the toolkit `runtime` cannot run on a device; None if they can.
 
     archs: as CMake names them, separated by spaces. Versions: 1000 * major + 10 * minor, as CUDA counts them.
 
@@ -109,7 +109,7 @@ def _version(cuda: int) -> str:
 
 
 def _runs_on(arch: str, number: int) -> str | None:
-    """How code for a CMake architecture runs on a device of compute capability `number`: "real", "virtual" or None."""
+    """Returns how code of a CMake architecture runs on compute capability `number`: "real", "virtual" or None."""
     match = re.fullmatch(r"(\d+)([af]?)(-real|-virtual)?", arch)
     if match is None:  # "native", "all": CMake knows, we do not
         return "real"
@@ -123,7 +123,7 @@ def _runs_on(arch: str, number: int) -> str | None:
 
 
 def kernel_info() -> dict[str, Any]:
-    """What was built and what runs here, for `paw-fast doctor`.
+    """Returns what was built and what can run here, for `paw-fast doctor`.
 
     Keys: `extension` (bool), `extension_error` (str or None), `cpu_isa` (the instruction set in use), `cpu_isas`
     (those this machine could use), `cuda_compiled` (bool), `cuda_archs` (str), `cuda_reason` (why CUDA is not
@@ -146,12 +146,12 @@ def kernel_info() -> dict[str, Any]:
 
 
 def extension_path() -> Path | None:
-    """The file of the compiled extension, or None where there is none."""
+    """Returns the file of the compiled extension, or None if there is none."""
     return Path(_native.__file__) if _native is not None else None
 
 
 def use_cpu_isa(isa: str) -> None:
-    """Runs the CPU kernels with another instruction set of `kernel_info()["cpu_isas"]`; for tests and benches."""
+    """Selects another instruction set of `kernel_info()["cpu_isas"]` for the CPU kernels; for tests and benchmarks."""
     _native.use_cpu_isa(isa)
 
 
@@ -173,18 +173,18 @@ def call(op: str, kernel: str, device: torch.device, fields: dict[str, float | i
 
 
 def matrix_fields(logits: torch.Tensor) -> dict[str, Any]:
-    """The fields that describe a matrix of logits: pointer, dtype, shape and row stride."""
+    """Returns the fields that describe a matrix of logits: pointer, dtype, shape and row stride."""
     rows, vocab = logits.shape
     return {"logits": logits, "dtype": DTYPES[logits.dtype], "rows": rows, "vocab": vocab, "stride": logits.stride(0)}
 
 
 def map_fields(temperature: float, softcap: float, valid_vocab: int) -> dict[str, Any]:
-    """The fields of csrc/common/logit_map.h."""
+    """Returns the fields of csrc/common/logit_map.h."""
     return {"inv_temperature": 1.0 / temperature, "softcap": softcap, "valid_vocab": valid_vocab}
 
 
 def check_logits(op: str, logits: torch.Tensor, valid_vocab: int) -> None:
-    """Raises ValueError unless `logits` is a matrix that the kernels can walk: [N, V], rows dense, fp32/bf16/fp16."""
+    """Raises ValueError unless `logits` is a matrix [N, V] with contiguous rows, in fp32, bf16 or fp16."""
     if logits.dim() != 2:
         raise ValueError(
             f"{op}: logits must be [N, V], got shape {tuple(logits.shape)}: flatten the leading dimensions"
@@ -205,7 +205,7 @@ def check_logits(op: str, logits: torch.Tensor, valid_vocab: int) -> None:
 def check_vector(
     op: str, name: str, vector: torch.Tensor | None, logits: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """A contiguous [N] tensor beside the logits, or None where None was given. Raises ValueError otherwise."""
+    """Returns a vector [N] as contiguous, or None if None was given. Raises ValueError otherwise."""
     if vector is None:
         return None
     if vector.shape != (logits.shape[0],):
@@ -218,7 +218,7 @@ def check_vector(
 
 
 def check_targets(op: str, targets: torch.Tensor, valid_vocab: int) -> None:
-    """Raises IndexError for a target outside [0, valid_vocab). On CUDA the row becomes NaN instead: no waiting."""
+    """Raises IndexError for targets outside [0, valid_vocab) on the CPU. On CUDA such rows become NaN."""
     if targets.is_cuda or targets.numel() == 0:
         return
     low, high = (int(x) for x in torch.aminmax(targets))
@@ -235,6 +235,6 @@ def check_map(op: str, temperature: float, softcap: float | None) -> None:
 
 
 def bump_version(tensor: torch.Tensor) -> None:
-    """Lets autograd notice that a kernel wrote to `tensor` behind its back."""
+    """Tells autograd that a kernel has written to `tensor`."""
     if not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)

@@ -1,4 +1,4 @@
-"""Op (b): policy and world-model losses of every row of logits, the gradient written over the logits.
+"""Computes the policy and world-model losses of every row of logits, and writes the gradient over the logits.
 
 Legend: N rows, V vocabulary.
 """
@@ -21,9 +21,9 @@ WM_LOSSES = ("cmae", "mae", "ce")
 
 @dataclass(frozen=True)
 class LossRows:
-    """What each row of logits is for. Denominators and the world-model weight are folded into `weights` by the caller.
+    """The targets of the rows of logits. The caller folds denominators and the world-model weight into `weights`.
 
-    targets        [N] int64 in [0, valid_vocab); free on ignored rows
+    targets        [N] int64 in [0, valid_vocab); any value on ignored rows
     kinds          [N] uint8: IGNORED, POLICY or WORLD_MODEL
     weights        [N] fp32, multiplies the row's whole loss
     old_logprobs   [N] fp32, read on policy rows only, like the next three
@@ -48,7 +48,7 @@ class LossRows:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Hyper-parameters of the row losses; formulas in docs/reference/kernels.md. Raises ValueError on a bad value.
+    """Hyper-parameters of the row losses; formulas in docs/reference/kernels.md. Raises ValueError for invalid values.
 
     clip_low, clip_high  the surrogate's ratio is clipped to [1 - clip_low, 1 + clip_high]
     dual_clip            c > 1: the surrogate of a negative advantage is at most -A * c. None: off
@@ -58,8 +58,8 @@ class LossSettings:
     wm_loss, tau         "cmae": 1 - min(p, tau); "mae": 1 - p; "ce": -log p
     temperature, softcap, valid_vocab   as in `token_logprobs`; this temperature is that of the policy rows
     wm_temperature       temperature of the world-model rows
-    grad_scale           multiplies the written gradient and nothing else: fp16 gradients need their loss scale here,
-                         since a scale applied later finds what has already underflowed to zero
+    grad_scale           multiplies the written gradient and nothing else: the loss scale of fp16 gradients,
+                         which must be applied here, before values underflow to zero
 
     >>> LossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0).wm_loss
     'cmae'
@@ -111,14 +111,14 @@ class LossOutput(NamedTuple):
 def paw_loss(logits: Tensor, rows: LossRows, settings: LossSettings) -> LossOutput:
     """Losses of all rows in one pass; **overwrites `logits` with d(loss)/d(logits)**.
 
-    logits  [N, V] fp32, bf16 or fp16; rows contiguous, row stride free (what lies between rows is left alone).
+    logits  [N, V] fp32, bf16 or fp16; rows contiguous, any row stride (elements between rows are not touched).
 
     On return every one of the N * V elements holds the gradient of `loss` (times `grad_scale`): exact zeros on ignored
     rows, clipped rows without KL or entropy terms, saturated CMAE rows and padding columns. `loss.backward()` hands
     that very buffer to the logits' producer, multiplied in place first when the upstream gradient is not 1, and can
     therefore run once. Without grad mode, or for logits that require none, only the buffer is written.
 
-    The logits must be the caller's own: the output of a matrix product that nothing else reads afterwards. A leaf that
+    The caller must own the logits: the output of a matrix product that nothing else reads afterwards. A leaf that
     requires grad, and a view of a tensor that requires grad, are refused with ValueError; where another operation has
     saved the logits for its backward, autograd raises there. Shapes, dtypes, devices and a missing `ref_logprobs` raise
     ValueError, a target outside the vocabulary IndexError (on CUDA: NaN in that row).
@@ -248,7 +248,7 @@ def _autograd(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def check_owned(op: str, logits: Tensor) -> None:
-    """Raises ValueError where overwriting `logits` would destroy what somebody else is known to hold."""
+    """Raises ValueError if `logits` is a leaf or a view, whose owner would lose its values."""
     if logits.requires_grad and logits.is_leaf:
         raise ValueError(f"{op}: would overwrite a leaf that requires grad: pass a copy, or the output of the LM head")
     base = logits._base

@@ -1,6 +1,6 @@
-"""The same formulas in plain torch, at any precision: the oracle of the tests and the peer of the benches.
+"""Implements the formulas of the ops in plain torch, at any precision, as the reference of tests and benchmarks.
 
-Nothing here is fast or fused. Give float64 logits for the truth. Legend: N rows, V vocabulary.
+Nothing here is fast or fused. Use float64 logits for exact results. Legend: N rows, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Op (d): which transitions take part in the world-model loss, and the weight of each observation token.
+"""Selects the transitions of the world-model loss, and computes the weight of each observation token.
 
-One kernel, on the CPU and on CUDA; see csrc/select_transitions.h. All sizes are known on the host, so nothing waits for
-the device. Legend: M transitions, A action tokens, W observation tokens of the whole optimizer batch.
+One kernel, on the CPU and on CUDA; see csrc/select_transitions.h. All sizes are known on the host, so it never waits
+for the device. Legend: M transitions, A action tokens, W observation tokens of the whole optimizer batch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def select_transitions(
     lambdas                 [M] fp32, the reward-adaptive weight of each transition's group
     alpha                   in (0, 1]: max(1, floor(alpha * candidates)) transitions are selected; of equal ones the
                             first
-    num_observation_tokens  W, which the host knows; asking the device for it would mean waiting
+    num_observation_tokens  W, as known on the host; reading it from the device would mean waiting
     mode                    "entropy" (the method: the highest), or the ablations "lowest", "random" (with `generator`)
                             and "all" (whatever alpha)
     candidates              [M] bool: the transitions that may be selected, for example those with an observation to
@@ -83,7 +83,7 @@ def select_transitions(
 def _noise(
     num: int, dtype: torch.dtype, device: torch.device, candidates: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
-    """[M] random scores; those of the candidates are the same whatever transitions lie between them."""
+    """Returns [M] random scores. Those of candidates do not depend on the transitions between them."""
     noise = torch.rand(num, generator=generator, device=device).to(dtype)
     return noise if candidates is None else noise[(candidates.cumsum(0) - 1).clamp(min=0)]
 
@@ -99,7 +99,7 @@ native.LIBRARY.define(
 def _vector(
     name: str, vector: Tensor, size: int | None, dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> Tensor:
-    """`vector`, contiguous. Raises ValueError for another shape, dtype or device."""
+    """Returns `vector` as contiguous. Raises ValueError for another shape, dtype or device."""
     fits = vector.dim() == 1 if size is None else vector.shape == (size,)
     if not fits or vector.dtype not in dtypes:
         wanted = " or ".join({torch.float32: "fp32", torch.float64: "fp64"}.get(d, str(d)[6:]) for d in dtypes)
@@ -113,7 +113,7 @@ def _vector(
 
 
 def _check_offsets(name: str, offsets: Tensor, num_tokens: int) -> None:
-    """On CUDA the kernel clamps them instead: no waiting."""
+    """Raises ValueError for invalid offsets on the CPU. On CUDA the kernel clamps them instead, without waiting."""
     if offsets.is_cuda:
         return
     first, last = int(offsets[0]), int(offsets[-1])

@@ -1,4 +1,4 @@
-"""Op (a): log-probability of a target, entropy and log-sum-exp of every row of logits. See csrc/token_logprobs.h.
+"""Computes the log-prob of a target, the entropy and the log-sum-exp of every row of logits. See csrc/token_logprobs.h.
 
 Legend: N rows, V vocabulary.
 """

@@ -85,7 +85,7 @@ def test_twice_and_in_another_batch_to_the_same_bits():
     alone = logits[7:9].clone()
     K.paw_loss(alone, part, SETTINGS)
     assert torch.equal(alone, together[7:9])
-    # 600 rows and 2 rows take different paths through (a).
+    # 600 rows and 2 rows take different paths through token_logprobs.
     for many, few in zip(
         K.token_logprobs(logits, rows.targets), K.token_logprobs(logits[7:9], rows.targets[7:9]), strict=True
     ):

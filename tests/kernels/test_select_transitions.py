@@ -1,4 +1,4 @@
-"""Op (d): the selection by hand, its ties and weights, and against a stable sort, on every instruction set."""
+"""Tests the selection by hand, its ties and weights, and against a stable sort, on every instruction set."""
 
 from __future__ import annotations
 

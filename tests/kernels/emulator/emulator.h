@@ -168,7 +168,7 @@ struct Device {
   bool clusters;
 };
 
-// A Hopper with few multiprocessors, so that few rows reach both paths of (a).
+// A Hopper with few multiprocessors, so that few rows reach both paths of token_logprobs.
 inline Device current_device() {
   return Device{2, static_cast<int64_t>(emulator::kMostShared), 228 << 10, true};
 }
