@@ -125,7 +125,7 @@ def markdown(head: dict[str, object], results: Sequence[Result], checks: Sequenc
     lines = [f"# Kernel acceptance, {head['device']}", "", *(f"- {k}: {v}" for k, v in head.items()), ""]
     lines += [
         "GB/s counts the minimal bytes: one read of the logits, in paw_loss one write too. `share`: of the read rate",
-        "of the run, in paw_loss of its copy rate; in linear_paw_loss the time of the bare matrix products over its own.",
+        "of the run, in paw_loss of its copy rate; in linear_paw_loss the time of bare matrix products over its own.",
         "`torch`: the error of torch's own expression.", "",
         "| op | who | N x V | dtype | ms (p20-p80) | GB/s | share | of data sheet | x ours | peak MB | error | torch | NaN | computes |",  # noqa: E501
         "|" + " --- |" * 14,
