@@ -184,16 +184,17 @@ def evaluate(
     0.48
     """
     from paw_fast.cli.eval import evaluate_checkpoint
-    from paw_fast.cli.main import EvalOptions
+    from paw_fast.cli.eval_options import EvalOptions
 
+    path = run.run_dir if isinstance(run, TrainResult) else Path(run)
     options = EvalOptions(
-        run.run_dir if isinstance(run, TrainResult) else Path(run), env=env, split=split, tasks=tasks, seed=seed,
+        (path,), env=env, split=split, tasks=tasks, seed=seed,
         temperature=temperature, preset=preset, world_model=world_model, trust_remote_code=trust_remote_code,
         trust_env_code=trust_env_code,
     )  # fmt: skip
     try:
         with stop_signals.handled(console.say, "leaving the evaluation"), _without_bars():
-            result, quality, _ = evaluate_checkpoint(options)
+            result, quality, _ = evaluate_checkpoint(path, options)
     except stop_signals.Interrupted:
         raise KeyboardInterrupt from None
     return dataclasses.replace(result, world_model=quality)

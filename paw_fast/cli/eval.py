@@ -7,21 +7,26 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from paw_fast.config import TrainConfig, load_preset, with_chat_date
+from paw_fast.cli.eval_options import EvalOptions
+from paw_fast.cli.options import parse
+from paw_fast.config import TrainConfig, load_preset, validate, with_chat_date
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import EvalResult, describe_tasks, eval_tasks, evaluate, overlong_warning
 from paw_fast.evaluation.task_overlap import tasks_in_train
 from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
 from paw_fast.learner.forward_backward import rows_per_chunk
-from paw_fast.models.policy import load_policy
+from paw_fast.models.policy import load_policy, resolve_device
 from paw_fast.models.smollm2 import resolve_model
 from paw_fast.rollout.factory import make_engine, make_env, make_loop
 from paw_fast.rollout.rollout_progress import RolloutProgress
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker
 from paw_fast.runs import console, progress, run_dir, stop_signals
 from paw_fast.runs.checkpoint import find_checkpoint, verify_checkpoint
+from paw_fast.runs.retention import best_checkpoint
+from paw_fast.runs.statistics import wilson_interval
 from paw_fast.types import EVALUATION, EpisodeId, Task, Trajectory
 
 
@@ -73,33 +78,85 @@ def _stage(name: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def run_eval(options) -> int:
-    """Runs the command with `cli.EvalOptions`; returns the exit status."""
-    result, quality, about = evaluate_checkpoint(options)
-    if options.json:
-        print(json.dumps(about | result.as_json() | ({"world_model": quality.as_json()} if quality else {})))
-    else:
-        if warning := overlong_warning(result):
+Evaluated = tuple[EvalResult, WorldModelQuality | None, dict[str, Any]]
+
+
+def run_eval(options: EvalOptions, env_settings: Sequence[str] = ()) -> int:
+    """Runs the command; returns the exit status. `env_settings`: options such as `--env.max-steps 5`."""
+    for path in options.checkpoints:
+        reject_parent_of_runs(path)
+    done: list[Evaluated] = []
+    for path in options.checkpoints:
+        done.append(evaluate_checkpoint(path, options, env_settings))
+        if warning := overlong_warning(done[-1][0]):
             console.say(warning)
+    if options.json:
+        found = [a | r.as_json() | ({"world_model": q.as_json()} if q else {}) for r, q, a in done]
+        print(json.dumps(found[0] if len(found) == 1 else found))
+    elif len(done) == 1:
+        result, quality, about = done[0]
         _show(result, about)
         if quality:
             _show_world_model(quality)
+    else:
+        _show_several(done)
     return 0
 
 
-def evaluate_checkpoint(options) -> tuple[EvalResult, WorldModelQuality | None, dict]:
-    """Evaluates with `cli.EvalOptions`: success, the world model if asked for, and what was evaluated how."""
-    path, config = find_model(options.checkpoint, options.preset, options.env)
+def reject_parent_of_runs(path: Path) -> None:
+    """Raises `UserError`, which lists the runs, if `path` is no run itself but a folder of runs."""
+    if not path.is_dir() or (path / "config.toml").exists() or (path / "config.json").exists():
+        return
+    found = sorted(one.parent.name for one in path.glob("*/config.toml"))
+    if found:
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        raise UserError(
+            f"{path} is a folder of {len(found)} runs: name one or more of {', '.join(found[:8])}{more}, such as "
+            f"{path / found[0]}"
+        )
+
+
+def _settings(path: Path, options: EvalOptions, env_settings: Sequence[str]) -> tuple[Path | str, TrainConfig]:
+    """The model folder, and the settings of its run with those of the command line."""
+    given = best_checkpoint(run_dir.find_run_dir(path)) if options.best else path
+    folder, config = find_model(given, options.preset, options.env)
     config = with_chat_date(with_consent(config, options))
     if options.env not in (None, config.env.name):
-        raise UserError(f"{options.checkpoint} was trained on {config.env.name}, not on --env {options.env}")
+        raise UserError(f"{path} was trained on {config.env.name}, not on --env {options.env}")
+    before = config
+    if env_settings:
+        config = parse(TrainConfig, env_settings, "eval", config)
+    if options.device is not None:
+        resolve_device(options.device)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, device=options.device))
+    if options.slots is not None:
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=options.slots))
+    if config != before:
+        validate(config)
+    return folder, config
+
+
+def _say_settings(path: Path | str, config: TrainConfig, options: EvalOptions, changed: Sequence[str]) -> None:
+    """Says in one line what is evaluated and with which settings."""
+    temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
+    parts = [
+        f"split {options.split}", f"{options.tasks} tasks at most", f"seed {options.seed}",
+        f"temperature {temperature:g}", f"device {resolve_device(config.model.device)}", *changed,
+    ]  # fmt: skip
+    console.say(f"evaluating {path} on {config.env.name}: {', '.join(parts)}")
+
+
+def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence[str] = ()) -> Evaluated:
+    """Evaluates a checkpoint: success, the world model if asked for, and what was evaluated how."""
+    folder, config = _settings(path, options, env_settings)
+    _say_settings(folder, config, options, env_settings)
     temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
     env = make_env(config.env)
     env.while_waiting(stop_signals.check)
     try:
         tasks = eval_tasks(env.tasks(options.split), options.tasks)
-        in_train = _tasks_in_train(env, tasks, options.split, path, options.preset)
-        policy = load_policy(path, config.model, trainable=False)
+        in_train = _tasks_in_train(env, tasks, options.split, folder, options.preset)
+        policy = load_policy(folder, config.model, trainable=False)
         config = dataclasses.replace(
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
@@ -126,7 +183,7 @@ def evaluate_checkpoint(options) -> tuple[EvalResult, WorldModelQuality | None, 
     finally:
         env.close()
     about = {
-        "checkpoint": str(path),
+        "checkpoint": str(folder),
         "env": config.env.name,
         "split": options.split,
         "eval_tasks_in_train": in_train,
@@ -136,7 +193,7 @@ def evaluate_checkpoint(options) -> tuple[EvalResult, WorldModelQuality | None, 
     return result, quality, about
 
 
-def with_consent(config: TrainConfig, options) -> TrainConfig:
+def with_consent(config: TrainConfig, options: Any) -> TrainConfig:
     """The settings with what the command line says about code that comes with models and games."""
     run_dir.check_consent(config.env, options.trust_env_code, "--trust-env-code")
     return dataclasses.replace(
@@ -148,9 +205,11 @@ def with_consent(config: TrainConfig, options) -> TrainConfig:
 def _show(result: EvalResult, about: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = result.as_json()
-    table = Table(title=f"{about['checkpoint']} on {about['env']}, split {about['split']}, seed {about['seed']}")
+    title = f"{about['checkpoint']} on {about['env']}, split {about['split']}, seed {about['seed']}"
+    table = Table(title=Text(title))  # not a string: a name may contain what rich takes for markup
     for name in ("task type", "success", "95 % interval", "solved"):
         table.add_column(name, justify="left" if name == "task type" else "right")
     for name, row in [*shown["by_task_type"].items(), ("all", shown)]:
@@ -161,7 +220,25 @@ def _show(result: EvalResult, about: dict) -> None:
         captions.append(describe_tasks(result.num_tasks, about["split"], about["eval_tasks_in_train"]))
     if shown["mean_scores"]:
         captions.append(", ".join(f"{name} {value:.3f}" for name, value in shown["mean_scores"].items()))
-    table.caption = "; ".join(captions) or None
+    table.caption = Text("; ".join(captions)) if captions else None
+    Console().print(table)
+
+
+def _show_several(done: Sequence[Evaluated]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    about = done[0][2]
+    table = Table(title=Text(f"split {about['split']}, seed {about['seed']}, 95 % intervals"))
+    for name in ("checkpoint", "environment", "success", "interval", "solved", "mean actions"):
+        table.add_column(name, justify="left" if name in ("checkpoint", "environment") else "right", overflow="fold")
+    for result, _, about in done:
+        low, high = wilson_interval(result.successes, result.num_tasks)
+        table.add_row(
+            Text(about["checkpoint"]), Text(about["env"]), f"{result.success:.1%}", f"{low:.0%} to {high:.0%}",
+            f"{result.successes} of {result.num_tasks}", f"{result.mean_length:.1f}",
+        )  # fmt: skip
     Console().print(table)
 
 

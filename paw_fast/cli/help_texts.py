@@ -8,12 +8,14 @@ TRAIN_EXAMPLES = (
     ("paw-fast train --preset qwen2.5-3b --lr 2e-6 --no-paw", "a recipe with changes, without the world-model loss"),
     ("paw-fast train --config my.toml --steps 20", "settings from a file; options win over it"),
     ("paw-fast train --env webshop --print-config > my.toml", "write such a file, run nothing"),
+    ("paw-fast train --seeds 0 1 2", "three runs that differ in the seed alone"),
     ("paw-fast train --resume runs/NAME", "continue a run"),
 )
 TRAIN_OPTIONS = (
     ("--preset NAME|FILE", "settings to begin with: a recipe (paw-fast recipes lists them) or a TOML file; without it "
      "the model and the hardware choose one"),
     ("--config FILE", "a TOML file over the preset; a run's config.toml repeats the run"),
+    ("--seeds 0 1 2", "one run for each seed, one after the other, and their mean at the end"),
     ("--resume RUN", "continue a run directory from its newest checkpoint"),
     ("--print-config", "print all settings as TOML that --config takes, and run nothing"),
     ("--help [GROUP|all]", "this text, or all settings of a group"),

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from paw_fast import __version__, envs
-from paw_fast.cli import help
+from paw_fast.cli import help, seeds
+from paw_fast.cli.eval_options import EvalOptions, take_env_settings
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.cli.option_table import HELP, PROGRAM
 from paw_fast.cli.options import parse, take, take_switch, unused_tables
@@ -34,41 +33,10 @@ from paw_fast.config import (
     with_chat_date,
     with_full_paths,
 )
-from paw_fast.config.ranges import SEED, TEMPERATURE, Range
+from paw_fast.config.ranges import Range
 from paw_fast.config.renames import option
 from paw_fast.errors import UserError
 from paw_fast.runs import stop_signals
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Success rate of a checkpoint, with a 95 % confidence interval, overall and for each task type."""
-
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run directory (its newest checkpoint), a checkpoint, or a Hugging Face model folder."""
-    env: Annotated[str | None, tyro.conf.arg(name="env")] = None
-    """The environment; by default that of the run, or ALFWorld for a model of no run."""
-    split: str = "unseen"
-    """`train`, `unseen`, or another split of the environment (ALFWorld: `valid_seen`, `valid_unseen`)."""
-    tasks: Annotated[int, Range(1, 1 << 24)] = 100
-    """Number of tasks, always the same ones of the split."""
-    seed: Annotated[int, SEED] = 0
-    """Seed of the sampling; the same seed and checkpoint give the same result."""
-    temperature: Annotated[float | None, TEMPERATURE] = None
-    """Sampling temperature; by default the evaluation temperature of the run."""
-    preset: str | None = None
-    """Recipe or TOML file with the settings for a model folder that belongs to no run."""
-    world_model: bool = False
-    """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
-    transitions: Annotated[int, Range(1, 1 << 24)] = 256
-    """Number of transitions of those episodes that --world-model measures."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-    trust_env_code: bool = False
-    """Run code from the environment's data files (ALFWorld: the reference engine evaluates Python expressions in game
-    files) where the run's config or the data ask for it."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +60,7 @@ class DoctorOptions:
     """Print one JSON object."""
 
 
-RUN_OPTIONS = ("--preset", "--config", "--resume", "--print-config")
+RUN_OPTIONS = ("--preset", "--config", "--resume", "--print-config", "--seeds")
 """Options of train that are no settings."""
 
 
@@ -136,31 +104,39 @@ def _resolve(args: list[str]) -> tuple[TrainConfig, str]:
 
 def _train_command(args: list[str]) -> int:
     only_print = take_switch(args, "print-config")
-    resume = take(args, "resume")
+    resume = None if seeds.is_given(args) else take(args, "resume")
     if resume is not None:
         return _resume(Path(resume), args, only_print)
+    many = seeds.take_seeds(args)
     config, why = _resolve(args)
     if only_print:
         print(f"# {why}\n{to_toml(config)}" if why else to_toml(config), end="")
         return 0
-    from paw_fast.runs import console, rollback
-    from paw_fast.runs import run_dir as runs
+    from paw_fast.runs import console
 
     _quiet_libraries()
     from paw_fast.models.hub import check_model
     from paw_fast.rollout.requirements import check_parts
-    from paw_fast.trainer import train
 
     check_parts(config)
     check_model(config.model.path)
     if why:
         console.say(why)
+    return _start(config)[0] if many is None else seeds.train_seeds(config, many, _start)
+
+
+def _start(config: TrainConfig) -> tuple[int, Path]:
+    """Trains in a new run directory; returns the exit status and the folder."""
+    from paw_fast.runs import console, rollback
+    from paw_fast.runs import run_dir as runs
+    from paw_fast.trainer import train
+
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
     try:
         with clean_up(run_dir, before), memory_errors(config):
-            return train(config, run_dir)
+            return train(config, run_dir), run_dir
     finally:
         runs.unlock(run_dir)
 
@@ -210,6 +186,7 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
 
 
 def _eval(args: list[str]) -> int:
+    changes = take_env_settings(args)
     options = parse(EvalOptions, args, "eval")
     from paw_fast.runs import console
 
@@ -218,7 +195,7 @@ def _eval(args: list[str]) -> int:
         from paw_fast.cli.eval import run_eval
 
         try:
-            return run_eval(options)
+            return run_eval(options, changes)
         except stop_signals.Interrupted as stop:
             console.say("stopped: an evaluation keeps nothing, begin it again")
             return stop.status
