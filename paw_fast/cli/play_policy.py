@@ -76,19 +76,20 @@ class PolicyPlayer:
         self.trajectory: Trajectory | None = None
 
     def moves(self, request: EpisodeRequest) -> Iterator[Move]:
-        """Yields each action of an episode after it was played; `trajectory` is the whole episode afterwards."""
-        self.trajectory, shown = None, 0
+        """Plays an episode, then yields each of its actions; `trajectory` is the whole episode.
+
+        The episode is over before the first prediction: the engine that predicts must have no action of it in flight.
+        """
+        self.trajectory = None
         self.loop.add([request], self.temperature)
         try:
             while self.trajectory is None:
                 over = self.loop.step()
                 self.trajectory = over[0] if over else None
-                found = list(over[0].transitions) if over else self.loop.transitions(request.episode_id)
-                for transition in found[shown:]:
-                    yield self._describe(request, transition)
-                shown = len(found)
         finally:
             self.loop.stop()
+        for transition in self.trajectory.transitions:
+            yield self._describe(request, transition)
 
     def _describe(self, request: EpisodeRequest, t: Transition) -> Move:
         episode = Trajectory(request.task, request.episode_id, (t,), t.reward, t.reward, won=False)

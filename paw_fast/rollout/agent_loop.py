@@ -18,7 +18,7 @@ from paw_fast.errors import UserError
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
-from paw_fast.types import EpisodeId, EpisodeRequest, Observation, Task, Trajectory, Transition
+from paw_fast.types import EpisodeRequest, Observation, Task, Trajectory, Transition
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 """Times a named part of the work; called where the work can be interrupted, it may raise to interrupt it."""
@@ -158,10 +158,6 @@ class AgentLoop:
             episodes, turns = out.get(step := episode.request.episode_id.step, (0, 0))
             out[step] = episodes + 1, turns + len(episode.transitions)
         return out
-
-    def transitions(self, episode_id: EpisodeId) -> list[Transition]:
-        """The transitions so far of an episode in flight; empty for other episodes."""
-        return next((list(e.transitions) for e in self._live.values() if e.request.episode_id == episode_id), [])
 
     def add(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
         """Queues more episodes; `temperature` None is that of the settings."""

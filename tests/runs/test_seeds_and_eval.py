@@ -111,7 +111,7 @@ def test_one_run_gives_an_object_and_says_its_settings(runs, capfd):
     options = ["--tasks", 2, "--env.max-steps", 2, "--slots", 1, "--device", "cpu", "--best", "--json"]
     assert evaluate(runs / "s1", *options) == 0
     out, err = capfd.readouterr()
-    assert json.loads(out)["mean_length"] <= 2
+    assert json.loads(out)["mean_episode_length"] <= 2
     best = json.loads((runs / "s1" / "best.json").read_text())["step"]
     assert json.loads(out)["checkpoint"].endswith(f"step_{best:06d}")
     assert (
