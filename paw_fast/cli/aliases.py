@@ -39,6 +39,7 @@ ALIASES = {
     "--save-total-limit": "--keep-checkpoints",
     "--output-dir": "--run-dir",
     "--out": "--run-dir",
+    "--report-to": "--log",
 }
 """Other names of options, which mean exactly the same."""
 
@@ -72,8 +73,8 @@ MEANT = {
     "--workers": "--rollout.replicas is the number of worker processes",
     "--bf16": "say --model.dtype bfloat16",
     "--fp16": "training in float16 is not supported; say --model.dtype bfloat16",
-    "--report-to": "say --wandb; TensorBoard files are always written",
-    "--use-wandb": "say --wandb",
+    "--wandb": "say --log wandb",
+    "--use-wandb": "say --log wandb",
     "--resume-from-checkpoint": "say --resume RUN",
     "--lr-scheduler-type": "--optim.schedule is constant or linear",
     "--lr-schedule": "--optim.schedule is constant or linear",
