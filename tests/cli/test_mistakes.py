@@ -66,7 +66,7 @@ MISTAKES = [
     ([*TINY, "--steps", "1e3"], "--steps is '1e3', expected an integer"),
     ([*TINY, "--lr", "1e-4x"], "--optim.learning-rate is '1e-4x', expected a number"),
     ([*TINY, "--layout", "windows"], "--layout is 'windows', expected one of window, trajectory"),
-    ([*TINY, "--wandb=maybe"], "--wandb is a switch and takes no value, got 'maybe'"),
+    ([*TINY, "--profile=maybe"], "--profile is a switch and takes no value, got 'maybe'"),
     ([*TINY, "--preset", "smollm2"], "--preset is given 2 times: tiny, smollm2"),
     ([*TINY, "--help", "nothing"], "--help nothing: no such group of settings; there are all, run"),
     ([*TINY, "--run-dir="], "--run-dir is empty, expected a path"),
