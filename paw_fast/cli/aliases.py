@@ -39,7 +39,6 @@ ALIASES = {
     "--save-total-limit": "--keep-checkpoints",
     "--output-dir": "--run-dir",
     "--out": "--run-dir",
-    "--report-to": "--log",
 }
 """Other names of options, which mean exactly the same."""
 
@@ -73,8 +72,9 @@ MEANT = {
     "--workers": "--rollout.replicas is the number of worker processes",
     "--bf16": "say --model.dtype bfloat16",
     "--fp16": "training in float16 is not supported; say --model.dtype bfloat16",
-    "--wandb": "say --log wandb",
-    "--use-wandb": "say --log wandb",
+    "--report-to": "say --log, such as --log tensorboard,wandb",
+    "--use-wandb": "say --log tensorboard,wandb",
+    "--wandb": "say --log tensorboard,wandb",
     "--resume-from-checkpoint": "say --resume RUN",
     "--lr-scheduler-type": "--optim.schedule is constant or linear",
     "--lr-schedule": "--optim.schedule is constant or linear",

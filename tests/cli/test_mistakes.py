@@ -67,7 +67,6 @@ MISTAKES = [
     ([*TINY, "--lr", "1e-4x"], "--optim.learning-rate is '1e-4x', expected a number"),
     ([*TINY, "--layout", "windows"], "--layout is 'windows', expected one of window, trajectory"),
     ([*TINY, "--profile=maybe"], "--profile is a switch and takes no value, got 'maybe'"),
-    ([*TINY, "--wandb=maybe"], "unknown option --wandb; say --log wandb"),
     ([*TINY, "--preset", "smollm2"], "--preset is given 2 times: tiny, smollm2"),
     ([*TINY, "--help", "nothing"], "--help nothing: no such group of settings; there are all, run"),
     ([*TINY, "--run-dir="], "--run-dir is empty, expected a path"),

@@ -76,7 +76,7 @@ def test_every_alias_and_hint_names_an_option_that_exists_and_shadows_none():
         (["--lr", "fast"], "--optim.learning-rate is 'fast', expected a number"),
         (["--layout", "foo"], "--layout is 'foo', expected one of window, trajectory"),
         (["--profile=3"], "--profile is a switch and takes no value, got '3': say --profile or --no-profile"),
-        (["--wandb=3"], "unknown option --wandb; say --log wandb"),
+        (["--wandb=3"], "unknown option --wandb; say --log tensorboard,wandb"),
         (["--paw.enabled", "3"], "'3' is no option of paw-fast train; options begin with --"),
         (["steps=3"], "'steps=3' is no option of paw-fast train; "),
         (["-x", "3"], "unknown option -x; see paw-fast train --help"),
