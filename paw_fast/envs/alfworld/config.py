@@ -27,8 +27,9 @@ class AlfworldConfig(EnvConfig):
     allow_reference_engine: bool = False
     """Games whose rules the native engine does not know are run by the reference, which evaluates Python expressions
     in the game file. Counts on the command line only, never from a run's config."""
-    size: Literal["small", "medium", "full"] = "small"
-    """Size of generated households: 6-10 receptacles, in between, or as many as the official games have."""
+    size: Literal["mini", "small", "medium", "full"] = "small"
+    """Size of generated households. `mini`: 3-4 receptacles, and tasks of two kinds (place an object, look at one in
+    light); `small`: 6-10; `medium`: 9-17; `full`: as many as the official games have."""
     num_train: Annotated[int, Range(1, 1 << 20)] = 3600
     """Generated training games."""
     num_unseen: Annotated[int, Range(1, 1 << 20)] = 200

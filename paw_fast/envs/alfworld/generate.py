@@ -22,6 +22,8 @@ from paw_fast.envs.alfworld.tables import (
     HOLDS,
     LAMP_STANDS,
     LAMPS,
+    MINI_ROOMS,
+    MINI_TASK_TYPES,
     OPENABLE,
     PLACEMENT_WEIGHTS,
     ROOMS,
@@ -34,7 +36,7 @@ from paw_fast.envs.alfworld.tables import (
 from paw_fast.envs.alfworld.text import WHEEL, Rules
 from paw_fast.envs.alfworld.world import World
 
-GENERATOR_VERSIONS = {"small": 1, "medium": 2, "full": 2}  # incremented when the games of a seed change
+GENERATOR_VERSIONS = {"mini": 1, "small": 1, "medium": 2, "full": 2}  # incremented when the games of a seed change
 SPLITS = ("train", "valid_seen", "valid_unseen")
 _RULES = Rules(WHEEL)
 # The reference's domain refers to these types, so each problem must declare them.
@@ -69,7 +71,8 @@ class Game:
 
 def make_game(seed: int, size: str, split: str, number: int, attempt: int = 0) -> Game:
     """Generates game `number` of a split; another `attempt` is another sample, used to replace duplicates."""
-    task_type = TASK_TYPES[number % len(TASK_TYPES)]
+    task_types = MINI_TASK_TYPES if size == "mini" else TASK_TYPES
+    task_type = task_types[number % len(task_types)]
     while True:
         rng = random.Random(f"paw-fast alfworld {GENERATOR_VERSIONS[size]} {seed} {size} {split} {number} {attempt}")
         game = _draw(rng, seed, size, split, task_type)
@@ -85,7 +88,7 @@ def room(seed: int, size: str, kind: RoomKind, scene: int) -> tuple[Receptacle, 
     least, most = kind.num_receptacles[size]
     num = rng.randint(least, most)
     types = list(kind.required) + (list(kind.required_full) if size == "full" else [])
-    limit = ("small", "medium", "full").index(size) + 1
+    limit = {"mini": 1, "small": 1, "medium": 2, "full": 3}[size]
     while len(types) < num:
         pool = [
             (name, kind.full_weights.get(name, row[0]) if size == "full" else row[0])
@@ -97,10 +100,9 @@ def room(seed: int, size: str, kind: RoomKind, scene: int) -> tuple[Receptacle, 
         names, weights = zip(*pool, strict=True)
         types.append(rng.choices(names, weights)[0])
     rng.shuffle(types)
-    shared = {"small": 0.0, "medium": 0.06, "full": 0.1}[size]
-    always_open = {"small": 0.0, "medium": 0.1, "full": 0.25}[
-        size
-    ]  # share of drawers and cabinets that cannot be closed
+    shared = {"mini": 0.0, "small": 0.0, "medium": 0.06, "full": 0.1}[size]
+    # Share of drawers and cabinets that cannot be closed.
+    always_open = {"mini": 0.0, "small": 0.0, "medium": 0.1, "full": 0.25}[size]
     receptacles, places = [], []
     for kind_name in types:
         if not places or rng.random() >= shared:
@@ -129,7 +131,8 @@ def _pddl_id(rng: random.Random, kind: str) -> str:
 
 
 def _draw(rng: random.Random, seed: int, size: str, split: str, task_type: str) -> Game | None:
-    kind = rng.choice([kind for kind in ROOMS if task_type in kind.tasks])
+    rooms = MINI_ROOMS if size == "mini" else ROOMS
+    kind = rng.choice([kind for kind in rooms if task_type in kind.tasks])
     unseen = split == "valid_unseen"
     scenes = [scene for scene in kind.scenes if (scene % 100 in UNSEEN_ROOMS) == unseen]
     scene = rng.choice(scenes)
@@ -213,12 +216,13 @@ def _place_objects(
             ]
         return homes[o]
 
-    num_targets = rng.randint(1, 2) if size == "small" else rng.randint(1, 4)
+    uniform = size in ("mini", "small")  # objects are placed with equal probabilities, and types may repeat
+    num_targets = rng.randint(1, 2) if uniform else rng.randint(1, 4)
     if task_type == "pick_two_obj_and_place":
-        num_targets = max(2, num_targets + (size == "small"))
+        num_targets = max(2, num_targets + uniform)
 
     def place_for(o: str) -> int:
-        if size == "small":
+        if uniform:
             return rng.choice(places_for(o))
         return rng.choices(places_for(o), [PLACEMENT_WEIGHTS.get(receptacles[i].kind, 1) for i in places_for(o)])[0]
 
@@ -227,15 +231,15 @@ def _place_objects(
     found = [(_pddl_id(rng, target), target, place_for(target)) for _ in range(num_targets)]
     num_objects = max(rng.randint(*kind.num_objects[size]), num_targets)
     others = [o for o in kind.objects + kind.objects_full * (size == "full") if o != target and places_for(o)]
-    if size != "small":
+    if not uniform:
         others = rng.sample(others, min(len(others), round(kind.types_per_object * num_objects) - 1))
     counts = dict.fromkeys(others, 0)
-    most = {"small": 2, "medium": 2, "full": 3}[size]
+    most = {"mini": 2, "small": 2, "medium": 2, "full": 3}[size]
     while len(found) < num_objects:
         pool = [o for o in others if counts[o] < most]
         if not pool:
             break
-        unused = [o for o in pool if counts[o] == 0] if size != "small" else []
+        unused = [o for o in pool if counts[o] == 0] if not uniform else []
         o = rng.choice(unused or pool)
         counts[o] += 1
         found.append((_pddl_id(rng, o), o, place_for(o)))

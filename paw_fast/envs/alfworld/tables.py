@@ -7,6 +7,7 @@ games match the official games in size.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 
@@ -131,9 +132,10 @@ class RoomKind:
 
     scenes: scene numbers, as in ALFWorld. tasks: possible task types. required: receptacle types of which every such
     room has one; rooms of size `full` also have those in required_full. optional: receptacle type -> (sampling
-    weight, maximum number in small, medium, full). objects: possible object types; objects_full: additional ones in
-    `full`. full_weights: weights in `full` that differ from those in optional. types_per_object: number of object
-    types divided by the number of objects, except in `small`. num_receptacles, num_objects: (minimum, maximum) by size.
+    weight, maximum number in mini and small, in medium, in full). objects: possible object types; objects_full:
+    additional ones in `full`. full_weights: weights in `full` that differ from those in optional. types_per_object:
+    number of object types divided by the number of objects, in `medium` and `full`. num_receptacles, num_objects:
+    (minimum, maximum) by size.
     """
 
     name: str
@@ -203,8 +205,8 @@ ROOMS = (
             "KeyChain Pillow CreditCard Laptop Box RemoteControl Statue Newspaper Vase Watch WateringCan Plate "
             "TissueBox Book CellPhone Pen Pencil Bowl Candle"
         ),
-        num_receptacles={"small": (6, 10), "medium": (10, 15), "full": (9, 22)},
-        num_objects={"small": (5, 8), "medium": (10, 16), "full": (17, 28)},
+        num_receptacles={"mini": (3, 4), "small": (6, 10), "medium": (10, 15), "full": (9, 22)},
+        num_objects={"mini": (2, 3), "small": (5, 8), "medium": (10, 16), "full": (17, 28)},
     ),
     RoomKind(
         name="bedroom",
@@ -228,8 +230,8 @@ ROOMS = (
             "AlarmClock Book CD CellPhone CreditCard KeyChain Laptop Mug Pen Pencil Pillow Bowl BaseballBat "
             "BasketBall Box TennisRacket TissueBox Cloth Watch RemoteControl Vase Statue"
         ),
-        num_receptacles={"small": (6, 10), "medium": (10, 15), "full": (9, 23)},
-        num_objects={"small": (5, 8), "medium": (10, 16), "full": (18, 26)},
+        num_receptacles={"mini": (3, 4), "small": (6, 10), "medium": (10, 15), "full": (9, 23)},
+        num_objects={"mini": (2, 3), "small": (5, 8), "medium": (10, 16), "full": (18, 26)},
         full_weights={"Drawer": 5, "Shelf": 9, "SideTable": 1, "Dresser": 2, "Cabinet": 0},
     ),
     RoomKind(
@@ -261,7 +263,13 @@ ROOMS = (
 )
 # Scene numbers modulo 100 that do not occur in training; they include the official unseen scenes 10, 219, 308, 424.
 UNSEEN_ROOMS = frozenset({4, 8, 10, 19, 24})
-SIZES = ("small", "medium", "full")
+SIZES = ("mini", "small", "medium", "full")
+MINI_TASK_TYPES = ("pick_and_place_simple", "look_at_obj_in_light")
+"""The task types of size `mini`, the two that need no appliance and one object."""
+MINI_ROOMS = tuple(
+    dataclasses.replace(kind, objects=kind.objects[:8]) for kind in ROOMS if set(MINI_TASK_TYPES) <= kind.tasks
+)
+"""The rooms of size `mini`: living rooms and bedrooms with few types of objects."""
 # Relative probability that an object is placed in a receptacle of this type (default 1), as in the official games,
 # where a counter holds nine times as many objects as a cabinet. Not used in `small`, where all are equally likely.
 PLACEMENT_WEIGHTS = {

@@ -27,6 +27,7 @@ from nonstandard_pddl import rewrite_nonstandard
 from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import distinct_games, game_json, load_world
 from paw_fast.envs.alfworld.pddl import UnsupportedGame
+from paw_fast.envs.alfworld.tables import SIZES
 from paw_fast.envs.alfworld.textworld.env import Worker
 from paw_fast.errors import UserError
 
@@ -174,8 +175,8 @@ def games_for(
 ) -> list[Path]:
     """Official games, generated games of all sizes, and mutated and nonstandard variants of both."""
     plain = sorted(data.glob("**/game.tw-pddl")) if data else []
-    for i, size in enumerate(("small", "medium", "full")):
-        num = (num_generated + 2 - i) // 3
+    for i, size in enumerate(SIZES):
+        num = (num_generated + len(SIZES) - 1 - i) // len(SIZES)
         for k, game in enumerate(distinct_games(7 + from_seed, size, "train", num) if num else ()):
             path = folder / f"{size}-{k}.tw-pddl"
             path.write_text(game_json(game), encoding="utf-8")

@@ -24,6 +24,7 @@ from paw_fast.envs.alfworld import engine
 from paw_fast.envs.alfworld.games import distinct_games, game_json, load_world
 from paw_fast.envs.alfworld.pddl import UnsupportedGame
 from paw_fast.envs.alfworld.state import State
+from paw_fast.envs.alfworld.tables import SIZES
 from paw_fast.errors import UserError
 
 TOKENS = (
@@ -138,9 +139,7 @@ def try_file(path: Path, rng: random.Random, num_commands: int, report: Report) 
 def fuzz(seconds: float, seed: int, num_files: int | None = None, num_commands: int = 40) -> Report:
     """Fuzzes for a CPU time in seconds or for a number of files, starting with the adversarial files."""
     report, rng = Report(), random.Random(f"fuzz {seed}")
-    sources = [
-        game_json(game) for size in ("small", "medium", "full") for game in distinct_games(seed, size, "train", 6)
-    ]
+    sources = [game_json(game) for size in SIZES for game in distinct_games(seed, size, "train", 6)]
     ends = time.process_time() + seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "game.tw-pddl")

@@ -27,7 +27,7 @@ from paw_fast.envs.alfworld.games import (
     read_task,
 )
 from paw_fast.envs.alfworld.pddl import UnsupportedGame, parse_problem
-from paw_fast.envs.alfworld.tables import TASK_TYPES, UNSEEN_ROOMS
+from paw_fast.envs.alfworld.tables import MINI_TASK_TYPES, SIZES, TASK_TYPES, UNSEEN_ROOMS
 from paw_fast.errors import UserError
 from paw_fast.types import Task
 
@@ -58,15 +58,25 @@ def replace_problem(old, new):
     return change
 
 
-@pytest.mark.parametrize("size", ["small", "medium", "full"])
+@pytest.mark.parametrize("size", SIZES)
 def test_games_depend_on_seed_size_split_and_number(size):
     one = list(distinct_games(1, size, "train", 12))
     assert one == list(distinct_games(1, size, "train", 18))[:12]
     assert one != list(distinct_games(2, size, "train", 12))
-    assert Counter(game.task_type for game in one) == dict.fromkeys(TASK_TYPES, 2)
+    types = MINI_TASK_TYPES if size == "mini" else TASK_TYPES
+    assert Counter(game.task_type for game in one) == dict.fromkeys(types, 12 // len(types))
 
 
-@pytest.mark.parametrize("size", ["small", "medium", "full"])
+def test_mini_games_are_short():
+    """Rooms of 3-4 receptacles, with up to three objects and a lamp, and plans of at most six commands."""
+    for game in distinct_games(6, "mini", "train", 60):
+        facts = Counter(fact[0] for fact in parse_problem(game.problem).facts)
+        assert 3 <= facts["receptacletype"] <= 4
+        assert 2 <= facts["pickupable"] <= 3
+        assert 3 <= len(game.plan) <= 6
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_walkthroughs_win_with_their_last_command(size, tmp_path):
     for game in distinct_games(5, size, "valid_unseen", 18):
         path = tmp_path / "game.tw-pddl"
@@ -174,7 +184,7 @@ def test_xdg_cache_folder_is_used(tmp_path, monkeypatch):
     [
         ({"name": "alfwrld"}, "did you mean alfworld"),
         ({"engine": "nativ"}, "choose native or textworld"),
-        ({"size": "tiny"}, "choose small, medium, full"),
+        ({"size": "tiny"}, "choose mini, small, medium, full"),
         ({"num_train": 0}, "--env.num-train is 0, expected 1 or more"),
         ({"max_steps": 0}, "--env.max-steps is 0, expected 1 or more"),
         ({"sise": "small"}, "no setting 'sise'"),
