@@ -121,7 +121,7 @@ def policy_view(observation: Observation, max_chars: int = 0) -> tuple[Observati
     That is its text, or `Observation.shown` where an environment gives the policy another form of it, and at most
     `max_chars` characters from its start (0: all).
 
-    >>> shown(Observation("a long page", shown="'a long page'"), 7)[0].text
+    >>> policy_view(Observation("a long page", shown="'a long page'"), 7)[0].text
     "'a long"
     """
     text = observation.text if observation.shown is None else observation.shown

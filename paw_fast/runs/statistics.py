@@ -57,7 +57,7 @@ def paired_interval(before: Sequence[int], after: Sequence[int]) -> tuple[float,
 
     >>> low, high = paired_interval([0] * 20, [1] * 10 + [0] * 10)
     >>> round(low, 3), round(high, 3)
-    (0.248, 0.701)
+    (0.243, 0.701)
     """
     n, pairs = len(before), list(zip(before, after, strict=True))
     both, lost, won, none = (pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import paw_fast
 from paw_fast.cli import aliases, main, settings
 from paw_fast.cli.help_texts import MAIN_OPTIONS
 from paw_fast.cli.option_table import options_of
@@ -252,3 +253,9 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_say_none_in_capitals(tmp_pa
 def test_help_needs_no_torch():
     code = "import sys; from paw_fast.cli import main; main.run(['train', '--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_package_runs_as_a_module():
+    """Launchers such as torchrun start a module instead of a program."""
+    done = subprocess.run([sys.executable, "-m", "paw_fast", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"paw-fast {paw_fast.__version__}\n"
