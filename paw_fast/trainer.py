@@ -109,11 +109,10 @@ class Trainer:
         stop_signals.check()
         with progress.phase("loading the model"):
             self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
-        check_first_prompts(
-            self.env, self.sampler.tasks, make_chat(self.policy, config),
-            PromptTemplate.load(config.env.template, config.env.name),
-            agent_settings(self.policy.model.config, config),
-        )  # fmt: skip
+        template = PromptTemplate.load(config.env.template, config.env.name)
+        agent = agent_settings(self.policy.model.config, config)
+        example = check_first_prompts(self.env, self.sampler.tasks, make_chat(self.policy, config), template, agent)
+        runs.write_json(run_dir / runs.PROMPT, {"message": example, "stop": list(template.stop)})
         # The KL term's reference is the policy that training starts with.
         reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
         stop_signals.check()

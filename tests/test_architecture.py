@@ -38,8 +38,9 @@ NO_TORCH = {"errors", "extras", "types", "registry", "config", "envs"}
 
 NO_TORCH_AT_IMPORT = {
     "cli.main", "cli.options", "cli.settings", "cli.help", "cli.failures",
-    "cli.doctor", "cli.play", "cli.report", "cli.retriever", "runs.atomic_files",
-    "runs.console", "runs.episodes_page", "runs.figures", "runs.live_curve", "runs.metrics", "runs.report",
+    "cli.doctor", "cli.play", "cli.push", "cli.report", "cli.retriever", "runs.atomic_files",
+    "runs.console", "runs.episodes_page", "runs.figures", "runs.live_curve", "runs.metrics", "runs.model_card",
+    "runs.report",
     "runs.run_dir", "runs.stop_signals",
 }  # fmt: skip
 """Modules that import torch inside functions only, so that `--help` is quick and a broken torch can be reported."""

@@ -73,6 +73,8 @@ MEANT = {
     "--bf16": "say --model.dtype bfloat16",
     "--fp16": "training in float16 is not supported; say --model.dtype bfloat16",
     "--report-to": "say --log, such as --log tensorboard,wandb",
+    "--hub-model-id": "say --push-to-hub NAME",
+    "--hub-private-repo": "say --push-private",
     "--use-wandb": "say --log tensorboard,wandb",
     "--wandb": "say --log tensorboard,wandb",
     "--resume-from-checkpoint": "say --resume RUN",

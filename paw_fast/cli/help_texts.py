@@ -58,6 +58,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("paw-fast report runs/A runs/B --out ab.html", "compares runs"),
         ("paw-fast report runs/NAME --episodes 8", "also a page with episodes, token by token"),
     ),
+    "push": (
+        ("paw-fast push runs/NAME me/agent", "the best checkpoint of the run, in a repository of your account"),
+        ("paw-fast push runs/NAME me/agent --private --license apache-2.0", "not for everybody, with a license"),
+        ("paw-fast push runs/NAME me/agent --only-write folder", "writes the files, uploads nothing"),
+    ),
     "doctor": (("paw-fast doctor", "a table"), ("paw-fast doctor --json", "for programs")),
     "retriever index": (
         ("paw-fast retriever index --corpus wiki.jsonl", "a BM25 index in the cache"),

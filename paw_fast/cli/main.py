@@ -1,4 +1,4 @@
-"""Runs the command line: `paw-fast train | eval | play | retriever | report | doctor | recipes`.
+"""Runs the command line: `paw-fast train | eval | play | retriever | report | push | doctor | recipes`.
 
 Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
@@ -224,6 +224,12 @@ def _report(args: list[str]) -> int:
     return report(args, _quiet_libraries)
 
 
+def _push(args: list[str]) -> int:
+    from paw_fast.cli.push import push
+
+    return push(args, _quiet_libraries)
+
+
 def _doctor(args: list[str]) -> int:
     options = parse(DoctorOptions, args, "doctor")
     _quiet_libraries()
@@ -271,6 +277,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
+    "push": (_push, "upload the model of a run to the Hugging Face Hub, with a model card"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),
     "recipes": (_recipes, "list the presets"),
 }

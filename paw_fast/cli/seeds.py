@@ -64,6 +64,11 @@ def train_seeds(config: TrainConfig, seeds: Sequence[int], start: Start) -> int:
     A run that fails is reported, and the next one starts; a stop signal ends the sequence. With `config.run_dir` the
     runs are in its subfolders `s<seed>`.
     """
+    if config.push_to_hub is not None:
+        raise UserError(
+            f"--push-to-hub {config.push_to_hub} and --seeds: the runs would overwrite each other's model; leave out "
+            "--push-to-hub and upload one of them with paw-fast push RUN NAME"
+        )
     done: list[Path] = []
     failed = 0
     for number, seed in enumerate(seeds):

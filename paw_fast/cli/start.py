@@ -7,7 +7,8 @@ from pathlib import Path
 
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
-from paw_fast.runs import console, rollback
+from paw_fast.errors import UserError
+from paw_fast.runs import console, hub, rollback, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.resume import is_finished, resume_point, write_missing
 from paw_fast.trainer import OnStep, train
@@ -17,37 +18,80 @@ MakeOnStep = Callable[[Path], OnStep | None]
 
 
 def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: None) -> tuple[int, Path]:
-    """Trains in a new run directory; returns the exit status and the directory.
+    """Trains in a new run directory, and uploads the model with `--push-to-hub`; returns the exit status and the
+    directory.
 
-    Raises `UserError` if the run cannot begin; the folder is then as it was before.
+    Raises `UserError` if the run cannot begin; the folder is then as it was before. Also raises `UserError` if the
+    upload fails, which loses nothing.
     """
+    _check_upload(config)
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
     try:
         with clean_up(run_dir, before), memory_errors(config):
-            return train(config, run_dir, on_step=make_on_step(run_dir)), run_dir
+            status = train(config, run_dir, on_step=make_on_step(run_dir))
     finally:
         runs.unlock(run_dir)
+    return status or _upload(config, run_dir), run_dir
 
 
 def resume_run(
     run_dir: Path, begun: TrainConfig, config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: None
 ) -> tuple[int, list[str] | None]:  # fmt: skip
-    """Continues a run from its newest checkpoint, with settings that were `begun` before.
+    """Continues a run from its newest checkpoint, with settings that were `begun` before, and uploads the model with
+    `--push-to-hub`.
 
     Returns the exit status, and None; for a run that has done its steps, the names of the files that had not been
-    written and are now. Raises `UserError` for changes that a resume does not allow.
+    written and are now. Raises `UserError` for changes that a resume does not allow, and if the upload fails.
     """
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
+    _check_upload(config)
     runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)
         if checkpoint is not None and is_finished(checkpoint, config):
-            return 0, write_missing(run_dir, checkpoint)
+            written, status = write_missing(run_dir, checkpoint), 0
+            if config.push_to_hub is not None and not hub.is_pushed(run_dir, config.push_to_hub):
+                status = _upload(config, run_dir)
+                written.append(f"the upload to {config.push_to_hub}")
+            return status, written
         console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
         with memory_errors(config):
-            return train(config, run_dir, resume=True, on_step=make_on_step(run_dir)), None
+            status = train(config, run_dir, resume=True, on_step=make_on_step(run_dir))
     finally:
         runs.unlock(run_dir)
+    return status or _upload(config, run_dir), None
+
+
+def _check_upload(config: TrainConfig) -> None:
+    """Raises `UserError` if it is clear that the upload at the end of the run will fail."""
+    if config.push_to_hub is None:
+        return
+    try:
+        hub.check_target(config.push_to_hub, "--push-to-hub")
+    except UserError as error:
+        raise UserError(f"{error}; or train without --push-to-hub and upload later with paw-fast push") from None
+
+
+def _upload(config: TrainConfig, run_dir: Path) -> int:
+    """Uploads the model of a finished run, if it is asked for; returns the exit status.
+
+    Raises `UserError` with the command that repeats the upload.
+    """
+    if config.push_to_hub is None:
+        return 0
+    again = hub.push_command(run_dir, config.push_to_hub, config.push_private)
+    try:
+        done = hub.push(run_dir, config.push_to_hub, config.push_private)
+    except stop_signals.Interrupted as stop:
+        console.say(f"stopped: the run is complete and its upload is not; repeat the upload with: {again}")
+        return stop.status
+    except UserError as error:
+        raise UserError(
+            f"the run is complete, but its upload to {config.push_to_hub} failed: {error}; repeat the upload with: "
+            f"{again}"
+        ) from error
+    console.say(f"model of step {done.step} uploaded: {done.url}")
+    return 0

@@ -389,6 +389,10 @@ class TrainConfig:
     """Where metrics are sent beside metrics.jsonl, with commas between: `tensorboard` (event files in the run
     directory), `wandb` (Weights & Biases), `trackio` (Trackio); the last two need the extra of that name. `none` sends
     them nowhere else."""
+    push_to_hub: str | None = None
+    """At the end, upload the model with a model card to this repository of the Hugging Face Hub, such as `me/agent`."""
+    push_private: bool = False
+    """With --push-to-hub: a repository that does not exist yet becomes private."""
     profile: bool = False
     """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
     run_dir: Path | None = None

@@ -84,6 +84,7 @@ def _validate_combinations(c: TrainConfig) -> None:
         f"--model tiny is trained on expert demonstrations first, and --env {c.env.name} has no expert: give its class "
         "an Expert, or take another --model",
     )
+    refuse(c.push_private and c.push_to_hub is None, "--push-private has no effect without --push-to-hub NAME")
     refuse(
         r.max_action_tokens >= r.max_sequence_tokens,
         f"--rollout.max-action-tokens is {r.max_action_tokens}, expected less than the {r.max_sequence_tokens} of "

@@ -64,25 +64,33 @@ class AgentSettings:
 
 def first_prompt(observation: Observation, chat: ChatFormat, template: PromptTemplate, layout: str) -> list[int]:
     """Token ids of an episode's first prompt. `observation`: as the policy reads it. `template`: with_escape."""
+    return chat.first(first_message(observation, template, layout))
+
+
+def first_message(observation: Observation, template: PromptTemplate, layout: str) -> str:
+    """Text of an episode's first message to the policy. `observation`: as the policy reads it."""
     if layout == "trajectory":
-        return chat.first(template.first(observation))
-    return chat.first(template.window(observation, observation.task, [], 0))
+        return template.first(observation)
+    return template.window(observation, observation.task, [], 0)
 
 
 def check_first_prompts(
     env: Env, tasks: Sequence[Task], chat: ChatFormat, template: PromptTemplate, settings: AgentSettings
-) -> None:
-    """Renders the first prompts of a few tasks. Raises `UserError` when most of them leave no room for an action, and
-    when the template cannot be rendered."""
+) -> str:
+    """Renders the first prompts of a few tasks, and returns the message of the first that fits. Raises `UserError` when
+    most of them leave no room for an action, and when the template cannot be rendered."""
     count = min(CHECKED_TASKS, len(tasks))
     limits = (settings.max_observation_chars, settings.max_observation_tokens)
-    template = template.with_escape(chat.escape)
+    plain, template = template, template.with_escape(chat.escape)
     too_long: list[tuple[Task, int]] = []
+    example = ""
     for number in range(count):
         task = tasks[number * len(tasks) // count]
         observation, _ = chat.policy_view(env.reset(task), *limits)
         if not settings.has_room(prompt := first_prompt(observation, chat, template, settings.layout)):
             too_long.append((task, len(prompt)))
+        elif not example:
+            example = first_message(observation, plain, settings.layout)
     if 2 * len(too_long) > count:
         task, length = too_long[0]
         raise UserError(
@@ -91,6 +99,7 @@ def check_first_prompts(
             f"{settings.max_sequence_tokens} of a sequence: raise --rollout.max-sequence-tokens (at most to what the "
             "model has positions for)"
         )
+    return example
 
 
 @dataclass

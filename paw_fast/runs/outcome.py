@@ -20,7 +20,7 @@ def outcome_lines(run_dir: Path, summary: Mapping[str, Any], evaluated_on: str) 
         f"success on {evaluated_on}: {summary['warm_start_success']:.0%} before, {summary['final_success']:.0%} after "
         f"{summary['steps']} steps (95 % interval {after['low']:.0%} to {after['high']:.0%}), in "
         f"{clock(summary['wall_time_s'])}",
-        *_gain(summary),
+        *describe_gain(summary),
         f"model (Hugging Face format): {step}",
         f"report: {run_dir / 'report.html'}",
         "next:",
@@ -30,7 +30,7 @@ def outcome_lines(run_dir: Path, summary: Mapping[str, Any], evaluated_on: str) 
     ]
 
 
-def _gain(summary: Mapping[str, Any]) -> list[str]:
+def describe_gain(summary: Mapping[str, Any]) -> list[str]:
     """Whether the gain exceeds its interval, in a line; none if the run has not been evaluated twice."""
     before, after = summary.get("warm_start_eval"), summary.get("final_eval")
     if not before or not after:

@@ -3,6 +3,8 @@
 RUN/config.toml           settings of the run; `--resume` without options uses them
 RUN/begun.toml            the settings that the run began with; a resume compares them with config.toml
 RUN/versions.json         versions of the packages that affect the results, and each start: command, commit, machine
+RUN/example_prompt.json   the first message to the policy in a training task, and the texts that end an action
+RUN/hub.json              the last upload to the Hugging Face Hub (see `hub`)
 RUN/metrics.jsonl         one row of metrics per step (see `metrics`), also as events in tensorboard/
 RUN/episodes/             sampled episodes as text
 RUN/warm_start/           the model after the warm start
@@ -37,7 +39,7 @@ from paw_fast.types import Trajectory
 NEEDED_KEYS = ("seed", "steps", "layout", "env.name", "model.path", "algo.name", "rollout.groups", "rollout.group_size")
 """Keys that the config.toml of a run has in every version. A file without one of them was damaged or edited."""
 
-BEGUN, VERSIONS, LOCK = "begun.toml", "versions.json", ".lock"
+BEGUN, VERSIONS, LOCK, PROMPT = "begun.toml", "versions.json", ".lock", "example_prompt.json"
 _locks: dict[Path, int] = {}
 """Run directories locked by this process, with the descriptors of their lock files."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from paw_fast.runs.run_data import Evaluation, Run
 from paw_fast.runs.statistics import mean_interval, newcombe_interval, welch_interval
 
-_NOT_COMPARED = {"seed", "run_dir", "rollout.chat_date"}
+_NOT_COMPARED = {"seed", "run_dir", "rollout.chat_date", "push_to_hub", "push_private"}
 _MOST_NAMED = 3
 
 

@@ -163,7 +163,7 @@ def test_the_main_options_exist():
     assert {one for one in MAIN_OPTIONS if one.startswith("--")} <= NAMES
 
 
-@pytest.mark.parametrize("command", ["eval", "play", "report", "doctor", "retriever index", "retriever serve"])
+@pytest.mark.parametrize("command", ["eval", "play", "report", "push", "doctor", "retriever index", "retriever serve"])
 def test_the_help_of_every_command(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main.run([*command.split(), "--help"])
