@@ -9,6 +9,7 @@ Importing the package is cheap: torch and the rest are loaded when one of these 
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    with warnings.catch_warnings():
+        # tqdm, which transformers imports, asks for ipywidgets in a notebook; none of its bars are shown.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        module = importlib.import_module(_HOMES[name])
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -184,6 +184,22 @@ def test_guides_show_their_commands_in_fences():
     assert indented == []
 
 
+def test_every_python_snippet_is_run():
+    """None is left out by its mark, its indentation or another name of the language."""
+    run = {name(block) for block in BLOCKS if block.language == "python" and not block.parse_only}
+    found = set()
+    for page in pages():
+        page_name = str(page.relative_to(ROOT))
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            if re.match(r"\s*(`{3,}|~{3,})\s*(\{?\.?(python|py|python3|pycon|ipython)\b)", line):
+                found.add(f"{page_name.removeprefix('docs/')}:{number}")
+    elsewhere = {one for one in found if f"docs/{one.rpartition(':')[0]}" in TESTED_ELSEWHERE}
+    assert found - elsewhere == run
+    assert sum(one.startswith("README.md:") for one in run) >= 3
+    slow_or_needy = [name(block) for block in BLOCKS if block.page == "README.md" and block.marks]
+    assert slow_or_needy == []
+
+
 def in_fence(page: Path, number: int) -> bool:
     lines = page.read_text(encoding="utf-8").splitlines()[:number]
     return sum(line.startswith("```") for line in lines) % 2 == 1

@@ -1,7 +1,6 @@
-"""Metrics at Weights & Biases and Trackio, with the real packages where they are installed: offline and local."""
+"""What is sent to Weights & Biases and Trackio, and when. `test_log_packages.py` has the real packages."""
 
 import importlib.util
-import json
 import math
 
 import pytest
@@ -34,9 +33,9 @@ def services(monkeypatch):
     started: list[tuple[str, str, dict, FakeRun]] = []
 
     def starter(name):
-        def start(run_dir, id, settings):
+        def start(run_dir, about, settings):
             run = FakeRun()
-            started.append((name, id, settings, run))
+            started.append((name, about["id"], settings, run))
             return run
 
         return start
@@ -108,54 +107,59 @@ def test_no_key_is_told_before_a_run(tmp_path, monkeypatch):
     check_services(["wandb"])
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_wandb_offline(tmp_path, monkeypatch):
-    """The files that wandb keeps for a later `wandb sync` hold each step once over both parts of the run."""
-    pytest.importorskip("wandb", reason="needs the extra wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+def test_a_service_tells_what_it_has(tmp_path, services, monkeypatch):
+    """Killed after step 3 was sent, of which the service has steps 0 and 1 alone."""
+    writer = MetricsWriter(tmp_path, ("wandb",))
+    for step in range(4):
+        writer.log(step, {"reward/mean": float(step)})
+    writer._handle.close()
+    run = FakeRun()
 
-    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    run_twice(tmp_path, "wandb")
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
-    assert len({path.name for path in files}) == 1  # one id
-    found = []
-    for path in files:
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "history":
-                items = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-                found.append((items["_step"], items["reward/mean"]))
-    assert found == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    def start(run_dir, about, settings):
+        assert about["last_step"] == 3
+        about["last_step"] = 1
+        return run
+
+    monkeypatch.setattr(module, "_start_wandb", start)
+    with MetricsWriter(tmp_path, ("wandb",), resume_step=2) as writer:
+        writer.log(3, {"reward/mean": 3.0})
+    assert [step for step, _ in run.sent] == [2, 3]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_trackio_on_this_machine(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("trackio", reason="needs the extra trackio")
-    from trackio.sqlite_storage import SQLiteStorage
+def test_a_service_that_fails_does_not_end_the_run(tmp_path, services, caplog, capsys):
+    """It is left out with one warning, the other goes on, and a resumed run sends what is missing."""
+    writer = MetricsWriter(tmp_path, ("wandb", "trackio"))
+    writer.log(0, {"reward/mean": 0.0})
+    broken = services[0][3]
 
-    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
-    run_twice(tmp_path, "trackio")
-    names = SQLiteStorage.get_runs("paw-fast")
-    assert len(names) == 1, names
-    logs = SQLiteStorage.get_logs("paw-fast", names[0])
-    assert [(one["step"], one["reward/mean"]) for one in logs] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    def fail(*args, **kwargs):
+        raise ConnectionError("the service\nis gone")
+
+    broken.log = fail
+    for step in (1, 2):
+        writer.log(step, {"reward/mean": float(step)})
+    services[1][3].finish = fail
+    writer.close()
+    said = capsys.readouterr()
+    said = said.out + said.err
+    assert said.count("--log wandb failed at step 1") == 1
+    assert "the service is gone" in " ".join(said.split())
+    assert "warning: --log trackio: the service is gone" in " ".join(said.split())
+    assert [step for step, _ in services[1][3].sent] == [0, 1, 2]
+    with MetricsWriter(tmp_path, ("wandb",), resume_step=2):
+        pass
+    assert [step for step, _ in services[2][3].sent] == [1, 2]
 
 
-def run_twice(folder, service):
-    """Steps 0 to 2, then from the checkpoint of step 1 to step 3."""
-    with MetricsWriter(folder, (service,)) as writer:
-        for step in range(3):
-            writer.log(step, {"reward/mean": float(step)})
-    with MetricsWriter(folder, (service,), resume_step=1) as writer:
-        for step in (2, 3):
-            writer.log(step, {"reward/mean": float(step)})
+def test_incomplete_files_of_a_killed_process_are_set_aside(tmp_path):
+    """The folder that a killed process wrote does not reach `wandb sync`; its steps count as not sent."""
+    (tmp_path / "wandb" / "offline-run-1-abc").mkdir(parents=True)
+    about = {"id": "abc", "last_step": 7, "unfinished": {"folder": "../offline-run-1-abc", "after_step": 4}}
+    module._set_aside(tmp_path / "wandb", about)
+    assert about == {"id": "abc", "last_step": 4}
+    assert [path.name for path in (tmp_path / "wandb").iterdir()] == ["killed-offline-run-1-abc"]
+    module._set_aside(tmp_path / "wandb", about)
+    assert about["last_step"] == 4
 
 
 def test_names():
