@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -295,11 +297,32 @@ def _quiet_libraries() -> None:
     verbosity = os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports a home folder that cannot be written
+    from transformers.utils import logging as transformers_logging
 
     if verbosity == "error":  # also where transformers was imported before
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _check_surroundings(argv: Sequence[str]) -> None:
+    """Raises `UserError` for what no command can work with: a current folder that was removed, and text that is not
+    UTF-8, which settings and reports could not hold."""
+    try:
+        folder = os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder cannot be read ({error.strerror}): it was removed, or its disk has vanished; "
+            "change to another one with cd"
+        ) from None
+    for what, text in (*(("the argument", arg) for arg in argv), ("the current folder", folder)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise UserError(
+                f"{what} {shown} is not UTF-8: set LC_ALL=C.UTF-8 if the terminal writes UTF-8, else rename the file"
+            ) from None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -314,6 +337,8 @@ def run(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command '{argv[0]}'; {hint}")
+    if argv[0] != "recipes":
+        _check_surroundings(argv)
     return COMMANDS[argv[0]][0](list(argv[1:]))
 
 
@@ -321,6 +346,9 @@ def main() -> None:
     """Entry point of the `paw-fast` program."""
     from paw_fast.runs.atomic_files import exit_code_of
 
+    for stream in (sys.stdout, sys.stderr):  # in a locale without a letter of a task or a name, it is escaped
+        with suppress(AttributeError, ValueError):  # replaced or closed by the caller
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     sys.exit(exit_code_of(lambda: run(sys.argv[1:])))
 
 

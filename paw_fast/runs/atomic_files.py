@@ -6,6 +6,7 @@ Everything that writes into a run directory uses it. Imports no torch.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -24,13 +25,28 @@ _READING = re.compile(r"(read|load|open|list)\b")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _PATH_MISTAKES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _ACCESS_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_ANSWER = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "ENODEV", "ENXIO", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO")
+    if hasattr(errno, name)
+}
+"""What failing disks and network mounts that have vanished give."""
+_NO_HOME = "Could not determine home directory."  # the whole message of pathlib's RuntimeError
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Returns the folder for generated and converted data: `cache_dir`, or `paw-fast` in the XDG cache folder."""
+    """Returns the folder for generated and converted data: `cache_dir`, or `paw-fast` in the XDG cache folder.
+
+    Raises `UserError` where that would be in the home folder of a user that has none.
+    """
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError(
+            "HOME is not set and this user has no home folder: set XDG_CACHE_HOME to a folder for generated data"
+        ) from None
     return Path(base) / "paw-fast"
 
 
@@ -75,6 +91,8 @@ def describe_os_error(error: BaseException, path: str | Path, reading: bool | No
         return "no permission to write there: choose another folder or change its permissions"
     if number == errno.EFBIG:
         return "the file would be larger than the limit set for this process (ulimit -f) or its file system allows"
+    if number in _NO_ANSWER:
+        return f"its disk or network mount does not answer ({os.strerror(number)}): check it and try again"
     return os.strerror(number)
 
 
@@ -164,11 +182,15 @@ def write_text(path: Path, text: str) -> None:
 def create_exclusively(path: Path, mode: str = "w") -> IO[Any]:
     """Creates a temporary file for writing, of UTF-8 text ("w") or bytes ("wb").
 
-    Anything else at `path` is removed first, and a link is not followed.
+    Anything else at `path` is removed first, and a link is not followed. Of text, what UTF-8 cannot encode (bytes of a
+    file name in another encoding) is escaped.
     """
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(path, flags, 0o666), mode, encoding=None if "b" in mode else "utf-8")
+    handle = os.open(path, flags, 0o666)
+    if "b" in mode:
+        return os.fdopen(handle, mode)
+    return os.fdopen(handle, mode, encoding="utf-8", errors="backslashreplace")
 
 
 STALE_S = 24 * 3600
@@ -188,10 +210,13 @@ def build_folder(
     if remove_stale:
         for path in folder.parent.glob(".making-*"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > STALE_S:
+                if time.time() - path.stat().st_mtime > STALE_S and not _in_use(path):
                     shutil.rmtree(path, ignore_errors=True)
     hidden = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    handle = os.open(hidden, os.O_RDONLY)
     try:
+        with suppress(OSError):  # where the file system has no locks, the age alone decides
+            fcntl.flock(handle, fcntl.LOCK_SH)
         build(hidden)
         hidden.chmod(0o755)
         if replace and folder.exists():
@@ -202,9 +227,24 @@ def build_folder(
         with suppress(OSError):  # another process was first; what it made is the same
             os.rename(hidden, folder)
     finally:
+        os.close(handle)
         shutil.rmtree(hidden, ignore_errors=True)
     if not folder.is_dir():
         raise UserError(f"cannot make the folder {folder}: renaming the finished one failed")
+
+
+def _in_use(hidden: Path) -> bool:
+    """Whether a process builds in a folder: its lock holds also when the clock is set forward by a day."""
+    handle = os.open(hidden, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
@@ -213,8 +253,8 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     The status is
 
     - 0, or the number that the command returned (75 after a stop signal other than Ctrl-C, see `stop_signals`);
-    - 2 for a `UserError`, for an operating-system error about a full disk, a path or a permission, and where memory
-      has run out;
+    - 2 for a `UserError`, for an operating-system error about a full disk, a path, a permission or a file whose disk
+      does not answer, and where memory has run out;
     - 130 after Ctrl-C;
     - 141 when the reader of stdout has closed the pipe.
 
@@ -231,18 +271,34 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        place = error.filename or Path.cwd()
+        place = error.filename or _current_folder()
         message = f"{place}: {describe_os_error(error, place)}"
         if error.errno == errno.ENOMEM:
             message = _out_of_memory(error)
-        elif error.errno not in _DISK_FULL | _ACCESS_DENIED | _PATH_MISTAKES:
+        elif "usable temporary directory" in str(error):  # of `tempfile`
+            message = "no folder for temporary files can be written: set TMPDIR to one that can"
+        elif error.errno not in _DISK_FULL | _ACCESS_DENIED | _PATH_MISTAKES | (
+            _NO_ANSWER if error.filename else set()
+        ):
             raise
     except Exception as error:
-        if describe_out_of_memory(error) is None:
+        if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+            message = f"this locale has no file name {error.object!a} (it is {error.encoding}): set LC_ALL=C.UTF-8"
+        elif str(error) == _NO_HOME:
+            message = "a path begins with ~, but no such user has a home folder: write the path in full, or set HOME"
+        elif describe_out_of_memory(error) is None:
             raise
-        message = _out_of_memory(error)
+        else:
+            message = _out_of_memory(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "the current folder"
 
 
 def _out_of_memory(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import sync_folder, user_errors
 from paw_fast.runs.manifest import MANIFEST, SCHEMA, changes, read_manifest, seal
+from paw_fast.runs.memory_errors import describe_out_of_memory
 from paw_fast.runs.rng import capture_rng_states, restore_rng_states
 
 STATE = "state.json"
@@ -322,12 +323,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"no checkpoint in {path}: give a run directory or its checkpoints/step_* folder")
     verify_checkpoint(found)
     with user_errors("read the checkpoint", found):
-        state = json.loads((found / STATE).read_text(encoding="utf-8"))
+        step, extra = _read_state(found / STATE)
         tensors = {name: _load_torch(found / f"{name}.pt") for name in ("optimizer", "scheduler", "critic", "rng")}
     return Checkpoint(
         path=found,
-        step=int(state["step"]),
-        extra=state["extra"],
+        step=step,
+        extra=extra,
         optimizer_state=tensors["optimizer"],
         scheduler_state=tensors["scheduler"],
         critic_state=tensors["critic"],
@@ -335,5 +336,33 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _load_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+def _read_state(path: Path) -> tuple[int, dict[str, Any]]:
+    """The step and the caller's values. Raises `UserError`: a whole file need not be a sound one."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        step, extra = state["step"], state["extra"]
+        if type(step) is not int or step < 0 or not isinstance(extra, dict):
+            raise TypeError("expected a step of 0 or more and an object `extra`")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"checkpoint {path.parent} cannot be used: {path.name} is not as it was written ({error})"
+        ) from None
+    return step, extra
+
+
+def _load_torch(path: Path) -> dict[str, Any] | None:
+    """Loads tensors and plain values; anything else in the file, such as code, is refused. Raises `UserError`."""
+    if not path.is_file():
+        return None
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle and torch raise many kinds for a file that is none of theirs
+        if describe_out_of_memory(error) is not None:
+            raise
+        said = " ".join(str(error).split())[:150]
+        raise UserError(f"checkpoint {path.parent} cannot be used: {path.name} cannot be read ({said})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"checkpoint {path.parent} cannot be used: {path.name} holds no dictionary of states")
+    return value

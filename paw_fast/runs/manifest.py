@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,21 @@ def read_manifest(folder: Path) -> tuple[dict[str, tuple[int, str]], str]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        outside = next((name for name in files if not _is_inside(name)), None)
     except FileNotFoundError:
         return {}, f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return {}, f"{MANIFEST} cannot be read ({error})"
+    if outside is not None:
+        return {}, f"{MANIFEST} names a file outside the folder, {outside[:100]!r}"
     if manifest.get("schema") != SCHEMA:
         return {}, f"its schema is {manifest.get('schema')}, but this version of paw-fast reads schema {SCHEMA}"
     return files, ""
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name in a manifest is a relative path below its folder."""
+    return bool(name) and "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 
 def changes(folder: Path, files: Mapping[str, tuple[int, str]], contents: bool = True) -> list[str]:
@@ -80,12 +89,16 @@ def changes(folder: Path, files: Mapping[str, tuple[int, str]], contents: bool =
     for name, (size, sha256) in files.items():
         path = folder / name
         try:
-            actual = path.stat().st_size
-            if actual != size:
+            found_at = path.stat()
+            actual = found_at.st_size
+            if not stat.S_ISREG(found_at.st_mode):  # a pipe or a device could be read for ever
+                found.append(f"{name} is not a file")
+            elif actual != size:
                 found.append(f"{name} has {actual} bytes, expected {size}")
             elif contents and digest(path) != sha256:
                 found.append(f"{name} has changed (its checksum differs)")
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
+            error = error if isinstance(error, OSError) else FileNotFoundError()  # no file can have such a name
             found.append(f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}")
     return found
 

@@ -229,7 +229,7 @@ class _EventFile:
         summaries: Any = summary_pb2
         self._event, self._summary = events.Event, summaries.Summary
         folder.mkdir(parents=True, exist_ok=True)
-        now = time.time_ns()
+        now = max(time.time_ns(), 1 + _newest(folder))  # TensorBoard reads the files in the order of their names
         name = f"events.out.tfevents.{now // 10**9}.paw-fast.{now % 10**9:09d}"
         self._records = RecordWriter(str(folder / name))
         self._write(self._event(file_version="brain.Event:2"))
@@ -250,6 +250,13 @@ class _EventFile:
     def close(self) -> None:
         with suppress(OSError):  # events that did not fit on a full disk; `log` has already reported the error
             self._records.close()
+
+
+def _newest(folder: Path) -> int:
+    """The time in ns in the name of the newest event file: of the future, if the clock was set back since."""
+    parts = (path.name.split(".") for path in folder.glob("events.out.tfevents.*.paw-fast.*"))
+    times = (one[3] + one[-1] for one in parts if len(one) == 6)
+    return max((int(one) for one in times if one.isascii() and one.isdigit()), default=0)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

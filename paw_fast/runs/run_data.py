@@ -191,7 +191,7 @@ def load_run(path: Path) -> Run:
             if source.is_file():
                 config_text = source.read_text(encoding="utf-8")
                 config = tomllib.loads(config_text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{source} cannot be read ({error}): restore it or remove it") from error

@@ -195,11 +195,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; returns {} if the file does not exist. Raises `UserError` if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, json.JSONDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"cannot read {path}: {e}") from e
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: it holds no JSON object")
+    return value
 
 
 def write_episodes(run_dir: Path, step: int, trajectories: Sequence[Trajectory]) -> None:

@@ -2,9 +2,9 @@
 
     python command_server.py < requests > answers
 
-A request is a JSON line {"args": [...], "folder": "...", "env": {...}, "limit_s": 5, "memory": null}; the answer has
-`status` (None: it ran longer than limit_s and was killed), `out` and `err`. A child runs `paw_fast.cli.main.main`, the
-entry point of the program.
+A request is a JSON line {"args": [...], "folder": "...", "env": {...}, "limit_s": 5, "memory": null, "setup": "..."};
+the answer has `status` (None: it ran longer than limit_s and was killed), `out` and `err`. A child runs `setup`
+(Python), then `paw_fast.cli.main.main`, the entry point of the program.
 """
 
 import json
@@ -42,6 +42,7 @@ def run(request, out, err):
             resource.setrlimit(resource.RLIMIT_AS, (request["memory"],) * 2)
         sys.stdin = os.fdopen(0)
         sys.argv = ["paw-fast", *request["args"]]
+        exec(request.get("setup", ""), {})
         from paw_fast.cli.main import main
 
         main()

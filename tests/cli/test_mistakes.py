@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -162,23 +160,6 @@ MISTAKES = [
     (["retriever", "serve", "--corpus", "x", "--port", "99999"], "--port is 99999, expected at most 65535"),
     (["retriever", "serve", "--corpus", "x", "--topk", "0"], "--topk is 0, expected 1 or more"),
 ]  # fmt: skip
-
-
-ENVIRONMENT = {
-    "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1", "ALFWORLD_DATA": "",
-    "WEBSHOP_DATA": "", "OMP_NUM_THREADS": "1",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server():
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("command_server.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT,
-    ) as process:  # fmt: skip
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")

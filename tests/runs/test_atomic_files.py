@@ -4,11 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from paw_fast.errors import UserError
-from paw_fast.runs.atomic_files import error_number, exit_code_of, user_errors, write_text
+from paw_fast.runs.atomic_files import build_folder, error_number, exit_code_of, user_errors, write_text
 
 
 def test_error_number_reads_causes_and_messages_of_libraries():
@@ -58,8 +59,8 @@ def test_write_text_replaces_the_file_and_leaves_no_temporary(tmp_path):
 def test_write_text_that_fails_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
+    with pytest.raises(TypeError):
+        write_text(path, b"new")
     assert path.read_text() == "old"
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
 
@@ -114,3 +115,38 @@ def test_permission_to_write_is_named_for_writing_alone(tmp_path, monkeypatch, c
         monkeypatch.setattr("os.access", lambda path, mode, readable=readable: readable)
         assert exit_code_of(denied) == 2
         assert f"{path}: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
+def test_a_mount_that_has_vanished_is_one_line(capsys, number):
+    def command():
+        raise OSError(number, os.strerror(number), "/mnt/runs/a")
+
+    assert exit_code_of(command) == 2
+    assert f"error: /mnt/runs/a: its disk or network mount does not answer ({os.strerror(number)})" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(OSError, match=os.strerror(number)):  # of a socket, say
+        exit_code_of(lambda: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+
+
+def test_what_utf8_cannot_encode_is_escaped(tmp_path):
+    write_text(tmp_path / "text", "a\udce9\u65e5")
+    assert (tmp_path / "text").read_text(encoding="utf-8") == "a\\udce9\u65e5"
+
+
+def test_a_build_under_way_is_not_removed_when_the_clock_is_set_forward(tmp_path):
+    """`os.utime` moves the folders' times back, as a jump of the clock by a week would make them look."""
+    left = tmp_path / ".making-left"
+    left.mkdir()
+
+    def outer(hidden):
+        for path in (left, hidden):
+            os.utime(path, (time.time() - 7 * 86400,) * 2)
+        build_folder(tmp_path / "other", lambda folder: (folder / "b").touch())
+        assert not left.exists()
+        (hidden / "a").touch()
+
+    build_folder(tmp_path / "mine", outer)
+    assert sorted(os.listdir(tmp_path)) == ["mine", "other"]
+    assert os.listdir(tmp_path / "mine") == ["a"]

@@ -187,3 +187,30 @@ def test_peak_memory_excludes_the_parent_process():
     program = "from paw_fast.runs.metrics import peak_memory_bytes; print(peak_memory_bytes())"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert int(found.stdout) < len(large) / 2
+
+
+def test_events_stay_in_order_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    with MetricsWriter(tmp_path) as writer:
+        writer.log(1, {"reward/mean": 1.0})
+        writer.log(2, {"reward/mean": 2.0})
+    monkeypatch.setattr("time.time_ns", lambda: 1_000_000_000)
+    with MetricsWriter(tmp_path, resume_step=1) as writer:
+        writer.log(2, {"reward/mean": 3.0})
+    assert [event.step for event in events(tmp_path) if event.HasField("summary")] == [1, 2, 2]
+
+
+def test_a_folder_whose_mount_vanishes_stops_the_run(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("mounting needs root")
+    try:
+        writer = MetricsWriter(disk / "run")
+        writer.log(1, {"reward/mean": 1.0})
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    with pytest.raises(UserError, match="was moved, replaced or deleted while the run was writing to it"):
+        writer.log(2, {"reward/mean": 1.0})
+    writer.close()
+    assert list(disk.iterdir()) == []

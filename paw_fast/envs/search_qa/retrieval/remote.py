@@ -238,12 +238,12 @@ def parse_response(answer: Any, num_queries: int, topk: int, where: str) -> list
         if len(results) != num_queries:
             raise UserError(f"the retriever at {where} returned {len(results)} results for {num_queries} queries")
         return [[_hit(one) for one in hits[:topk]] for hits in results]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"the retriever at {where} sent an invalid response, expected {{'result': [[{{'document': {{'id', "
-            f"'contents'}}, 'score'}}]]}}: {_one_line(repr(answer))}"
+            f"'contents'}}, 'score'}}]]}}: {_shown(answer)}"
         ) from None
 
 
@@ -296,6 +296,13 @@ def with_user(url: str, source: SplitResult) -> str:
     """Copies the credentials of `source`, if any, to an address on the same host."""
     parts, (user, at, _) = urlsplit(url), source.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user}{at}{parts.netloc.rpartition('@')[2]}"))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _one_line(repr(value))
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists
+        return _one_line(str(error))
 
 
 def _one_line(text: str) -> str:
