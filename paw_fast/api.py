@@ -6,28 +6,27 @@ Works in scripts, notebooks and threads. Mistakes raise `UserError`; nothing cal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paw_fast.cli.failures import clean_up, memory_errors
-from paw_fast.config import TrainConfig, changes_on_resume, validate, with_chat_date, with_full_paths
+from paw_fast.cli.start import resume_run, start_run
+from paw_fast.config import TrainConfig, with_chat_date, with_full_paths
 from paw_fast.config.build import change_config, make_config
+from paw_fast.config.ranges import check_ranges
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import EvalResult
 from paw_fast.models.hub import check_model
 from paw_fast.rollout.requirements import check_parts
-from paw_fast.runs import console, rollback, stop_signals
+from paw_fast.runs import console, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.checkpoint import find_checkpoint
 from paw_fast.runs.live_curve import LiveCurve, in_notebook
 from paw_fast.runs.metrics import read_metrics
-from paw_fast.runs.resume import check_unedited, is_finished, resume_point, write_missing
-from paw_fast.trainer import train as run_training
-
-OnStep = Callable[[int, Mapping[str, float]], object]
+from paw_fast.runs.resume import check_unedited
+from paw_fast.trainer import OnStep
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def train(
 
     >>> result = train("tiny", env="alfworld", steps=2)                                      # doctest: +SKIP
     >>> result.success, result.checkpoint                                                    # doctest: +SKIP
-    (0.18, PosixPath('runs/alfworld-20261126-100000/checkpoints/step_000002'))
+    (0.18, PosixPath('runs/alfworld-grpo-paw-s0-20261126-100000/checkpoints/step_000002'))
     """
     if resume is not None and config is not None:
         raise UserError("train() was given config and resume: a run is resumed with its own settings; leave config out")
@@ -100,14 +99,7 @@ def _begin(config: TrainConfig, on_step: OnStep | None, live: bool | None) -> Tr
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
     check_parts(config)
     check_model(config.model.path)
-    before = rollback.look(config.run_dir or Path("runs") / "new")
-    run_dir = runs.create_run(config)
-    console.say(f"run directory {run_dir}")
-    try:
-        with clean_up(run_dir, before), memory_errors(config):
-            status = run_training(config, run_dir, on_step=_callbacks(run_dir, on_step, live))
-    finally:
-        runs.unlock(run_dir)
+    status, run_dir = start_run(config, lambda run_dir: _callbacks(run_dir, on_step, live))
     return _result(run_dir, config, status == 0)
 
 
@@ -120,19 +112,8 @@ def _resume(path: Path, on_step: OnStep | None, live: bool | None, settings: Map
     runs.check_consent(begun.env, given, " ".join(names))
     config = change_config(begun, **settings)
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
-    changes = changes_on_resume(run_dir, begun, config)
-    validate(config)
     check_parts(config)
-    runs.lock(run_dir)
-    try:
-        checkpoint = resume_point(run_dir)
-        if checkpoint is not None and is_finished(checkpoint, config):
-            write_missing(run_dir, checkpoint)
-            return _result(run_dir, config, True)
-        console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
-        status = run_training(config, run_dir, resume=True, on_step=_callbacks(run_dir, on_step, live))
-    finally:
-        runs.unlock(run_dir)
+    status, _ = resume_run(run_dir, begun, config, lambda run_dir: _callbacks(run_dir, on_step, live))
     return _result(run_dir, config, status == 0)
 
 
@@ -192,6 +173,7 @@ def evaluate(
         temperature=temperature, preset=preset, world_model=world_model, trust_remote_code=trust_remote_code,
         trust_env_code=trust_env_code,
     )  # fmt: skip
+    check_ranges(options)
     try:
         with stop_signals.handled(console.say, "leaving the evaluation"), _without_bars():
             result, quality, _ = evaluate_checkpoint(path, options)

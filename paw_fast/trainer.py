@@ -12,6 +12,7 @@ tasks ──> rollout: agent loop x engine x environments ──> trajectories, 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
@@ -364,8 +365,7 @@ class Trainer:
 
 
 def train(config: TrainConfig, run_dir: Path, resume: bool = False, on_step: OnStep | None = None) -> int:
-    """Trains in `run_dir`, which it locks; returns the exit status: 0, or that of `stop_signals.Interrupted` when a
-    signal or `on_step` stopped it after saving."""
+    """Trains in `run_dir`, which it locks; returns 0, or the exit status if a signal or `on_step` stopped it."""
     with stop_signals.handled(console.say):
         runs.lock(run_dir)
         try:
@@ -377,7 +377,7 @@ def train(config: TrainConfig, run_dir: Path, resume: bool = False, on_step: OnS
 
 
 def _train(config: TrainConfig, run_dir: Path, resume: bool, on_step: OnStep | None) -> int:
-    again = f"paw-fast train --resume {run_dir}"
+    again = f"paw-fast train --resume {shlex.quote(str(run_dir))}"
     try:
         trainer = Trainer(config, run_dir, resume, on_step)
     except stop_signals.Interrupted as stop:  # there is nothing to save yet

@@ -174,6 +174,8 @@ def test_mistakes_begin_nothing(result, tmp_path):
         train("tiny", **SMALL, run_dir=result.run_dir)
     with pytest.raises(UserError, match="no checkpoint"):
         evaluate(tmp_path / "run")
+    with pytest.raises(UserError, match="--tasks is 0"):
+        evaluate(result.run_dir, tasks=0)
     assert list(tmp_path.iterdir()) == []
 
 

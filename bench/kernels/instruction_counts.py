@@ -201,7 +201,7 @@ def measure(objects: Path | None = None) -> dict[tuple[str, str, str], tuple[flo
 
 
 def read_table(text: str) -> dict[tuple[str, str, str], float]:
-    rows = (line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ("))
+    _, _, *rows = (line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| "))
     return {(kernel, dtype, vocab): float(count) for kernel, dtype, vocab, count, _ in rows}
 
 

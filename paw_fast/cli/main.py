@@ -18,7 +18,6 @@ from typing import Annotated
 from paw_fast import __version__, envs
 from paw_fast.cli import help, seeds
 from paw_fast.cli.eval_options import EvalOptions, take_env_settings
-from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.cli.option_table import HELP, PROGRAM
 from paw_fast.cli.options import parse, take, take_switch, unused_tables
 from paw_fast.cli.play import PlayRunOptions, names_a_run
@@ -79,6 +78,7 @@ def _train_help(args: list[str]) -> int:
     topic = args[at + 1] if at + 1 < len(args) and not args[at + 1].startswith("-") else None
     args = [arg for i, arg in enumerate(args) if arg not in HELP and (topic is None or i != at + 1)]
     take_switch(args, "print-config")
+    seeds.take_seeds(args)
     if (run := take(args, "resume")) is not None:
         from paw_fast.runs import run_dir as runs
 
@@ -122,23 +122,9 @@ def _train_command(args: list[str]) -> int:
     check_model(config.model.path)
     if why:
         console.say(why)
-    return _start(config)[0] if many is None else seeds.train_seeds(config, many, _start)
+    from paw_fast.cli.start import start_run
 
-
-def _start(config: TrainConfig) -> tuple[int, Path]:
-    """Trains in a new run directory; returns the exit status and the folder."""
-    from paw_fast.runs import console, rollback
-    from paw_fast.runs import run_dir as runs
-    from paw_fast.trainer import train
-
-    before = rollback.look(config.run_dir or Path("runs") / "new")
-    run_dir = runs.create_run(config)
-    console.say(f"run directory {run_dir}")
-    try:
-        with clean_up(run_dir, before), memory_errors(config):
-            return train(config, run_dir), run_dir
-    finally:
-        runs.unlock(run_dir)
+    return start_run(config)[0] if many is None else seeds.train_seeds(config, many, start_run)
 
 
 def _resume(path: Path, args: list[str], only_print: bool) -> int:
@@ -146,8 +132,7 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
     from paw_fast.runs import run_dir as runs
 
     _quiet_libraries()
-    from paw_fast.runs.resume import check_unedited, is_finished, resume_point, write_missing
-    from paw_fast.trainer import train
+    from paw_fast.runs.resume import check_unedited
 
     run_dir = runs.find_run_dir(path)
     begun = runs.load_config(run_dir)
@@ -165,24 +150,19 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
     if config.run_dir != begun.run_dir:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
     config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
-    changes = changes_on_resume(run_dir, begun, config)
-    validate(config)
     if only_print:
+        changes_on_resume(run_dir, begun, config)
+        validate(config)
         print(to_toml(config), end="")
         return 0
-    runs.lock(run_dir)
-    try:
-        checkpoint = resume_point(run_dir)
-        if checkpoint is not None and is_finished(checkpoint, config):
-            if missing := write_missing(run_dir, checkpoint):
-                console.say(f"{run_dir} has done its steps; {' and '.join(missing)} had not been written and is now")
-                return 0
-            raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
-        console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
-        with memory_errors(config):
-            return train(config, run_dir, resume=True)
-    finally:
-        runs.unlock(run_dir)
+    from paw_fast.cli.start import resume_run
+
+    status, missing = resume_run(run_dir, begun, config)
+    if missing:
+        console.say(f"{run_dir} has done its steps; {' and '.join(missing)} had not been written and is now")
+    elif missing is not None:
+        raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
+    return status
 
 
 def _eval(args: list[str]) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
+from paw_fast.config.ranges import SEED, TEMPERATURE, Range
 from paw_fast.envs.base import Env
 from paw_fast.types import Observation, Task
 
@@ -28,15 +29,15 @@ class PlayRunOptions:
     """A run directory (its newest checkpoint), a checkpoint, or a Hugging Face model folder."""
     split: str = "unseen"
     """`train`, `unseen`, or another split of the environment."""
-    task: int = 0
+    task: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of the first task, in the order in which an evaluation draws the tasks of the split."""
-    episodes: int = 1
+    episodes: Annotated[int, Range(1, 1 << 24)] = 1
     """Number of episodes, on consecutive tasks."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, TEMPERATURE] = None
     """Sampling temperature; `None` is the run's evaluation temperature."""
     step: bool = False
     """Wait for Enter after each move."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the sampling; the same seed, task and checkpoint give the same episode."""
     env: Annotated[str | None, tyro.conf.arg(name="env")] = None
     """The environment, for a model folder that belongs to no run; `None` is ALFWorld."""

@@ -7,7 +7,6 @@ prompt -> action (and thought)        entropy of its tokens, reward
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import sys
 from collections.abc import Iterator
@@ -146,7 +145,6 @@ def world_model_note(path: Any, config: TrainConfig, of_run: bool) -> str:
 def play_run(options: PlayRunOptions, console: Console | None = None, stdin: TextIO | None = None) -> int:
     """Runs the command; returns the exit status. Raises `UserError` for runs without a usable checkpoint."""
     console = console or Console(highlight=False)
-    _check(options)
     path, config = find_model(options.checkpoint, options.preset, options.env)
     config = with_chat_date(with_consent(config, options))
     if options.env not in (None, config.env.name):
@@ -177,17 +175,6 @@ def play_run(options: PlayRunOptions, console: Console | None = None, stdin: Tex
     finally:
         env.close()
     return 0
-
-
-def _check(options: PlayRunOptions) -> None:
-    if options.episodes < 1:
-        raise UserError(f"--episodes is {options.episodes}, expected 1 or more")
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed is {options.seed}, expected 0 to {2**63 - 1}")
-    if options.temperature is not None and not 0 < options.temperature < math.inf:
-        raise UserError(
-            f"--temperature is {options.temperature}, expected more than 0 (0.01 takes the likeliest token)"
-        )
 
 
 def _choose(tasks: list[Task], options: PlayRunOptions) -> list[tuple[int, Task]]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from paw_fast.errors import UserError
 from paw_fast.runs.memory_errors import describe_out_of_memory
@@ -161,11 +161,14 @@ def write_text(path: Path, text: str) -> None:
         sync_folder(path.parent)
 
 
-def create_exclusively(path: Path) -> TextIO:
-    """Creates a temporary text file for writing. Anything else at `path` is removed first; a link is not followed."""
+def create_exclusively(path: Path, mode: str = "w") -> IO[Any]:
+    """Creates a temporary file for writing, of UTF-8 text ("w") or bytes ("wb").
+
+    Anything else at `path` is removed first, and a link is not followed.
+    """
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "w", encoding="utf-8")
+    return os.fdopen(os.open(path, flags, 0o666), mode, encoding=None if "b" in mode else "utf-8")
 
 
 STALE_S = 24 * 3600

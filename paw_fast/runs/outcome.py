@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from paw_fast.runs.time_left import clock
 def outcome_lines(run_dir: Path, summary: Mapping[str, Any], evaluated_on: str) -> list[str]:
     """The last lines of a run. `summary`: contents of summary.json; `evaluated_on`: the evaluation tasks in words."""
     after = summary["final_eval"] if "final_eval" in summary else summary["warm_start_eval"]
+    quoted = shlex.quote(str(run_dir))
     step = run_dir / "checkpoints" / f"step_{summary['steps']:06d}"
     return [
         f"success on {evaluated_on}: {summary['warm_start_success']:.0%} before, {summary['final_success']:.0%} after "
@@ -22,9 +24,9 @@ def outcome_lines(run_dir: Path, summary: Mapping[str, Any], evaluated_on: str) 
         f"model (Hugging Face format): {step}",
         f"report: {run_dir / 'report.html'}",
         "next:",
-        f"  paw-fast report {run_dir} --episodes 8",
-        f"  paw-fast eval {run_dir}",
-        f"  paw-fast play {run_dir}",
+        f"  paw-fast report {quoted} --episodes 8",
+        f"  paw-fast eval {quoted}",
+        f"  paw-fast play {quoted}",
     ]
 
 

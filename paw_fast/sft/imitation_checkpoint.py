@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from paw_fast.runs import console
-from paw_fast.runs.atomic_files import sync_folder, user_errors
+from paw_fast.runs.atomic_files import create_exclusively, sync_folder, user_errors
 from paw_fast.runs.checkpoint import restore_optimizer
 
 SAVE_EVERY_S = 15.0
@@ -48,7 +48,7 @@ class ImitationCheckpoint:
         temporary = self.path.with_name(f".tmp-{self.path.name}")
         with user_errors("save the progress of the imitation", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with create_exclusively(temporary, "wb") as file:
                 file.write(hashlib.sha256(buffer.getbuffer()).digest())
                 file.write(buffer.getbuffer())
                 file.flush()

@@ -141,6 +141,7 @@ def test_the_help_shows_the_defaults_of_the_run_that_would_start(capsys, tmp_pat
     assert "default: 0.125)" in text
     assert "preset tiny and file " in " ".join(text.split())
     assert "default: 0.00015)" in help_text(capsys, "--preset", "tiny", "--help")
+    assert "default: 0.00015)" in help_text(capsys, "--preset", "tiny", "--seeds", "0", "1", "--help")
 
 
 def test_the_help_of_groups_and_of_everything(capsys):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SETTINGS, make_model, resume, train
+from small_runs import SETTINGS, resume, train
 
 from paw_fast.cli import main, settings
 from paw_fast.config import algo_config, load_preset
@@ -31,23 +31,11 @@ from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.sft.warm_start import imitate
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("ALFWORLD_DATA", raising=False)
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Folder with a randomly initialised model, so that no warm start is needed."""
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def whole(model, tmp_path_factory):
+def whole(own_cache, model, tmp_path_factory):
     """A finished run of two steps. Tests that change it must copy it."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     assert train(model, run, "--steps", 2) == 0

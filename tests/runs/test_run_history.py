@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from small_runs import make_model, resume, train
+from small_runs import resume, train
 
 from paw_fast.errors import UserError
 from paw_fast.runs import checkpoint as checkpoints
@@ -12,22 +12,11 @@ from paw_fast.runs.metrics import read_metrics
 from paw_fast.runs.retention import best_checkpoint
 from paw_fast.trainer import Trainer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("ALFWORLD_DATA", raising=False)
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def whole(model, tmp_path_factory):
+def whole(own_cache, model, tmp_path_factory):
     """A finished run of one step. Tests that change it must copy it."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     assert train(model, run, "--steps", 1) == 0

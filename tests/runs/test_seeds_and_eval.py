@@ -5,25 +5,14 @@ import shutil
 import signal
 
 import pytest
-from small_runs import SETTINGS, make_model
+from small_runs import SETTINGS
 
 from paw_fast.cli import main
 from paw_fast.errors import UserError
 from paw_fast.learner import Learner
 from paw_fast.runs.run_dir import load_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("ALFWORLD_DATA", raising=False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def train(model, *options):
@@ -31,7 +20,7 @@ def train(model, *options):
 
 
 @pytest.fixture(scope="module")
-def runs(model, tmp_path_factory):
+def runs(own_cache, model, tmp_path_factory):
     """The folder of two finished runs of one step, seeds 3 and 1."""
     folder = tmp_path_factory.mktemp("runs")
     assert train(model, "--steps", 1, "--run-dir", folder, "--seeds", 3, 1) == 0
