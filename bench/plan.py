@@ -1,12 +1,14 @@
 """Compares the predicted peak memory of the trainer with the measured one, on the CPU, and prints a table.
 
-    python bench/plan.py                    # every case; a minute or two, at most 3 GB
+    python bench/plan.py                    # every case: minutes, and at most 2 GB
     python bench/plan.py --case 30m-window  # one case
 
-Each case is a process of its own that imports what training needs, takes one small step (which loads libraries and starts
-threads), and then takes real training steps: token statistics, selection, the update of the learner, on random tokens
-and weights. Measured is how much its peak resident memory (VmHWM) exceeds the resident memory before the case; predicted is
-`planning.memory.predict_trainer` without the constant of the process, which the last column measures. Rollouts are left out.
+Each case is a process of its own that imports what training needs, takes a step of a model of almost no size (which
+loads libraries and starts threads), and then real training steps on random tokens and weights: token statistics,
+selection, the update of the learner. Measured is how much its peak resident memory (VmHWM) exceeds the resident memory
+before the case; predicted is `planning.memory.predict_trainer` without rollouts, the process and the allocator. glibc's
+malloc keeps freed blocks: a case is measured with MALLOC_MMAP_THRESHOLD_=1048576, which gives them back, and again with
+malloc's defaults.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from typing import Any
 
 from paw_fast.config import TrainConfig, load_preset
 from paw_fast.planning.machine import MIB, Card, Machine
-from paw_fast.planning.memory import Prediction, predict_trainer
+from paw_fast.planning.memory import MMAP_THRESHOLD, Prediction, predict_trainer
 from paw_fast.planning.shapes import ModelShape
 from paw_fast.planning.workload import COMPACT, Workload
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a batch. turns: of an episode. Lengths in tokens: of the first prompt, each action and observation."""
+    """A model and a batch. turns: of an episode. prompt (the first), action, observation: typical lengths in tokens."""
 
     hidden: int
     layers: int
@@ -66,29 +68,41 @@ class Case:
         )  # fmt: skip
 
     def workload(self) -> Workload:
-        turn = self.action + self.observation
-        whole = self.prompt + self.turns * turn if self.layout == "trajectory" else self.prompt + turn
-        trained = self.episodes * whole * (1 if self.layout == "trajectory" else self.turns)
-        rows = self.episodes * self.turns * (turn - 1)
-        return Workload(self.episodes, self.turns, COMPACT, whole, whole, trained, 0, rows)
+        """The tokens of `episodes_of`."""
+        from paw_fast.learner.sequences import build_sequences
+
+        sequences = build_sequences(episodes_of(self), self.layout)
+        lengths = [len(one.ids) for one in sequences]
+        rows = sum(span.action[1] - span.action[0] + len(span.observation) for one in sequences for span in one.spans)
+        mean = sum(lengths) // len(lengths)
+        return Workload(self.episodes, self.turns, COMPACT, mean, max(lengths), sum(lengths), 0, rows)
 
 
 CASES = {
-    "tiny-2m-trajectory": Case(256, 2, 8, 2, 1024, 1024, "trajectory", token_budget=4096, episodes=14, turns=6),
-    "30m-window": Case(512, 8, 8, 4, 1536, 8192, token_budget=2048, episodes=4),
-    "30m-window-kl": Case(512, 8, 8, 4, 1536, 8192, token_budget=1024, episodes=2, kl=True),
-    "30m-checkpointed": Case(512, 8, 8, 4, 1536, 8192, "trajectory", True, 3072, episodes=8, turns=6),
-    "135m-window": Case(576, 30, 9, 3, 1536, 49152, token_budget=1024, episodes=2),
-    "135m-checkpointed": Case(576, 30, 9, 3, 1536, 49152, "window", True, 1024, episodes=2),
+    "2m-trajectory": Case(256, 2, 8, 2, 1024, 1024, "trajectory", token_budget=3072, episodes=9, turns=6),
+    "30m-window": Case(512, 8, 8, 4, 1536, 8192, token_budget=1024, episodes=2),
+    "30m-checkpointed": Case(512, 8, 8, 4, 1536, 8192, "trajectory", True, 1536, episodes=5),
+    "135m-window-kl": Case(576, 30, 9, 3, 1536, 49152, token_budget=320, episodes=1, turns=2, kl=True),
+    "135m-checkpointed": Case(576, 30, 9, 3, 1536, 49152, "window", True, 512, episodes=1, turns=3),
 }
 
 
 def predict(case: Case) -> Prediction:
-    """The prediction for the case's learner, without rollouts and without the constant of the process."""
-    found = predict_trainer(
-        case.config(), case.shape(), Machine("cpu", Card("RAM", 1 << 40)), case.workload()
+    """The prediction for the case's learner, without rollouts, the process and what the allocator keeps.
+
+    The token budget counts as what the largest micro-batch holds: few sequences leave gaps that long runs do not have.
+    """
+    from paw_fast.learner.packing import plan_micro_batches
+    from paw_fast.learner.sequences import build_sequences
+
+    config = case.config()
+    lengths = [len(one.ids) - 1 for one in build_sequences(episodes_of(case), case.layout)]
+    most = max(sum(lengths[i] for i in part) for part in plan_micro_batches(lengths, case.token_budget))
+    machine = Machine("cpu", Card("RAM", 1 << 40))
+    found = predict_trainer(dataclasses.replace(config, token_budget=most), case.shape(), machine, case.workload())
+    return dataclasses.replace(
+        found, parts=tuple(one for one in found.parts if one.name not in ("process", "allocator"))
     )
-    return dataclasses.replace(found, parts=tuple(part for part in found.parts if part.name != "process"))
 
 
 # ------------------------------------------------------------------------------------------------ the child process
@@ -105,13 +119,19 @@ def episodes_of(case: Case) -> list[Any]:
     from paw_fast.types import EpisodeId, Task, Trajectory, Transition
 
     rng = np.random.default_rng(0)
-    draw = lambda count: tuple(int(i) for i in rng.integers(5, case.vocab, count))  # noqa: E731
+
+    def draw(typical: int) -> tuple[int, ...]:
+        """Random ids, from half of the typical length to one and a half."""
+        count = int(rng.integers(typical // 2, typical + typical // 2 + 1))
+        return tuple(int(i) for i in rng.integers(5, case.vocab, count))
+
     found = []
     for number in range(case.episodes):
         prompt, turns = draw(case.prompt), []
         for _ in range(case.turns):
             action, seen = draw(case.action), draw(case.observation)
-            turns.append(Transition(prompt, action, (-1.0,) * len(action), seen, (True,) * len(seen), "", "", "", 0.0, True))
+            fields = (prompt, action, (-1.0,) * len(action), seen, (True,) * len(seen), "", "", "", 0.0, True)
+            turns.append(Transition(*fields))
             prompt = prompt + action + seen if case.layout == "trajectory" else draw(case.prompt)
         reward = float(number % 2)
         found.append(Trajectory(Task("t"), EpisodeId(0, number // 2, number % 2), tuple(turns), reward, reward, False))
@@ -134,13 +154,14 @@ def learner_of(case: Case) -> Any:
     return Learner(Policy(model, None), reference, case.config())
 
 
-def take_steps(case: Case, count: int) -> None:
+def take_steps(case: Case) -> None:
+    """A training step with one episode, after which the optimizer has its states, and one with all episodes."""
     from paw_fast.algorithms import world_model
     from paw_fast.algorithms.base import make_algorithm
 
-    learner, config = learner_of(case), case.config()
-    for step in range(count):
-        batch = learner.make_batch(episodes_of(case))
+    learner, config, episodes = learner_of(case), case.config(), episodes_of(case)
+    for step, played in enumerate((episodes[:1], episodes)):
+        batch = learner.make_batch(played)
         stats = learner.compute_token_stats(batch)
         credit = make_algorithm(config).credit(batch, stats)
         learner.update(batch, stats, credit, world_model.select(batch, stats, config, step), step)
@@ -151,17 +172,18 @@ SMALL = Case(64, 1, 2, 2, 64, 300, episodes=2, turns=1, prompt=8, action=4, obse
 
 def child(case: Case) -> None:
     """Prints the resident memory before the case and the peak after it, in bytes."""
-    take_steps(SMALL, 1)
+    take_steps(SMALL)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-    take_steps(case, 2)
+    take_steps(case)
     print(json.dumps({"before": before, "peak": resident("VmHWM")}))
 
 
-def measure(case: Case) -> tuple[int, int]:
-    """Measured bytes of the case, and those of the process before it."""
+def measure(case: Case, pinned: bool = True) -> tuple[int, int]:
+    """Measured bytes of the case, and those of the process before it. pinned: malloc gives freed blocks back."""
     command = [sys.executable, __file__, "--child", json.dumps(dataclasses.asdict(case))]
-    env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    env = {name: value for name, value in os.environ.items() if name != MMAP_THRESHOLD}
+    env |= {MMAP_THRESHOLD: "1048576"} if pinned else {}
     done = subprocess.run(command, stdout=subprocess.PIPE, env=env, check=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return found["peak"] - found["before"], found["before"]
@@ -175,14 +197,14 @@ def main() -> None:
     if args.child:
         child(Case(**json.loads(args.child)))
         return
-    print("| case | parameters | predicted MiB | measured MiB | predicted / measured | process MiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| case | parameters | predicted MiB | measured MiB | ratio | malloc's defaults MiB | process MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, case in CASES.items():
         if args.case in (None, name):
-            predicted, (measured, process) = predict(case).peak, measure(case)
+            predicted, (measured, process), (default, _) = predict(case).peak, measure(case), measure(case, False)
             row = (
                 name, f"{case.shape().num_parameters / 1e6:.1f} M", f"{predicted / MIB:.0f}", f"{measured / MIB:.0f}",
-                f"{predicted / measured:.3f}", f"{process / MIB:.0f}",
+                f"{predicted / measured:.3f}", f"{default / MIB:.0f}", f"{process / MIB:.0f}",
             )  # fmt: skip
             print("| " + " | ".join(row) + " |", flush=True)
 

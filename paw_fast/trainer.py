@@ -227,7 +227,7 @@ class Trainer:
             if warning := overlong_warning(result):
                 console.say(warning)
             quality = measure_world_model(
-                self.policy, [episodes[one] for one in sorted(episodes)], token_budget=self.config.micro_batch_tokens,
+                self.policy, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
             )  # fmt: skip
         self.progress.evaluated(time.monotonic() - start)

@@ -97,9 +97,8 @@ def batch_of(name: str, layout: str, args: argparse.Namespace) -> tuple[list[Tra
     """The trajectories of a step, the recipe's config with this layout, and the tokenizer."""
     recipe = load_preset(RECIPES[name], name)
     config = dataclasses.replace(
-        recipe, layout=layout, token_budget=args.token_budget, paw=dataclasses.replace(recipe.paw, alpha=0.75),
-        model=dataclasses.replace(recipe.model, gradient_checkpointing=True),
-    )  # fmt: skip
+        recipe, layout=layout, token_budget=args.token_budget, paw=dataclasses.replace(recipe.paw, alpha=0.75)
+    )
     groups = max(args.groups, args.count_groups)
     played = episodes_of(name, args.data, groups, args.group_size, config, tuple(args.thought))
     return played[0], config, played[1]
@@ -133,7 +132,7 @@ def learner_of(
         frozen: Any = model_of(shape, len(tokenizer), device).to(device)
         frozen.load_state_dict(model.state_dict())
         reference = Policy(frozen.eval().requires_grad_(False), tokenizer)
-    if config.model.checkpoints:
+    if config.model.gradient_checkpointing:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})

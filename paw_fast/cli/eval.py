@@ -176,8 +176,8 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
         quality = None
         if options.world_model:
             quality = measure_world_model(
-                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.micro_batch_tokens,
-                chunk=rows_per_chunk(policy, config.logits_budget_bytes), seed=options.seed,
+                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.token_budget,
+                chunk=rows_per_chunk(policy, config.logits_budget_mb << 20), seed=options.seed,
                 max_transitions=options.transitions,
             )  # fmt: skip
     finally:

@@ -36,8 +36,8 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
         what = describe_out_of_memory(error)
         if what is None:
             raise
-        checkpointing = "" if config.model.checkpoints else "add --model.gradient-checkpointing, "
+        checkpointing = "" if config.model.gradient_checkpointing else "add --model.gradient-checkpointing, "
         raise UserError(
             f"{what}: halve --rollout.slots (now {config.rollout.slots}) or --token-budget (now "
-            f"{config.micro_batch_tokens}), {checkpointing}or take a smaller --model"
+            f"{config.token_budget}), {checkpointing}or take a smaller --model"
         ) from error

@@ -58,6 +58,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("paw-fast report runs/A runs/B --out ab.html", "compares runs"),
         ("paw-fast report runs/NAME --episodes 8", "also a page with episodes, token by token"),
     ),
+    "plan": (
+        ("paw-fast plan", "the run that `paw-fast train` would start here"),
+        ("paw-fast plan --preset qwen2.5-3b --gpus 1xH100-80GB", "a recipe on a machine of another kind"),
+        ("paw-fast plan --gpus 1x24GB --token-budget 4096 --json", "options of train, as JSON"),
+    ),
     "doctor": (("paw-fast doctor", "a table"), ("paw-fast doctor --json", "for programs")),
     "retriever index": (
         ("paw-fast retriever index --corpus wiki.jsonl", "a BM25 index in the cache"),

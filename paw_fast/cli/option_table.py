@@ -31,14 +31,9 @@ class Option:
     positional: bool = False
 
     @property
-    def is_switch(self) -> bool:
-        """Whether it is a switch, also one that may be `auto`."""
-        return self.hint is bool or bool in typing.get_args(self.hint)
-
-    @property
     def off(self) -> str | None:
         """The name that turns a switch off."""
-        return f"--{self.prefix}no-{self.field}".replace("_", "-") if self.is_switch else None
+        return f"--{self.prefix}no-{self.field}".replace("_", "-") if self.hint is bool else None
 
     @property
     def is_list(self) -> bool:

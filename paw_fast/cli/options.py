@@ -72,7 +72,7 @@ def _check(args: Sequence[str], options: Sequence[Option], known: set[str], comm
                 raise UserError(f"{flag} is given twice")
             hint = _owner(flag, default) or aliases.suggest(flag, known)
             raise UserError(hint if hint.startswith(flag) else f"unknown option {name}; {hint or see}")
-        if option.is_switch:
+        if option.hint is bool:
             result.append(_switch(option, flag, value if equals else None, rest))
             continue
         if option.is_list:
@@ -113,18 +113,13 @@ def _values(rest: list[str]) -> list[str]:
 
 def _switch(option: Option, flag: str, value: str | None, rest: list[str]) -> str:
     """The form of a switch that tyro reads; `--paw.enabled false` turns it off, as in other trainers."""
-    on, may_be_auto = flag == option.name, option.hint is not bool
-    words = ("true", "false", "auto") if may_be_auto and on else ("true", "false")
-    if value is None and rest and rest[0].lower() in words:
+    on = flag == option.name
+    if value is None and rest and rest[0].lower() in ("true", "false"):
         value = rest.pop(0)
-    if may_be_auto and on and value is not None and value.lower() == "auto":
-        return f"{option.name}=auto"
     if value is not None:
         if value.lower() not in ("true", "false"):
             raise UserError(f"{flag} is a switch and takes no value, got {value!r}: say {option.name} or {option.off}")
         on = on == (value.lower() == "true")
-    if may_be_auto:
-        return f"{option.name}={on}"
     return option.name if on else str(option.off)
 
 
@@ -139,14 +134,11 @@ def _is_number(text: str) -> bool:
 def check_value(hint: Any, text: str, flag: str) -> str:
     """The text of a value as tyro reads it. Raises `UserError` where it is not of the type.
 
-    >>> check_value(float | None, "none", "--x"), check_value(int | Literal["auto"], "AUTO", "--x")
-    ('None', 'auto')
+    >>> check_value(float | None, "none", "--x"), check_value(int, "3", "--x")
+    ('None', '3')
     """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         kinds = [one for one in typing.get_args(hint) if one is not type(None)]
-        words = [word for one in kinds if typing.get_origin(one) is Literal for word in typing.get_args(one)]
-        if text.lower() in words:
-            return text.lower()
         if text.lower() == "none" and len(kinds) < len(typing.get_args(hint)):
             return "None"
         return check_value(kinds[0], text, flag)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
+from paw_fast.planning.check import check_memory
 from paw_fast.runs import console, rollback
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.resume import is_finished, resume_point, write_missing
@@ -21,6 +22,7 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
 
     Raises `UserError` if the run cannot begin; the folder is then as it was before.
     """
+    check_memory(config)
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
@@ -41,6 +43,7 @@ def resume_run(
     """
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
+    check_memory(config)
     runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)

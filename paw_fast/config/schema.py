@@ -31,9 +31,6 @@ from paw_fast.config.ranges import (
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
 
 
-LARGEST_TOKEN_BUDGET = 16384
-"""Largest `token_budget` that `auto` chooses: larger micro-batches do not make an update faster."""
-
 EnvName = Annotated[str, TopLevel("env")]
 
 
@@ -92,16 +89,10 @@ class ModelConfig:
     """Device of the model, such as `cpu` or `cuda:1`; `auto` uses CUDA if available, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is only for evaluation."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass. Saves memory and takes about a third more time. `auto` does so where
-    the activations would not fit the memory otherwise (see `paw-fast plan`)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass. Saves memory and takes about a third more time."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only the command line can enable this, not a configuration file."""
-
-    @property
-    def checkpoints(self) -> bool:
-        """Whether activations are recomputed; not while `gradient_checkpointing` is `auto`."""
-        return self.gradient_checkpointing is True
 
 
 @dataclass(frozen=True)
@@ -373,11 +364,10 @@ class TrainConfig:
     """Number of training steps, each with rollouts and an update (default from the verl-agent recipe)."""
     seed: Annotated[int, SEED] = 0
     """Seed of all random numbers, except those that generate the data of an environment."""
-    token_budget: Annotated[int | Literal["auto"], Range(16, 1 << 30)] = "auto"
-    """Maximum number of tokens in a packed micro-batch; `auto` is the largest that fits the memory, at most 16384."""
-    logits_budget_mb: Annotated[int | Literal["auto"], Range(1, 1 << 24)] = "auto"
-    """Maximum memory for logits, in MiB. The LM head processes larger micro-batches in chunks. `auto` is 2.6 % of the
-    GPU's memory, or 256 MiB on the CPU."""
+    token_budget: Annotated[int, Range(16, 1 << 30)] = 16384
+    """Maximum number of tokens in a packed micro-batch."""
+    logits_budget_mb: Annotated[int, Range(1, 1 << 24)] = 512
+    """Maximum memory for logits, in MiB. The LM head processes larger micro-batches in chunks."""
     eval_every: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of steps between evaluations; 0 evaluates only before and after training."""
     eval_tasks: Annotated[int, Range(1, 1 << 24)] = 100
@@ -402,16 +392,6 @@ class TrainConfig:
     profile: bool = False
     """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
     check_memory: bool = True
-    """Refuse a run whose predicted memory the machine does not have (see `paw-fast plan`), before anything is loaded."""
+    """Refuse a run whose predicted memory the GPU does not have, before anything is loaded (see `paw-fast plan`)."""
     run_dir: Path | None = None
     """Run directory; the default is runs/<environment>-<algorithm>-<paw or rl>-s<seed>-<date and time>."""
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """`token_budget`, or 16384 where it is `auto` and has not been chosen for a machine."""
-        return LARGEST_TOKEN_BUDGET if self.token_budget == "auto" else self.token_budget
-
-    @property
-    def logits_budget_bytes(self) -> int:
-        """`logits_budget_mb` in bytes, or 512 MiB where it is `auto` and has not been chosen for a machine."""
-        return (512 if self.logits_budget_mb == "auto" else self.logits_budget_mb) << 20

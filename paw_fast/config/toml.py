@@ -139,10 +139,8 @@ def _coerce(hint: Any, value: Any, base: Any, where: str, of_run: bool = False) 
         raise UserError(f"{where} is {value!r}, expected one of {', '.join(map(repr, typing.get_args(hint)))}")
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [h for h in typing.get_args(hint) if h is not type(None)]
-        word = value.lower() if isinstance(value, str) else None
-        if any(typing.get_origin(one) is Literal and word in typing.get_args(one) for one in options):
-            return word
-        return None if word == "none" and type(None) in typing.get_args(hint) else _coerce(options[0], value, base, where)
+        is_none = isinstance(value, str) and value.lower() == "none"
+        return None if is_none else _coerce(options[0], value, base, where)
     if typing.get_origin(hint) is tuple:
         one = typing.get_args(hint)[0]
         if not isinstance(value, list):

@@ -190,7 +190,7 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     check_finite(model, name)
     model.to(device)
     model.requires_grad_(trainable)
-    if trainable and config.checkpoints:
+    if trainable and config.gradient_checkpointing:
         # Newer releases of transformers warn about the old name.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         try:

@@ -1,1 +1,1 @@
-"""Predicts memory and time of a training run on a machine, and chooses the settings that are `auto`. Imports no torch."""
+"""Predicts memory and time of a training run from its settings, without loading anything."""

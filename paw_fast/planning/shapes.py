@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ _KNOWN = (
 KNOWN_SHAPES = {shape.name: shape for shape in _KNOWN}
 """Shapes of the recipes' models by hub name, for machines whose cache does not hold the model."""
 
-_TINY = {"hidden": 256, "heads": 8, "kv_heads": 2, "head_size": 32, "ffn": 1024, "max_positions": 4096}
+_TINY = ModelShape("tiny", "llama", 256, 2, 8, 2, 32, 1024, 1024, True, 4096)
 """The defaults of `models.tiny.build_model`."""
 _TINY_NAMES = 1000
 """`models.tiny.MAX_NAMES`: most tokens that its tokenizer adds to `warm_start.vocab_size`."""
@@ -100,8 +100,8 @@ def find_shape(config: TrainConfig) -> ModelShape:
     name = config.model.path
     if name == "tiny":
         w = config.warm_start
-        tiny = _TINY | ({"kv_heads": _TINY["heads"]} if w.copying else {})
-        return ModelShape("tiny", "llama", layers=w.layers, vocab=w.vocab_size + _TINY_NAMES, **tiny)
+        vocab = w.vocab_size + _TINY_NAMES
+        return replace(_TINY, layers=w.layers, vocab=vocab, kv_heads=_TINY.heads if w.copying else _TINY.kv_heads)
     if name == SMOLLM2:
         return KNOWN_SHAPES["HuggingFaceTB/SmolLM2-135M-Instruct"]
     folder = Path(name).expanduser()

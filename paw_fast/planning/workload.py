@@ -19,7 +19,11 @@ class TurnLengths:
     observation: int
 
 
-MEASURED = {"alfworld": TurnLengths(481, 91, 34), "webshop": TurnLengths(1277, 91, 375), "search": TurnLengths(489, 91, 220)}
+MEASURED = {
+    "alfworld": TurnLengths(481, 91, 34),
+    "webshop": TurnLengths(1277, 91, 375),
+    "search": TurnLengths(489, 91, 220),
+}
 """Mean lengths in the `window` layout with the `verl` template and Qwen2.5's pre-tokenization, by
 bench/learner/overhead.py (docs/benchmarks/world_model_cost.md). The thought before a command is an assumption there."""
 COMPACT = TurnLengths(60, 6, 20)
