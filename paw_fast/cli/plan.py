@@ -64,6 +64,7 @@ def run_plan(args: list[str]) -> int:
     validate(config)
     if machine is None:
         machine = _this_machine("cpu" if cpu else config.model.device)
+    _check_gpus(config, machine)
     if machine.kind == "cpu":
         machine = measure_cpu(machine)
     plan = make_plan(config, machine)
@@ -79,6 +80,16 @@ def _this_machine(device: str) -> Machine:
         raise UserError(
             f"--model.device {device}: no such device on this machine; use cpu, or plan with --gpus"
         ) from error
+
+
+def _check_gpus(config: TrainConfig, machine: Machine) -> None:
+    """Raises `UserError` for rollout GPUs that the machine does not have."""
+    wanted = [int(name) for name in config.rollout.gpus.split(",") if name.strip()]
+    if machine.kind == "cuda" and wanted and max(wanted) >= machine.count:
+        raise UserError(
+            f"--rollout.gpus {config.rollout.gpus}: the machine has {machine.count} GPUs, numbered from 0; plan with "
+            f"--gpus {max(wanted) + 1}x{machine.card.name}"
+        )
 
 
 def _command(args: Sequence[str], changes: Sequence[Change]) -> str:
@@ -158,15 +169,16 @@ def _text(plan: Plan, why: str, command: str) -> str:
 def _table(device: Prediction) -> list[str]:
     """The parts in each phase, and their sum."""
     width = max(len(part.name) for part in device.parts) + 2
-    columns = [max(11, len(name) + 2) for name in PHASES]
+    phases = [name for name in PHASES if device.phase(name)]
+    columns = [max(11, len(name) + 2) for name in phases]
     row = lambda name, cells: name.ljust(width) + "".join(c.rjust(w) for c, w in zip(cells, columns, strict=True))  # noqa: E731
-    lines = [row(device.device if len(device.device) < width else "", PHASES)]
+    lines = [row(device.device if len(device.device) < width else "", phases)]
     if not lines[0].strip().startswith(device.device):
         lines.insert(0, device.device)
     for part in device.parts:
-        cells = [size_text(part.size) if name in part.phases else "" for name in PHASES]
+        cells = [size_text(part.size) if name in part.phases else "" for name in phases]
         lines.append(f"{row(part.name, cells)}   {part.note}".rstrip())
-    lines.append(row("sum", [size_text(device.phase(name)) for name in PHASES]))
+    lines.append(row("sum", [size_text(device.phase(name)) for name in phases]))
     share = device.peak / device.available
     lines.append(
         f"peak: {size_text(device.peak)} in the {device.peak_phase}, {share:.0%} of {size_text(device.available)}"
