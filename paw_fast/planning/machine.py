@@ -77,7 +77,8 @@ def parse_gpus(text: str) -> Machine:
         return Machine("cuda", Card(f"{size[1]}GB", int(memory * 1e9)), count)
     card = find_card(name)
     if card is None:
-        near = difflib.get_close_matches(name.upper(), CARDS, n=1)
+        by_model = {one.partition("-")[0]: one for one in reversed(CARDS)} | {one: one for one in CARDS}
+        near = [by_model[one] for one in difflib.get_close_matches(name.upper(), by_model, n=1)]
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(CARDS)};"
         raise UserError(f"--gpus {text!r}: no card of this name; {hint} others by their memory, as in 1x24GB")
     return Machine("cuda", Card(card.name, int(card.memory * (1 - DRIVER_SHARE)), card.flops, card.read_rate), count)

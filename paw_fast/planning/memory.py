@@ -31,7 +31,8 @@ ROLLOUT, STATISTICS, UPDATE, OPTIMIZER = PHASES
 
 PROCESS_BYTES = {"cpu": 400 * MIB, "cuda": 700 * MIB}
 """`cpu`: resident memory of a process that has imported what training needs and has taken a step of a model of no size
-(363 MiB, measured by bench/plan.py), and an environment. `cuda`: assumption for the CUDA context with the workspaces of cuBLAS and of the kernels."""
+(363 MiB, measured by bench/plan.py), and an environment. `cuda`: assumption for the CUDA context with the workspaces of
+cuBLAS and of the kernels."""
 CUDA_FRAGMENTATION = 0.04
 """Assumption: share of the peak that torch's allocator holds on a GPU in blocks that do not fit a request."""
 GLIBC_SHARE = 0.5
