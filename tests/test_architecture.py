@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "runs": "config errors extras types",
     "envs": "config errors extras registry runs types",
     "models": "config errors extras runs",
+    "planning": "config errors models registry runs",
     "algorithms": "config errors kernels registry types",
     "rollout": "config envs errors extras models runs types",
     "learner": "algorithms config errors kernels models runs types",
@@ -28,7 +29,8 @@ MAY_IMPORT = {
     "evaluation": "algorithms config envs errors learner models rollout runs types",
     "orchestrator": "algorithms config errors learner rollout types",
     "trainer": "algorithms config envs errors evaluation extras learner models orchestrator rollout runs sft types",
-    "cli": "algorithms config envs errors extras evaluation learner models registry rollout runs sft trainer types",
+    "cli": "algorithms config envs errors extras evaluation learner models planning registry rollout runs sft trainer "
+    "types",
     "api": "cli config errors evaluation models rollout runs trainer",
 }
 """For each folder or module of the package, what it may import, in the order in which they are built."""
@@ -38,7 +40,8 @@ NO_TORCH = {"errors", "extras", "types", "registry", "config", "envs"}
 
 NO_TORCH_AT_IMPORT = {
     "cli.main", "cli.options", "cli.settings", "cli.help", "cli.failures",
-    "cli.doctor", "cli.play", "cli.push", "cli.report", "cli.retriever", "runs.atomic_files",
+    "cli.doctor", "cli.plan", "cli.play", "cli.push", "cli.report", "cli.retriever", "planning.check",
+    "runs.atomic_files",
     "runs.console", "runs.episodes_page", "runs.figures", "runs.live_curve", "runs.metrics", "runs.model_card",
     "runs.report",
     "runs.run_dir", "runs.stop_signals",

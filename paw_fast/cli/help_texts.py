@@ -63,6 +63,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("paw-fast push runs/NAME me/agent --private --license apache-2.0", "not for everybody, with a license"),
         ("paw-fast push runs/NAME me/agent --only-write folder", "writes the files, uploads nothing"),
     ),
+    "plan": (
+        ("paw-fast plan", "the run that `paw-fast train` would start here"),
+        ("paw-fast plan --preset qwen2.5-3b --gpus 1xH100-80GB", "a recipe on a machine of another kind"),
+        ("paw-fast plan --gpus 1x24GB --token-budget 4096 --json", "options of train, as JSON"),
+    ),
     "doctor": (("paw-fast doctor", "a table"), ("paw-fast doctor --json", "for programs")),
     "retriever index": (
         ("paw-fast retriever index --corpus wiki.jsonl", "a BM25 index in the cache"),

@@ -1,4 +1,4 @@
-"""Runs the command line: `paw-fast train | eval | play | retriever | report | push | doctor | recipes`.
+"""Runs the command line: `paw-fast train | eval | play | retriever | report | push | doctor | plan | recipes`.
 
 Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
@@ -247,6 +247,12 @@ def _doctor(args: list[str]) -> int:
     return doctor.exit_status(info)
 
 
+def _plan(args: list[str]) -> int:
+    from paw_fast.cli.plan import run_plan
+
+    return run_plan(args)
+
+
 def _recipes(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print(f"usage: {PROGRAM} recipes\n\nLists the presets that `{PROGRAM} train --preset NAME` takes.")
@@ -281,6 +287,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (_report, "results and curves of one or several runs as one HTML file"),
     "push": (_push, "upload the model of a run to the Hugging Face Hub, with a model card"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),
+    "plan": (_plan, "memory and time of a training run on a machine, and what makes it fit"),
     "recipes": (_recipes, "list the presets"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ from paw_fast.config import TrainConfig, env_config, load_preset, load_toml, rea
 from paw_fast.config.resume import differences
 from paw_fast.config.toml import names_every_setting
 from paw_fast.errors import UserError
-
-_DEVICE_FILES = ("nvidia*", "dxg", "kfd", "nvhost*", "nvmap")
-"""What a GPU has in /dev: NVIDIA's driver, that of WSL, AMD's, and Tegra's."""
+from paw_fast.planning.machine import device_files
 
 
 def base_config(args: Sequence[str], preset: str | None, file: Path | None) -> tuple[TrainConfig, str]:
@@ -92,13 +90,8 @@ def default_preset(model: str | None, env: str | None) -> tuple[str, str]:
 
 def _gpu_name() -> str | None:
     """The GPU that torch would use. Where the system has no device file of any, torch (a second) is not asked."""
-    if sys.platform == "linux" and "torch" not in sys.modules and not any(_device_files()):
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(device_files()):
         return None
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _device_files() -> Iterator[Path]:
-    for pattern in _DEVICE_FILES:
-        yield from Path("/dev").glob(pattern)

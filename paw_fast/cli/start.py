@@ -8,6 +8,7 @@ from pathlib import Path
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
 from paw_fast.errors import UserError
+from paw_fast.planning.check import check_memory
 from paw_fast.runs import console, hub, rollback, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.resume import is_finished, resume_point, write_missing
@@ -25,6 +26,7 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     upload fails, which loses nothing.
     """
     _check_upload(config)
+    check_memory(config)
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
@@ -48,6 +50,7 @@ def resume_run(
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
     _check_upload(config)
+    check_memory(config)
     runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)

@@ -395,5 +395,7 @@ class TrainConfig:
     """With --push-to-hub: a repository that does not exist yet becomes private."""
     profile: bool = False
     """Write trace.json, a timeline of the run for chrome://tracing or Perfetto."""
+    check_memory: bool = True
+    """Refuse a run whose predicted memory the GPU does not have, before anything is loaded (see `paw-fast plan`)."""
     run_dir: Path | None = None
     """Run directory; the default is runs/<environment>-<algorithm>-<paw or rl>-s<seed>-<date and time>."""

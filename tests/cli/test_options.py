@@ -249,7 +249,7 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_say_none_in_capitals(tmp_pa
     assert (config.steps, config.algo.dual_clip) == (3, None)
 
 
-@pytest.mark.skipif(any(settings._device_files()), reason="torch is asked for the GPU of this machine")
+@pytest.mark.skipif(any(settings.device_files()), reason="torch is asked for the GPU of this machine")
 def test_help_needs_no_torch():
     code = "import sys; from paw_fast.cli import main; main.run(['train', '--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
