@@ -193,7 +193,9 @@ def make_trainer(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", choices=["corridor", "alfworld"], default="corridor")
-    parser.add_argument("--model", help="a model of transformers whose chat template can call tools, as Qwen/Qwen3-0.6B")
+    parser.add_argument(
+        "--model", help="a model of transformers whose chat template can call tools, as Qwen/Qwen3-0.6B"
+    )
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--no-paw", action="store_true", help="without the world-model loss: TRL's GRPO alone")
     args = parser.parse_args()

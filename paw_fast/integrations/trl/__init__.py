@@ -1,9 +1,9 @@
 """Adds PaW to TRL's GRPO trainer: `PawGRPOTrainer` and its settings, `PawConfig`. Needs the extra `trl`.
 
-    settings     PawConfig, and what of TRL's settings is refused
-    transitions  the transitions of TRL's completions, by its tool mask
-    lm_head      log-probs, entropies and the world-model loss by the fused kernels, inside the model's forward
-    trainer      PawGRPOTrainer
+settings     PawConfig, and what of TRL's settings is refused
+transitions  the transitions of TRL's completions, by its tool mask
+lm_head      log-probs, entropies and the world-model loss by the fused kernels, inside the model's forward
+trainer      PawGRPOTrainer
 """
 
 from paw_fast.extras import install_hint

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from paw_fast import config
 from paw_fast.config.ranges import POSITIVE, range_of
 from paw_fast.errors import UserError
-
-SUPPORTED_TRL = ">=1.16,<1.17"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def check_arguments(args: Any, has_observations: bool, enabled: bool) -> None:
         )
     if args is None:
         return
-    refused = {
+    refused: dict[str, bool] = {
         "use_vllm=True with vllm_mode='server'": args.use_vllm and args.vllm_mode == "server",
         "use_liger_kernel=True": args.use_liger_kernel,
         "fp16=True": args.fp16,
@@ -84,17 +82,23 @@ def check_arguments(args: Any, has_observations: bool, enabled: bool) -> None:
         "deepspeed": args.deepspeed is not None,
         "fsdp": bool(args.fsdp),
     }
+    for name, given in refused.items():
+        if given:
+            refuse(name)
+
+
+def refuse(name: str) -> NoReturn:
+    """Raises `UserError` for a setting of TRL."""
+    sharded = "the kernels read the whole LM head: use plain data parallelism (accelerate launch), or GRPOTrainer"
     instead = {
         "use_vllm=True with vllm_mode='server'": "use vllm_mode='colocate', or use_vllm=False",
         "use_liger_kernel=True": "leave it out: the LM head and its loss are fused here already",
         "fp16=True": "use bf16=True: without the loss scale inside the kernels, small float16 gradients become 0",
         "torch_compile=True": "leave it out",
-        "deepspeed": "the kernels read the whole LM head: use plain data parallelism (accelerate launch), or GRPOTrainer",
-        "fsdp": "the kernels read the whole LM head: use plain data parallelism (accelerate launch), or GRPOTrainer",
+        "deepspeed": sharded,
+        "fsdp": sharded,
     }
-    for name, given in refused.items():
-        if given:
-            raise UserError(f"PawGRPOTrainer: {name} is not supported: {instead[name]}")
+    raise UserError(f"PawGRPOTrainer: {name} is not supported: {instead[name]}")
 
 
 def check_model(model: Any, is_multimodal: bool, aux_loss: bool) -> None:

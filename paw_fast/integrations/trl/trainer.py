@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from paw_fast.algorithms.world_model import group_lambdas
 from paw_fast.integrations.trl import transitions
 from paw_fast.integrations.trl.lm_head import add_paw_head
-from paw_fast.integrations.trl.settings import PawConfig, check_adapter, check_arguments, check_model
+from paw_fast.integrations.trl.settings import PawConfig, check_adapter, check_arguments, check_model, refuse
 from paw_fast.kernels import LossSettings
 
 
@@ -46,7 +46,7 @@ class PawGRPOTrainer(GRPOTrainer):
     docs/howto/use_with_trl.md.
     """
 
-    _tag_names = ["trl", "grpo", "paw"]
+    _tag_names: ClassVar[list[str]] = ["trl", "grpo", "paw"]
 
     def __init__(self, *args: Any, paw: PawConfig | None = None, **kwargs: Any) -> None:
         self.paw = PawConfig() if paw is None else paw
@@ -59,7 +59,11 @@ class PawGRPOTrainer(GRPOTrainer):
         self._recording = self._warned = False
         self._returns: Tensor | None = None
         self._loss_inputs: Mapping[str, Any] | None = None
+        self._head_output: Any = None
         super().__init__(*args, **kwargs)
+        for name, enabled in {"deepspeed": self.is_deepspeed_enabled, "fsdp": self.is_fsdp_enabled}.items():
+            if enabled:  # by `accelerate launch`, without a setting of GRPOConfig
+                refuse(name)
         model = self.accelerator.unwrap_model(self.model)
         check_adapter(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -159,8 +163,8 @@ class PawGRPOTrainer(GRPOTrainer):
         if largest > self.paw.success_reward and self.paw.balance == "adaptive" and not self._warned:
             self._warned = True
             warnings.warn(
-                f"an episode has the return {largest:g}, more than PawConfig.success_reward, {self.paw.success_reward:g}: "
-                "the world-model weight of its group is too small; set success_reward to the largest return possible",
+                f"an episode has the return {largest:g}, more than PawConfig.success_reward, "
+                f"{self.paw.success_reward:g}: the world-model weight of its group is too small; set success_reward to the largest return possible",
                 stacklevel=2,
             )
         return group_lambdas(filled, groups, self.paw.success_reward, self.paw.lambda_0, self.paw.balance)
