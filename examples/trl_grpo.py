@@ -1,7 +1,7 @@
 """Trains with PaW in TRL, on a corridor in this file or on ALFWorld: python examples/trl_grpo.py [--env alfworld]
 
-Without --model, a tiny model is built and taught on a few demonstrations to call the tool, so this runs on a CPU in less
-than a minute, imports included.
+Without --model, a tiny model is built and taught on a few demonstrations to call the tool, so this runs on a CPU in
+less than a minute.
 """
 
 from __future__ import annotations

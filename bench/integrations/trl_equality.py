@@ -1,6 +1,6 @@
 """Prints how far the loss of PawGRPOTrainer with PaW off is from that of TRL's GRPOTrainer, for each loss type.
 
-One batch of the example's corridor, float32, old log-probs moved by 0.3 nats:  python bench/integrations/trl_equality.py
+One batch of the example's corridor, float32, old log-probs moved by 0.3 nats: python bench/integrations/trl_equality.py
 """
 
 from __future__ import annotations

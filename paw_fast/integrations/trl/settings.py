@@ -49,7 +49,7 @@ class PawConfig(config.PawConfig):
             )
         if self.horizon != 1:
             raise UserError(
-                f"PawConfig: horizon is {self.horizon}: TRL trains on whole episodes, where only 1 is supported; use 1, "
+                f"PawConfig: horizon is {self.horizon}: TRL trains on whole episodes, which needs 1; use 1, "
                 "or train with paw-fast --layout window"
             )
 

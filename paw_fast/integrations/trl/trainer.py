@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOTrainer  # pyright: ignore[reportAttributeAccessIssue]  # where TRL is not installed
 from trl.models.utils import disable_gradient_checkpointing
 
 from paw_fast.algorithms.world_model import group_lambdas
@@ -114,14 +114,16 @@ class PawGRPOTrainer(GRPOTrainer):
         training = self.model.training
         size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            return self._get_per_token_logps_and_entropies(
+            _, entropies, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([output["prompt_ids"], output["completion_ids"]], 1),
                 torch.cat([output["prompt_mask"], output["completion_mask"]], 1),
                 output["completion_ids"].shape[1],
                 batch_size=size,
                 compute_entropy=True,
-            )[1]
+            )
+        assert entropies is not None
+        return entropies
 
     def _world_model_inputs(self, output: Mapping[str, Any], entropies: Tensor) -> dict[str, Tensor]:
         """Selects transitions among those of all processes: wm_mask [B, C] of their tokens, wm_lambdas [B]."""
@@ -164,7 +166,8 @@ class PawGRPOTrainer(GRPOTrainer):
             self._warned = True
             warnings.warn(
                 f"an episode has the return {largest:g}, more than PawConfig.success_reward, "
-                f"{self.paw.success_reward:g}: the world-model weight of its group is too small; set success_reward to the largest return possible",
+                f"{self.paw.success_reward:g}: the world-model weight of its group is too small; set success_reward to "
+                "the largest return possible",
                 stacklevel=2,
             )
         return group_lambdas(filled, groups, self.paw.success_reward, self.paw.lambda_0, self.paw.balance)
