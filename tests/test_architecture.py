@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "algorithms": "config errors kernels registry types",
     "rollout": "config envs errors extras models runs types",
     "learner": "algorithms config errors kernels models runs types",
+    "integrations": "algorithms config errors extras kernels models types",
     "sft": "config envs errors kernels learner models rollout runs types",
     "evaluation": "algorithms config envs errors learner models rollout runs types",
     "orchestrator": "algorithms config errors learner rollout types",
@@ -219,8 +220,11 @@ def test_optional_packages_are_imported_when_they_are_needed():
         "httpx",
         "Stemmer",
         "faiss",
+        "trl",
+        "datasets",
     }
     workers = {"envs.alfworld.textworld.worker", "envs.alfworld.textworld.caching"}  # run where the extra is installed
+    workers |= {module for module in MODULES if room(module) == "integrations"}  # imported by users of TRL
     wrong = [
         where(module, one.line)
         for module in set(MODULES) - workers

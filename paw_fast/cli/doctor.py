@@ -38,6 +38,7 @@ EXTRAS = (
     Extra("tensorboard", "a viewer for the event files (they are written without it)", ("tensorboard",)),
     Extra("wandb", "logging to Weights & Biases (--log wandb)", ("wandb",)),
     Extra("trackio", "logging to Trackio (--log trackio)", ("trackio",)),
+    Extra("trl", "PaW in TRL's GRPO trainer (paw_fast.integrations.trl)", ("trl", "datasets")),
     Extra("notebook", "a kernel for notebooks (examples/quickstart.ipynb)", ("ipykernel",)),
 )
 """The extras of pyproject.toml that belong to no environment."""
