@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -15,12 +15,14 @@ from paw_fast.errors import UserError
 
 @dataclass(frozen=True)
 class _Group:
-    """One kind of extension. `adapt(object, name)`, if given, converts the imported object."""
+    """One kind of extension. `adapt(object, name)`, if given, converts the imported object. `kinds`: functions that
+    return the object of a name `KIND:ARGUMENT`, given the argument."""
 
     noun: str
     option: str
     built_in: dict[str, str]
     adapt: str | None = None
+    kinds: dict[str, str] = field(default_factory=dict)
 
 
 _GROUPS = {
@@ -31,8 +33,10 @@ _GROUPS = {
             "alfworld": "paw_fast.envs.alfworld.spec:SPEC",
             "webshop": "paw_fast.envs.webshop.spec:SPEC",
             "search": "paw_fast.envs.search_qa.spec:SPEC",
+            "babyai": "paw_fast.envs.babyai.spec:SPEC",
         },
         adapt="paw_fast.envs.user_class:as_spec",
+        kinds={"gymnasium": "paw_fast.envs.gymnasium_text.spec:spec_of"},
     ),
     "algorithms": _Group(
         "algorithm",
@@ -54,8 +58,8 @@ _found: dict[tuple[str, str], Any] = {}
 def find(group: str, name: str) -> Any:
     """Returns the `EnvSpec` of an environment (group "environments") or the class of an algorithm ("algorithms").
 
-    name: a built-in name, `module:Name` (also searched in the current folder), or the name of an entry point. Results
-    are cached. Raises `UserError` for a name that does not exist or cannot be imported.
+    name: a built-in name, `gymnasium:ID`, `module:Name` (also searched in the current folder), or the name of an entry
+    point. Results are cached. Raises `UserError` for a name that does not exist or cannot be imported.
 
     >>> find("environments", "alfworld").name
     'alfworld'
@@ -68,6 +72,8 @@ def find(group: str, name: str) -> Any:
         target = kind.built_in.get(name)
         if target is not None:
             found = _import(target)
+        elif ":" in name and (makes := kind.kinds.get(name.partition(":")[0])) is not None:
+            found = _import(makes)(name.partition(":")[2])
         elif ":" in name:
             found = _import_foreign(kind, name)
         else:

@@ -39,8 +39,8 @@ class EnvConfig:
     """Settings that every environment has. An environment's own settings are the fields of a subclass."""
 
     name: EnvName = ""
-    """The environment: `alfworld`, `webshop`, `search`, one of another installed package, or `module:Class` from a
-    Python file in the current folder."""
+    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
+    from a Python file in the current folder."""
     max_steps: Annotated[int, Range(1, 1 << 16)] = 50
     """An episode ends after this many actions."""
     template: str = "verl"
@@ -387,8 +387,7 @@ class TrainConfig:
     """Number of episodes per step that are written as text to the run directory."""
     log: str = "tensorboard"
     """Where metrics are sent beside metrics.jsonl, with commas between: `tensorboard` (event files in the run
-    directory), `wandb` (Weights & Biases), `trackio` (Trackio); the last two need the extra of that name. `none` sends
-    them nowhere else."""
+    directory), `wandb`, `trackio` (both need the extra of that name). `none` sends them nowhere else."""
     push_to_hub: str | None = None
     """At the end, upload the model with a model card to this repository of the Hugging Face Hub, such as `me/agent`."""
     push_private: bool = False

@@ -1,0 +1,1 @@
+"""Environments of gymnasium whose observations are text: `--env gymnasium:ID`."""
