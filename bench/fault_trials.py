@@ -234,10 +234,13 @@ def session(leader: int) -> list[int]:
 
 
 def numbers(run: Path) -> list[dict[str, float]]:
-    """The metrics that do not depend on the time or machine of a run."""
+    """The metrics that do not depend on the time or machine of a run.
+
+    Without the engine's rounding errors: they depend on which episodes shared a batch, in worker processes by chance.
+    """
     from paw_fast.runs.metrics import read_metrics
 
-    skip = ("time/", "throughput/", "memory/", "idle/")
+    skip = ("time/", "throughput/", "memory/", "idle/", "rollout/logprob_gap", "rollout/mismatch_kl")
     return [{k: v for k, v in row.items() if not k.startswith(skip)} for row in read_metrics(run)]
 
 

@@ -206,7 +206,9 @@ class PromptTemplate:
                 f"--env.template {name}: cannot read {path} ({e.strerror}); built-in templates are "
                 f"{', '.join(shipped)}; or give the path of a .toml file"
             ) from e
-        except tomllib.TOMLDecodeError as e:
+        except (ValueError, RecursionError) as e:  # also numbers of thousands of digits, lists in lists
+            if isinstance(e, UserError):
+                raise
             raise UserError(f"template {path} is not valid TOML: {e}") from e
 
     def first(self, observation: Observation) -> str:
