@@ -123,6 +123,7 @@ def bench():
     del sys.modules["bench_plan"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_tensors_of_a_real_step_are_predicted(bench, checkpointing):
     """The most bytes that torch has allocated at once in a training step, by its profiler: no allocator's slack."""
