@@ -69,10 +69,11 @@ def describe(image: Any) -> str:
 
 def effective_commands(level_env: Any) -> tuple[str, ...]:
     """The commands that would change the state of a `MiniGridEnv`, in the order of `COMMANDS`."""
-    front: Any = level_env.grid.get(*level_env.front_pos)
-    carrying: Any = level_env.carrying
-    locked = front is not None and front.type == "door" and front.is_locked
-    has_key = locked and carrying is not None and (carrying.type, carrying.color) == ("key", front.color)
+    front, carrying = level_env.grid.get(*level_env.front_pos), level_env.carrying
+    locked = has_key = False
+    if front is not None and front.type == "door":
+        locked = front.is_locked
+        has_key = carrying is not None and (carrying.type, carrying.color) == ("key", front.color)
     works = {
         "turn left": True,
         "turn right": True,
