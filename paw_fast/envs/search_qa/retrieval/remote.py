@@ -65,17 +65,17 @@ class RemoteRetriever:
     `url` may contain credentials (`http://user:password@host`), which messages and run directories do not. A masked
     address, as found in a run's config.toml, takes them from the environment variable `CREDENTIALS_VARIABLE`.
 
-    Raises `UserError` if httpx is not installed, `url` is not an HTTP address, or masked credentials are not given.
+    Raises `UserError` if `url` is not an HTTP address, masked credentials are not given, or httpx is not installed.
     """
 
     def __init__(
         self, url: str, *, dialect: Dialect = "auto", timeout_s: float = 30.0, retries: int = 3, pause_s: float = 5.0
     ):
+        self._address = with_credentials(_full_url(url), os.environ.get(CREDENTIALS_VARIABLE))
         try:
             import httpx
         except ImportError:
             raise UserError(f"httpx is not installed: {install_hint('search')}") from None
-        self._address = with_credentials(_full_url(url), os.environ.get(CREDENTIALS_VARIABLE))
         self.url = mask_credentials(self._address)
         self._timeout_s = timeout_s
         self.dialect: Dialect = dialect
