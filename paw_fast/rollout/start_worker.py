@@ -24,7 +24,8 @@ def start_worker(
     a rollout. Raises `UserError` or `EngineError` if the worker does not start in time.
     """
     if config.rollout.placement == "process":
-        with progress.phase("starting workers", name=f"starting {config.rollout.replicas} rollout workers"):
+        count = config.rollout.replicas
+        with progress.phase("starting workers", name=f"starting {count} rollout worker{'s' * (count > 1)}"):
             return RolloutWorkerPool(config, policy, folder, version, stage)
     limit, what = config.rollout.start_timeout_s, "the engine of this process to start"
     with progress.phase("starting the engine"), time_limit(limit, what, "--rollout.start-timeout-s"):
