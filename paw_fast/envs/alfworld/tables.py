@@ -7,7 +7,6 @@ games match the official games in size.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 
@@ -266,10 +265,8 @@ UNSEEN_ROOMS = frozenset({4, 8, 10, 19, 24})
 SIZES = ("mini", "small", "medium", "full")
 MINI_TASK_TYPES = ("pick_and_place_simple", "look_at_obj_in_light")
 """The task types of size `mini`, the two that need no appliance and one object."""
-MINI_ROOMS = tuple(
-    dataclasses.replace(kind, objects=kind.objects[:8]) for kind in ROOMS if set(MINI_TASK_TYPES) <= kind.tasks
-)
-"""The rooms of size `mini`: living rooms and bedrooms with few types of objects."""
+MINI_ROOMS = tuple(kind for kind in ROOMS if set(MINI_TASK_TYPES) <= kind.tasks)
+"""The rooms of size `mini`: living rooms and bedrooms."""
 # Relative probability that an object is placed in a receptacle of this type (default 1), as in the official games,
 # where a counter holds nine times as many objects as a cabinet. Not used in `small`, where all are equally likely.
 PLACEMENT_WEIGHTS = {
