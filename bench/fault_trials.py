@@ -97,7 +97,7 @@ class Laboratory:
                 self.seconds[mode] = time.monotonic() - start
             if ended.status != 0:
                 raise RuntimeError(f"the undisturbed run in mode {mode} failed: {ended.text}")
-            self.undisturbed[mode] = numbers(run)
+            self.undisturbed[mode] = numbers(run, mode)
             self.calls[mode] = int((self.folder / "calls").read_text())
 
     def train(
@@ -175,7 +175,7 @@ class Laboratory:
             self.note(trial, ended)
         trial.resumed = ended.status == 0 and finished(run)
         trial.whole = trial.whole and damaged(run) == []
-        trial.equal = trial.resumed and numbers(run) == self.undisturbed[trial.mode]
+        trial.equal = trial.resumed and numbers(run, trial.mode) == self.undisturbed[trial.mode]
         return trial
 
     def note(self, trial: Trial, ended: Ended) -> None:
@@ -233,14 +233,15 @@ def session(leader: int) -> list[int]:
     return found
 
 
-def numbers(run: Path) -> list[dict[str, float]]:
-    """The metrics that do not depend on the time or machine of a run.
+ROUNDING = ("rollout/logprob_gap", "rollout/mismatch_kl")
+"""The engine's rounding errors. They depend on which episodes share a batch, which in worker processes is chance."""
 
-    Without the engine's rounding errors: they depend on which episodes shared a batch, in worker processes by chance.
-    """
+
+def numbers(run: Path, mode: str) -> list[dict[str, float]]:
+    """The metrics that do not depend on the time or machine of a run, and in worker processes without `ROUNDING`."""
     from paw_fast.runs.metrics import read_metrics
 
-    skip = ("time/", "throughput/", "memory/", "idle/", "rollout/logprob_gap", "rollout/mismatch_kl")
+    skip = ("time/", "throughput/", "memory/", "idle/", *(ROUNDING if "process" in MODES[mode] else ()))
     return [{k: v for k, v in row.items() if not k.startswith(skip)} for row in read_metrics(run)]
 
 

@@ -174,7 +174,7 @@ def child(case: Case) -> None:
     """Prints the resident memory before the case and the peak after it, in bytes."""
     take_steps(SMALL)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     take_steps(case)
     print(json.dumps({"before": before, "peak": resident("VmHWM")}))
 

@@ -60,7 +60,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "push": (
         ("paw-fast push runs/NAME me/agent", "the best checkpoint of the run, in a repository of your account"),
-        ("paw-fast push runs/NAME me/agent --private --license apache-2.0", "not for everybody, with a license"),
+        ("paw-fast push runs/NAME me/agent --private --license apache-2.0", "in a private repository, with a license"),
         ("paw-fast push runs/NAME me/agent --only-write folder", "writes the files, uploads nothing"),
     ),
     "plan": (

@@ -161,7 +161,7 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
 
     status, missing = resume_run(run_dir, begun, config)
     if missing:
-        console.say(f"{run_dir} has done its steps; {' and '.join(missing)} had not been written and is now")
+        console.say(f"{run_dir} has done its steps; added what was missing: {', '.join(missing)}")
     elif missing is not None:
         raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
     return status

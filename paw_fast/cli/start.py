@@ -44,8 +44,8 @@ def resume_run(
     """Continues a run from its newest checkpoint, with settings that were `begun` before, and uploads the model with
     `--push-to-hub`.
 
-    Returns the exit status, and None; for a run that has done its steps, the names of the files that had not been
-    written and are now. Raises `UserError` for changes that a resume does not allow, and if the upload fails.
+    Returns the exit status, and None; for a run that has done its steps, the names of what was missing and is there
+    now: files, the upload. Raises `UserError` for changes that a resume does not allow, and if the upload fails.
     """
     changes = changes_on_resume(run_dir, begun, config)
     validate(config)
@@ -55,11 +55,13 @@ def resume_run(
     try:
         checkpoint = resume_point(run_dir)
         if checkpoint is not None and is_finished(checkpoint, config):
-            written, status = write_missing(run_dir, checkpoint), 0
+            written = write_missing(run_dir, checkpoint)
             if config.push_to_hub is not None and not hub.is_pushed(run_dir, config.push_to_hub):
                 status = _upload(config, run_dir)
+                if status:  # stopped, and said so
+                    return status, None
                 written.append(f"the upload to {config.push_to_hub}")
-            return status, written
+            return 0, written
         console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
         with memory_errors(config):
             status = train(config, run_dir, resume=True, on_step=make_on_step(run_dir))

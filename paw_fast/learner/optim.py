@@ -19,6 +19,8 @@ class MasterAdamW(torch.optim.AdamW):
 
     groups: parameter groups as AdamW takes them; keywords as AdamW. Gradients are read from the parameters given, and
     `trained` lists these. Needs 16 bytes for each bfloat16 parameter: weight and gradient 2 each, master 4, moments 8.
+    A step replaces the gradients by float32 copies, 2 bytes more, and frees them. Unlike AdamW's default on CUDA, it
+    updates one parameter after another (`foreach=False`): the square roots of all moments at once would need another 4.
 
     >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     >>> optimizer = MasterAdamW([{"params": [weight]}], lr=1e-3, weight_decay=0.0)
@@ -37,7 +39,7 @@ class MasterAdamW(torch.optim.AdamW):
             parameters = list(group["params"])
             self.trained += parameters
             own.append({**group, "params": [self._master(p) for p in parameters]})
-        super().__init__(own, **settings)
+        super().__init__(own, **{"foreach": False, **settings})
 
     def _master(self, parameter: Tensor) -> Tensor:
         if parameter.dtype == torch.float32:
@@ -50,6 +52,7 @@ class MasterAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         for parameter, master in self._pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
         loss = super().step(closure)
         for parameter, master in self._pairs:
             parameter.copy_(master)

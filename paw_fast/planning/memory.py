@@ -141,11 +141,11 @@ def predict_trainer(
     ]
     if config.algo.kl_coef > 0:
         parts.append(Part("reference model", parameters * b, note="for --algo.kl-coef"))
-    parts += _optimizer(parameters, shape.largest_parameter, b, cuda, "")
+    parts += _optimizer(parameters, shape.largest_parameter, b, "")
     if needs_critic(config) and config.critic.backbone == "own":
         parts.append(Part("critic: weights", parameters * b))
         learned = shape.backbone_parameters // shards
-        parts += _optimizer(learned, shape.largest_parameter, b, cuda, "critic: ")
+        parts += _optimizer(learned, shape.largest_parameter, b, "critic: ")
     parts += _passes(config, shape, machine, work, b, shards)
     if rollouts_share_device(config):
         parts += _rollouts(config, shape, machine, work, b)
@@ -166,17 +166,17 @@ def _allocator(kind: str, parts: list[Part]) -> Part:
     return Part("allocator", int(share * peak), note=note, estimated=True)
 
 
-def _optimizer(parameters: int, largest: int, b: int, cuda: bool, name: str) -> list[Part]:
+def _optimizer(parameters: int, largest: int, b: int, name: str) -> list[Part]:
     """Gradients, AdamW's states, and what its step holds for a moment (`learner.optim.MasterAdamW`)."""
     masters = [Part(f"{name}master weights", FLOAT32 * parameters, note="float32")] if b != FLOAT32 else []
-    # 16-bit gradients are widened, all together. A step of torch's AdamW takes a square root of all moments together
-    # on CUDA (foreach), and on the CPU of one parameter after another, in two temporaries.
-    step = (parameters * FLOAT32 if b != FLOAT32 else 0) + (parameters if cuda else 2 * largest) * FLOAT32
+    # 16-bit gradients give way to float32 copies. Parameters are updated one after another, in two temporaries.
+    step = ((parameters if b != FLOAT32 else 0) + 2 * largest) * FLOAT32
+    gradients_in = (UPDATE,) if b != FLOAT32 else (UPDATE, OPTIMIZER)
     words = "gradients in float32, square roots" if b != FLOAT32 else "square roots"
     return [
         *masters,
         Part(f"{name}optimizer states", 2 * FLOAT32 * parameters, note="two moments, float32"),
-        Part(f"{name}gradients", parameters * b, (UPDATE, OPTIMIZER)),
+        Part(f"{name}gradients", parameters * b, gradients_in),
         Part(f"{name}temporaries of AdamW", step, (OPTIMIZER,), words),
     ]
 

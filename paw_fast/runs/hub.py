@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -98,7 +100,7 @@ def _ask_account(endpoint: str) -> tuple[Mapping[str, Any], str, str]:
 
     try:
         # A login in the browser or by OIDC may ask the network for a fresh token.
-        token = _within(ANSWER_TIME_S, get_token)
+        token = _in_thread(get_token, ANSWER_TIME_S)
     except TimeoutError:
         return {}, f"{_host()} did not answer within {ANSWER_TIME_S:g} s", ""
     except Exception as error:
@@ -113,7 +115,7 @@ def _whoami(endpoint: str, token: str) -> tuple[Mapping[str, Any], str, str]:
     from huggingface_hub import HfApi
 
     try:
-        return _within(ANSWER_TIME_S, lambda: HfApi(endpoint=endpoint).whoami(token)), "", ""
+        return _in_thread(lambda: HfApi(endpoint=endpoint).whoami(token), ANSWER_TIME_S), "", ""
     except TimeoutError:
         return {}, f"{_host()} did not answer within {ANSWER_TIME_S:g} s", ""
     except Exception as error:  # of any class of the network libraries
@@ -137,28 +139,6 @@ def _not_writable(name: str, account: Mapping[str, Any]) -> str:
     if owner.lower() in [one.lower() for one in owners]:
         return ""
     return f"the account {owners[0]} cannot write to {owner}/: expected {' or '.join(f'{one}/...' for one in owners)}"
-
-
-def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """Returns what `call` returns. Raises what it raises, and `TimeoutError` if it takes longer."""
-    found: list[Result] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            found.append(call())
-        except Exception as error:
-            errors.append(error)
-
-    # Looking up an address has no time limit of its own.
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not found:
-        raise TimeoutError
-    return found[0]
 
 
 # ------------------------------------------------------------------------------------------------- what is uploaded
@@ -327,8 +307,12 @@ def _upload(name: str, private: bool, message: str, make_files: Callable[[str], 
             enable_progress_bars()
 
 
-def _in_thread(work: Callable[[], Result]) -> Result:
-    """Runs `work` in a thread, so that a stop signal ends the wait for the network at once."""
+def _in_thread(work: Callable[[], Result], seconds: float = math.inf) -> Result:
+    """Returns what `work` returns and raises what it raises; after `seconds` raises `TimeoutError`.
+
+    It runs in a thread, so that a stop signal or the limit ends the wait for the network, which may have no limit of
+    its own (looking up an address).
+    """
     found: list[Result] = []
     errors: list[BaseException] = []
 
@@ -340,10 +324,13 @@ def _in_thread(work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    deadline = time.monotonic() + seconds
     while thread.is_alive():
         thread.join(0.1)
         if thread.is_alive():
             stop_signals.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError
     if errors:
         raise errors[0]
     return found[0]

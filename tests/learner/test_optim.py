@@ -76,3 +76,15 @@ def test_gradients_are_clipped_to_a_global_norm():
     assert float(norm) == pytest.approx((7 * 9 + 3 * 16) ** 0.5, rel=1e-2)
     total = sum(float((p.grad.float() ** 2).sum()) for p in own)
     assert total == pytest.approx(1.0, rel=2e-2)
+
+
+def test_a_step_frees_the_gradients_it_has_widened():
+    """paw_fast.planning counts on it, and on parameters that are updated one after another."""
+    for dtype in (torch.bfloat16, torch.float32):
+        own = parameters(dtype)
+        optimizer = MasterAdamW([{"params": own}], lr=1e-3)
+        for p in own:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert all((p.grad is None) == (dtype == torch.bfloat16) for p in own)
+        assert all(group["foreach"] is False for group in optimizer.param_groups)

@@ -105,7 +105,7 @@ def test_command_of_a_recipe_that_fits(capsys):
     status, out = planned(capsys, "--preset", "alfworld-qwen2.5-1.5b", "--gpus", "1xH100-80GB")
     assert status == 0
     assert re.search(r"optimizer states +11\.5 GiB", out)
-    assert re.search(r"peak: \d+\.\d GiB in the optimizer step, \d+% of 78\.1 GiB", out)
+    assert re.search(r"peak: \d+\.\d GiB in the update, \d+% of 78\.1 GiB", out)
     assert out.rstrip().endswith("paw-fast train --preset alfworld-qwen2.5-1.5b")
 
 

@@ -136,7 +136,7 @@ def test_a_failed_upload_loses_nothing_and_is_repeated(run, there, capsys):
 
 def test_resume_of_a_finished_run_makes_up_for_its_upload(run, there, capsys):
     assert resume(run) == 0
-    assert "the upload to me/agent had not been written and is now" in capsys.readouterr().err
+    assert "added what was missing: the upload to me/agent" in capsys.readouterr().err
     assert set(there.repositories["me/agent"].files) == MODEL_FILES | {"README.md"}
 
 

@@ -9,11 +9,11 @@ from paw_fast.envs.babyai.config import BabyaiConfig
 from paw_fast.envs.babyai.levels import check_installed, layout_of, make_level, short_name
 from paw_fast.envs.babyai.text import COMMANDS, describe, effective_commands
 from paw_fast.envs.base import BaseEnv, StepResult
+from paw_fast.envs.seed_splits import seeds_of
 from paw_fast.errors import UserError
 from paw_fast.types import Observation, Task
 
-_SPLITS = {"train": "train", "unseen": "unseen", "valid_unseen": "unseen", "eval": "unseen"}
-_SEEDS_PER_GAME_SEED, _FIRST_UNSEEN, _NEXT_TRY = 1 << 32, 1 << 31, 1 << 128
+_NEXT_TRY = 1 << 128
 MAX_TRIES = 1000
 """Layouts that are drawn for a training task until one is not held out."""
 
@@ -30,17 +30,13 @@ class Missions:
 
     def tasks(self, split: str) -> tuple[Task, ...]:
         """The tasks of "train" or "unseen" (also "eval"), in a fixed order. Raises `UserError` for other splits."""
-        name = _SPLITS.get(split)
-        if name is None:
-            raise UserError(f"babyai has no split {split!r}: there are train and unseen")
-        config = self.config
-        first = config.game_seed * _SEEDS_PER_GAME_SEED + (_FIRST_UNSEEN if name == "unseen" else 0)
-        count = config.num_unseen if name == "unseen" else config.num_train
+        levels = self.config.levels
+        name, seeds = seeds_of(self.config, split, "babyai")
         made = []
-        for i in range(count):
-            level = config.levels[i % len(config.levels)]
+        for i, seed in enumerate(seeds):
+            level = levels[i % len(levels)]
             kind = short_name(level)
-            made.append(Task(f"{kind}/{name}-{i}", "babyai", name, kind, info={"level": level, "seed": first + i}))
+            made.append(Task(f"{kind}/{name}-{i}", "babyai", name, kind, info={"level": level, "seed": seed}))
         return tuple(made)
 
     def held_out(self) -> frozenset[str]:

@@ -90,4 +90,4 @@ def _import_minigrid() -> None:
     from minigrid.envs.babyai.core import roomgrid_level
 
     # The generator of levels prints a line for each layout that it rejects.
-    vars(roomgrid_level)["print"] = lambda *args, **kwargs: None
+    roomgrid_level.__dict__["print"] = lambda *args, **kwargs: None

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from paw_fast.envs.base import BaseEnv, StepResult, one_line
+from paw_fast.envs.seed_splits import seeds_of
 from paw_fast.errors import UserError
 from paw_fast.types import Observation, Task
 
-_SPLITS = {"train": "train", "unseen": "unseen", "valid_unseen": "unseen", "eval": "unseen"}
-_SEEDS_PER_GAME_SEED, _FIRST_UNSEEN = 1 << 32, 1 << 31
 _TEXT_KEYS, _TASK_KEYS = ("text", "observation", "obs"), ("mission", "task", "instruction", "goal")
 HOW_TO_WRAP = (
     "register it in a wrapper (gymnasium.ObservationWrapper, gymnasium.ActionWrapper) with such a space, and give "
@@ -122,23 +121,21 @@ class GymnasiumEnv(BaseEnv):
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train" or "unseen" (also "eval"). Raises `UserError` for other splits."""
-        name = _SPLITS.get(split)
-        if name is None:
-            raise UserError(f"{self.name} has no split {split!r}: there are train and unseen")
-        config = self._config
-        first = config.game_seed * _SEEDS_PER_GAME_SEED + (_FIRST_UNSEEN if name == "unseen" else 0)
-        count = config.num_unseen if name == "unseen" else config.num_train
-        return tuple(Task(f"{name}-{i}", self.name, name, info={"seed": first + i}) for i in range(count))
+        name, seeds = seeds_of(self._config, split, self.name)
+        return tuple(Task(f"{name}-{i}", self.name, name, info={"seed": seed}) for i, seed in enumerate(seeds))
 
     def reset(self, task: Task) -> Observation:
         """Starts an episode. Raises `UserError` where the environment fails."""
         if not isinstance(task.info.get("seed"), int):
             raise UserError(f"the task {task.task_id!r} has no seed: take one of env.tasks(...)")
-        seen, info = self._call("reset", lambda: self._wrapped.env.reset(seed=task.info["seed"]))
+        self._seen = self._call("reset", lambda: self._begin(task.info["seed"]))
         self._num_steps, self._done = 0, False
-        goal = next((str(seen[key]) for key in _TASK_KEYS if isinstance(seen, dict) and key in seen), "")
-        self._seen = self._observe(seen, info, goal)
         return self._seen
+
+    def _begin(self, seed: int) -> Observation:
+        seen, info = self._wrapped.env.reset(seed=seed)
+        goal = next((str(seen[key]) for key in _TASK_KEYS if isinstance(seen, dict) and key in seen), "")
+        return self._observe(seen, info, goal)
 
     def step(self, command: str) -> StepResult:
         """Executes one command. Raises `RuntimeError` before the first reset or after `done`."""
@@ -150,20 +147,25 @@ class GymnasiumEnv(BaseEnv):
             self._done = over
             return StepResult(self._seen, over, truncated=over, admissible=False)
         action: Any = wrapped.start + wrapped.commands.index(command) if wrapped.commands else command
-        seen, reward, ended, cut, info = self._call("step", lambda: wrapped.env.step(action))
+        result = self._call("step", lambda: self._act(action, over))
+        self._seen, self._done = result.observation, result.done
+        return result
+
+    def _act(self, action: Any, over: bool) -> StepResult:
+        seen, reward, ended, cut, info = self._wrapped.env.step(action)
         success = info.get("is_success", info.get("success"))
         won = bool(success if success is not None else ended and reward > 0) and bool(ended or cut)
-        accepted = None if wrapped.commands else True
-        self._done = bool(ended or cut or over)
-        self._seen = self._observe(seen, info)
+        done = bool(ended or cut or over)
         return StepResult(
-            self._seen, self._done, won, score=float(reward), truncated=self._done and not ended and not won,
-            admissible=accepted,
+            self._observe(seen, info), done, won, score=float(reward), truncated=done and not ended and not won,
+            admissible=None if self._wrapped.commands else True,
         )  # fmt: skip
 
     def _observe(self, seen: Any, info: dict[str, Any], task: str = "") -> Observation:
         commands, mask = self._wrapped.commands, info.get("action_mask")
         if commands and mask is not None:
+            if len(mask) != len(commands):
+                raise ValueError(f"info['action_mask'] has {len(mask)} values for {len(commands)} actions")
             commands = tuple(name for name, works in zip(commands, mask, strict=True) if works)
         return Observation(self._wrapped.read(seen), commands, task)
 

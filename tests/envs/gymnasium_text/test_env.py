@@ -37,12 +37,22 @@ class Echo(Guess):
     def step(self, action):
         if action == "crash":
             raise ZeroDivisionError("no")
+        if action == "four":
+            return "", 1.0, False, {}
+        if action == "no reward":
+            return "", None, True, False, {}
         return f"You said {action}.", 1.0, False, False, {}
 
 class Nameless(Guess):
     action_names = None
 
-for one in (Guess, Echo, Nameless):
+class Masked(Guess):
+    def reset(self, seed=None, options=None):
+        return super().reset(seed)[0], {"action_mask": [True] * (1 if seed % 2 else 2)}
+    def step(self, action):
+        return {"mission": "no text"}, 0.0, False, False, {}
+
+for one in (Guess, Echo, Nameless, Masked):
     gymnasium.register(f"{one.__name__}-v0", one)
 '''
 
@@ -88,6 +98,21 @@ def test_text_actions_and_the_step_limit():
     env.reset(env.tasks("unseen")[0])
     with pytest.raises(UserError, match="its step failed: ZeroDivisionError: no"):
         env.step("crash")
+
+
+def test_what_an_environment_returns_by_mistake_is_one_line():
+    env = envs.make("gymnasium:guess_game_for_tests:Echo-v0")
+    for action, message in (("four", "expected 5, got 4"), ("no reward", "'NoneType'")):
+        env.reset(env.tasks("train")[0])
+        with pytest.raises(UserError, match=f"Echo-v0: its step failed: .*{message}"):
+            env.step(action)
+    env = envs.make("gymnasium:guess_game_for_tests:Masked-v0")
+    even, odd = env.tasks("train")[:2]
+    with pytest.raises(UserError, match=r"its reset failed: .*action_mask.* has 1 values for 2 actions"):
+        env.reset(odd)
+    env.reset(even)
+    with pytest.raises(UserError, match="its step failed: KeyError: 'text'"):
+        env.step("left")
 
 
 def test_given_names():
