@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from fault_trials import MODES, Laboratory, Trial, plain, session, shim, shorten
+from fault_trials import MODES, REPRODUCIBLE, Laboratory, Trial, plain, session, shim, shorten
 
 HERE = Path(__file__).resolve().parent
 POINTS = [
@@ -234,8 +234,9 @@ def table(trials: list[Trial]) -> list[str]:
         groups.setdefault((one.fault, one.mode), []).append(one)
     for (fault, mode), those in groups.items():
         said = Counter(one.said for one in those if one.status not in (0, -9)).most_common(1)
+        equal = sum(bool(one.equal) for one in those) if mode in REPRODUCIBLE else "not compared"
         cells = (
-            fault, mode, len(those), sum(one.survived for one in those), sum(one.equal for one in those),
+            fault, mode, len(those), sum(one.survived for one in those), equal,
             max(one.lost for one in those), sum(one.traceback for one in those), sum(not one.whole for one in those),
             sum(one.left for one in those), said[0][0] if said else "(nothing: it went on, or was killed)",
         )  # fmt: skip
@@ -256,7 +257,7 @@ def report(trials: list[Trial], args: argparse.Namespace, seconds: float) -> str
     failed = [one for one in trials if not one.survived]
     tail = ["", "Not survived:", ""] if failed else []
     for one in failed:
-        what = [name for name in ("resumed", "whole", "equal") if not getattr(one, name)]
+        what = [name for name in ("resumed", "whole", "equal") if getattr(one, name) is False]
         tail.append(f"- {one.fault}, {one.mode}, {one.detail}: not {', '.join(what) or 'clean'}; {plain(one.said)}")
     return "\n".join(head + table(trials) + tail) + "\n"
 
