@@ -162,7 +162,7 @@ def _allocator(kind: str, parts: list[Part]) -> Part:
     elif os.environ.get(MMAP_THRESHOLD):
         share, note = PINNED_SHARE, f"{PINNED_SHARE:.0%} of the tensors, as {MMAP_THRESHOLD} is set"
     else:
-        share, note = GLIBC_SHARE, f"glibc: 10 to 70 % of the tensors; {MMAP_THRESHOLD}=1048576 avoids it"
+        share, note = GLIBC_SHARE, f"glibc: up to 70 % of the tensors; {MMAP_THRESHOLD}=1048576 avoids it"
     return Part("allocator", int(share * peak), note=note, estimated=True)
 
 
