@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,13 @@ Values = Callable[[Tensor], Tensor]
 """Maps hidden states [N, H] to values [N]."""
 Step = Callable[[], tuple[float, bool]]
 """A step of the policy's optimizer: gives the gradient's norm and whether the step was taken."""
+Shard = Callable[[Policy, Sequence[torch.nn.Module]], Policy]
+"""Splits a policy, and modules that read its hidden states, among ranks."""
+
+
+def whole(policy: Policy, heads: Sequence[torch.nn.Module]) -> Policy:
+    """The `Shard` of one rank: leaves everything as it is."""
+    return policy
 
 
 def value_loss(
@@ -64,6 +72,14 @@ class NoCritic:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the policy's optimizer."""
         return []
+
+    def heads(self) -> list[torch.nn.Module]:
+        """Modules that read the policy's hidden states, and are sharded with it."""
+        return []
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The critic's parameters in the order of its optimizer, or of its group in the policy's."""
+        return iter(())
 
     def shared_values(self) -> Values | None:
         """Maps hidden states of the policy to values; None if the critic does not use them."""
@@ -112,6 +128,12 @@ class SharedCritic(NoCritic):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.head.parameters()), "lr": self.config.learning_rate}]
 
+    def heads(self) -> list[torch.nn.Module]:
+        return [self.head]
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((f"head.{name}", parameter) for name, parameter in self.head.named_parameters())
+
     def shared_values(self) -> Values | None:
         return self.values
 
@@ -126,9 +148,13 @@ class SharedCritic(NoCritic):
         if not warming_up:
             return
         for batch in batches():
-            with torch.no_grad():
-                hidden = row_hidden(policy, batch)
-            self._loss(hidden, batch, metrics, 1.0).backward()
+
+            def loss(batch: PackedBatch = batch) -> Tensor:
+                with torch.no_grad():
+                    hidden = row_hidden(policy, batch)
+                return self._loss(hidden, batch, metrics, 1.0)
+
+            policy.run(loss).backward()
         # The policy's parameters have no gradient here, and AdamW leaves such parameters alone.
         norm, stepped = step()
         metrics.count_step(stepped)
@@ -152,11 +178,11 @@ class SeparateCritic(NoCritic):
     needed = True
     has_own_pass = True
 
-    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig):
+    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig, shard: Shard = whole):
         self.config, self.warmup_steps, self.max_grad_norm = config, config.warmup_steps, optim.max_grad_norm
         self.head = _new_head(policy)
-        self.backbone = Policy(copy.deepcopy(policy.model), policy.tokenizer)
-        parameters = [*self.backbone.model.base_model.parameters(), *self.head.parameters()]
+        self.backbone = shard(Policy(copy.deepcopy(policy.model), policy.tokenizer), [self.head])
+        parameters = [parameter for _, parameter in self.named_parameters()]
         self.optimizer = MasterAdamW(
             [{"params": parameters}], lr=config.learning_rate, betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
@@ -165,12 +191,16 @@ class SeparateCritic(NoCritic):
     def own_optimizers(self) -> list[MasterAdamW]:
         return [self.optimizer]
 
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for prefix, module in (("backbone", self.backbone.model.base_model), ("head", self.head)):
+            yield from ((f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters())
+
     def values(self, hidden: Tensor) -> Tensor:
         """Computes values [N] float32 from hidden states [N, H] of the backbone."""
         return self.head(hidden.float())[:, 0]
 
     def separate_values(self, batch: PackedBatch) -> Tensor:
-        return self.values(row_hidden(self.backbone, batch))
+        return self.backbone.run(lambda: self.values(row_hidden(self.backbone, batch)))
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
@@ -178,11 +208,14 @@ class SeparateCritic(NoCritic):
     ) -> None:  # fmt: skip
         """Takes a step of the critic's own optimizer, during the warm-up and after it."""
         for batch in batches():
-            hidden = row_hidden(self.backbone, batch)
-            _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
+            self.backbone.run(partial(self._loss, batch, metrics)).backward()
         norm = self.step()
         metrics.count_step(math.isfinite(norm))
         metrics.critic_norms.append(norm)
+
+    def _loss(self, batch: PackedBatch, metrics: UpdateMetrics) -> Tensor:
+        hidden = row_hidden(self.backbone, batch)
+        return _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip)
 
     def step(self) -> float:
         """One step of the critic's optimizer, left out where the gradient is not finite; returns the gradient's
@@ -207,13 +240,14 @@ class SeparateCritic(NoCritic):
         restore_optimizer(self.optimizer, state["optimizer"])
 
 
-def make_critic(policy: Policy, config: TrainConfig) -> NoCritic:
-    """Creates the critic that the algorithm of the config needs."""
+def make_critic(policy: Policy, config: TrainConfig, shard: Shard = whole) -> NoCritic:
+    """Creates the critic that the algorithm of the config needs. `policy` is not sharded yet; `shard` is called for a
+    backbone of the critic's own."""
     if not algorithm_class(config.algo.name).needs_critic:
         return NoCritic()
     if config.critic.backbone == "shared":
         return SharedCritic(policy, config.critic)
-    return SeparateCritic(policy, config.critic, config.optim)
+    return SeparateCritic(policy, config.critic, config.optim, shard)
 
 
 def _new_head(policy: Policy) -> torch.nn.Linear:

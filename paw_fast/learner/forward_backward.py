@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from paw_fast import kernels
-from paw_fast.kernels import LossRows, LossSettings
+from paw_fast.kernels import LossOutput, LossRows, LossSettings
 from paw_fast.models.policy import Policy, logit_map
 
 if TYPE_CHECKING:
@@ -50,27 +50,37 @@ def compute_token_stats(
 
     `values` maps the rows' hidden states [N, H] to a third result [N] (a critic on the same backbone).
     """
-    hidden = row_hidden(policy, batch)
     softcap, divisor = logit_map(policy.model)
-    logprobs, entropies = [], []
-    for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
-        out = kernels.token_logprobs(policy.lm_head(part), targets, temperature * divisor, softcap=softcap)
-        logprobs.append(out.logprobs)
-        entropies.append(out.entropies)
-    return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu(), values(hidden).cpu() if values else None
+
+    def of_head(head: torch.nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = [], []
+        for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
+            out = kernels.token_logprobs(head(part), targets, temperature * divisor, softcap=softcap)
+            logprobs.append(out.logprobs)
+            entropies.append(out.entropies)
+        return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
+
+    def forward() -> tuple[Tensor, Tensor, Tensor | None]:
+        hidden = row_hidden(policy, batch)
+        return *policy.with_head(of_head, hidden), values(hidden).cpu() if values else None
+
+    return policy.run(forward)
 
 
 @torch.no_grad()
 def predict(policy: Policy, batch: PackedBatch, chunk: int) -> tuple[Tensor, Tensor]:
     """For every row: the target's log-probability [N] at temperature 1, and whether it is the most likely token [N]."""
-    hidden = row_hidden(policy, batch)
     softcap, divisor = logit_map(policy.model)
-    logprobs, hits = [], []
-    for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
-        logits = policy.lm_head(part)
-        hits.append(logits.argmax(-1) == targets)
-        logprobs.append(kernels.token_logprobs(logits, targets, divisor, softcap=softcap).logprobs)
-    return torch.cat(logprobs).cpu(), torch.cat(hits).cpu()
+
+    def of_head(head: torch.nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs, hits = [], []
+        for part, targets in zip(hidden.split(chunk), batch.rows.targets.split(chunk), strict=True):
+            logits = head(part)
+            hits.append(logits.argmax(-1) == targets)
+            logprobs.append(kernels.token_logprobs(logits, targets, divisor, softcap=softcap).logprobs)
+        return torch.cat(logprobs).cpu(), torch.cat(hits).cpu()
+
+    return policy.run(lambda: policy.with_head(of_head, row_hidden(policy, batch)))
 
 
 def backward(
@@ -84,38 +94,50 @@ def backward(
     At most `chunk` rows of logits exist at a time, and the gradient replaces them in place. A plain linear head is
     part of the fused op; any other (LoRA, hooks, a quantized one) is called as a module.
     """
-    hidden = row_hidden(policy, batch)
-    head = policy.lm_head
     softcap, divisor = logit_map(policy.model)
     settings = dataclasses.replace(
         settings, softcap=softcap, temperature=settings.temperature * divisor,
         wm_temperature=settings.wm_temperature * divisor,
     )  # fmt: skip
+
+    def of_head(head: torch.nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, ...]]]:
+        return _head_losses(head, hidden, batch.rows, settings, chunk, extra)
+
+    # Plain tuples: the hooks of a sharded policy look for tensors in them.
+    root, gradient, columns = policy.run(lambda: policy.with_head(of_head, row_hidden(policy, batch)))
+    if root.requires_grad:
+        root.backward(gradient)
+    return RowResults(*(torch.cat(column).cpu() for column in zip(*columns, strict=True)))
+
+
+def _head_losses(
+    head: torch.nn.Module, hidden: Tensor, rows: LossRows, settings: LossSettings, chunk: int,
+    extra: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, ...]]]:  # fmt: skip
+    """The tensor from which to go backward, its gradient (None for 1), and the columns of `RowResults` in chunks."""
     if _is_plain(head) and hidden.dtype == head.weight.dtype:
         row_bytes = head.weight.shape[0] * head.weight.element_size()
         out = kernels.linear_paw_loss(
-            hidden, head.weight, batch.rows, settings, bias=head.bias, chunk_bytes=chunk * row_bytes
+            hidden, head.weight, rows, settings, bias=head.bias, chunk_bytes=chunk * row_bytes
         )
-        (out.loss if extra is None else out.loss + extra(hidden)).backward()
-        columns = [out]
-    else:
-        # The head's chunks go backward one by one into this leaf, and the backbone once.
-        leaf = hidden.detach().requires_grad_()
-        columns = []
-        for start in range(0, len(leaf), chunk):
-            rows = _slice(batch.rows, start, start + chunk)
-            out = kernels.paw_loss(head(leaf[start : start + chunk]), rows, settings)
-            out.loss.backward()
-            columns.append(out)
-        if extra is not None:
-            extra(leaf).backward()
-        if hidden.requires_grad:
-            hidden.backward(leaf.grad)
-    names = (f.name for f in dataclasses.fields(RowResults))
-    return RowResults(**{name: torch.cat([getattr(out, name) for out in columns]).cpu() for name in names})
+        return out.loss if extra is None else out.loss + extra(hidden), None, [_columns(out)]
+    # The head's chunks go backward one by one into this leaf, and the backbone once.
+    leaf = hidden.detach().requires_grad_()
+    columns = []
+    for start in range(0, len(leaf), chunk):
+        out = kernels.paw_loss(head(leaf[start : start + chunk]), _slice(rows, start, start + chunk), settings)
+        out.loss.backward()
+        columns.append(_columns(out))
+    if extra is not None:
+        extra(leaf).backward()
+    return hidden, leaf.grad, columns
 
 
-def _is_plain(head: torch.nn.Module) -> bool:
+def _columns(out: LossOutput) -> tuple[Tensor, ...]:
+    return tuple(getattr(out, f.name) for f in dataclasses.fields(RowResults))
+
+
+def _is_plain(head: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     """Whether calling `head` is nothing but `x @ weight.T + bias`."""
     hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
     return type(head) is torch.nn.Linear and "forward" not in vars(head) and not any(hooks)

@@ -22,7 +22,7 @@ from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.kernels import LossSettings
 from paw_fast.learner import packing
-from paw_fast.learner.critic import Values, make_critic
+from paw_fast.learner.critic import Shard, Values, make_critic, whole
 from paw_fast.learner.forward_backward import backward, compute_token_stats, rows_per_chunk
 from paw_fast.learner.loss_rows import build_tables, longest_action
 from paw_fast.learner.optim import MasterAdamW
@@ -52,13 +52,16 @@ class Learner:
 
     def __init__(
         self, policy: Policy, reference: Policy | None, config: TrainConfig, max_tokens: int | None = None,
-        seen_passages: SeenPassages | None = None,
+        seen_passages: SeenPassages | None = None, shard: Shard = whole,
     ):  # fmt: skip
-        self.policy, self.reference, self.config, self.max_tokens = policy, reference, config, max_tokens
+        self.config, self.max_tokens = config, max_tokens
         self.seen_passages = seen_passages or SeenPassages()
         o, a = config.optim, config.algo
-        self.critic = make_critic(policy, config)
-        groups = [{"params": list(policy.model.parameters())}, *self.critic.parameter_groups()]
+        self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        self.critic = make_critic(policy, config, shard)
+        self.policy = shard(policy, self.critic.heads())
+        self.reference = shard(reference, ()) if reference is not None else None
+        groups = [{"params": list(self.policy.model.parameters())}, *self.critic.parameter_groups()]
         self.optimizer = MasterAdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
 
         # Counts training steps, whose number of optimizer steps may vary, without those of the critic's warm-up. A
@@ -68,7 +71,6 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.optimizer_steps = 0
         """Number of optimizer steps in the last update, skipped ones included."""
-        self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
         self._report: Callable[[float], None] = lambda share: None
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
@@ -115,8 +117,19 @@ class Learner:
     def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[PackedBatch]:
         tables = [packing.action_rows(s) for s in sequences]
         lengths = [packing.input_length(t) for t in tables]
-        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+        for members in self._plan(lengths):
             yield packing.pack(sequences, tables, members, self.policy.device)
+
+    def _plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The micro-batches to run here, as lists of sequences with these numbers of tokens."""
+        return packing.plan_micro_batches(lengths, self.config.token_budget)
+
+    def _join(self, columns: list[dict[int, np.ndarray]]) -> list[dict[int, np.ndarray]]:
+        """Completes results, by transition, of the micro-batches of `_plan` with those that were run elsewhere."""
+        return columns
+
+    def _join_metrics(self, metrics: UpdateMetrics) -> None:
+        """Completes the metrics of an update in the same way."""
 
     def _run(
         self, policy: Policy, sequences: Sequence[TokenSequence], values_of: Values | None = None
@@ -128,7 +141,7 @@ class Learner:
             for column, flat in zip(columns, found, strict=True):
                 if flat is not None:
                     _scatter(column, flat.numpy(), batch, sequences)
-        return [[column[m] for m in sorted(column)] for column in columns]
+        return [[column[m] for m in sorted(column)] for column in self._join(columns)]
 
     @torch.no_grad()
     def _separate_values(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
@@ -137,6 +150,7 @@ class Learner:
         if self.critic.has_own_pass:
             for batch in self._micro_batches(sequences):
                 _scatter(column, self.critic.separate_values(batch).cpu().numpy(), batch, sequences)
+            column = self._join([column])[0]
         return [column[m] for m in sorted(column)]
 
     # ------------------------------------------------------------------------------------------------ the update
@@ -169,6 +183,7 @@ class Learner:
             self._report = partial(report, total, total)
             self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics)
         self.seen_passages.add(step + 1, shown_passages(batch.trajectories))
+        self._join_metrics(metrics)
         metrics.learning_rate = float(self.scheduler.get_last_lr()[0])
         if metrics.moved:  # training steps in which the policy did not change do not count
             self.scheduler.step()
@@ -243,7 +258,7 @@ class Learner:
         """Micro-batches of the sequences that have a row."""
         live = [i for i, t in enumerate(tables) if len(t.positions)]
         lengths = [packing.input_length(tables[i]) for i in live]
-        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+        for members in self._plan(lengths):
             yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device)
 
 

@@ -65,8 +65,12 @@ class MasterAdamW(torch.optim.AdamW):
             parameter.grad = None
 
     def clip_gradients(self, max_norm: float) -> Tensor:
-        """Scales the gradients to a global norm of at most `max_norm`; returns the previous norm, a float32 scalar."""
-        return torch.nn.utils.clip_grad_norm_(self.trained, max_norm).float()
+        """Scales the gradients to a global norm of at most `max_norm`; returns the previous norm, a float32 scalar.
+
+        Of sharded gradients the norm is that of all shards."""
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, max_norm)
+        whole: Callable[[], Tensor] = getattr(norm, "full_tensor", lambda: norm)
+        return whole().float()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "masters": [master.detach() for _, master in self._pairs]}

@@ -135,7 +135,13 @@ def join_rows(*tables: RowTable) -> RowTable:
 def pack(
     sequences: Sequence[TokenSequence], tables: Sequence[RowTable], members: Sequence[int], device: torch.device
 ) -> PackedBatch:
-    """Packs the sequences `members` and their rows into a micro-batch on `device`. Each must have at least one row."""
+    """Packs the sequences `members` and their rows into a micro-batch on `device`. Each must have at least one row.
+
+    Without members the micro-batch is one token and a row without a loss: its gradient is zero. A rank of several runs
+    it where others have more micro-batches, because all must take part in the collectives of each.
+    """
+    if not members:
+        return _empty_batch(device)
     picked = [(np.asarray(sequences[i].ids, dtype=np.int64), tables[i]) for i in members]
     lengths = [input_length(t) for _, t in picked]
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
@@ -160,3 +166,12 @@ def pack(
         old_values=move(column("old_values")),
         value_targets=move(column("value_targets")),
     )  # fmt: skip
+
+
+def _empty_batch(device: torch.device) -> PackedBatch:
+    zero, zeros = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, device=device)
+    rows = LossRows(
+        targets=zero, kinds=torch.full((1,), IGNORED, dtype=torch.uint8, device=device), weights=zeros,
+        old_logprobs=zeros, ref_logprobs=zeros, advantages=zeros,
+    )  # fmt: skip
+    return PackedBatch((), zero, zero, (1,), zero, (1,), rows, zeros, zeros)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ from paw_fast.kernels import CLIPPED, POLICY, SATURATED, WORLD_MODEL
 from paw_fast.learner.forward_backward import RowResults
 from paw_fast.learner.packing import PackedBatch
 from paw_fast.learner.seen_passages import NEW, REPEATED
+
+_PARTS = (
+    "_sums", "_passage_errors", "_passage_tokens", "_values", "_targets", "_value_loss", "_value_clipped", "tokens"
+)  # fmt: skip
 
 
 class UpdateMetrics:
@@ -50,7 +55,9 @@ class UpdateMetrics:
 
     def add(self, batch: PackedBatch, result: RowResults, chosen: Sequence[int] = ()) -> None:
         """Adds a micro-batch of the policy's update; its members are indices into `chosen`, the sequences of the
-        optimizer batch."""
+        optimizer batch. A micro-batch without members adds nothing."""
+        if not batch.members:
+            return
         kinds = batch.rows.kinds.cpu()
         policy, observed = kinds == POLICY, kinds == WORLD_MODEL
         s = self._sums
@@ -79,6 +86,19 @@ class UpdateMetrics:
         self._targets.append(targets.cpu())
         self._value_clipped += int(clipped.sum())
         self._value_loss += loss
+
+    def parts(self) -> dict[str, Any]:
+        """What the micro-batches have added, for `replace_parts`."""
+        return {name: getattr(self, name) for name in _PARTS}
+
+    def replace_parts(self, found: Sequence[dict[str, Any]]) -> None:
+        """Puts the sum of several `parts`, one of each rank, in the place of what was added here."""
+        for name in _PARTS:
+            values = [one[name] for one in found]
+            if isinstance(values[0], dict):
+                setattr(self, name, {key: sum(one[key] for one in values) for key in values[0]})
+            else:  # numbers, and lists of tensors
+                setattr(self, name, sum(values, [] if isinstance(values[0], list) else 0))
 
     def metrics(self, world_model: bool, reference: bool, critic: bool) -> dict[str, float]:
         """Returns means over rows and over the optimizer steps with each loss, by metric name; and `tokens`."""

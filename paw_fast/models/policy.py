@@ -6,9 +6,10 @@ Shapes: T packed tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -21,6 +22,8 @@ from paw_fast.models.forward_check import check_forward, reject_stateful
 from paw_fast.models.hub import check_model, use_cache_only
 from paw_fast.runs import console
 from paw_fast.runs.memory_errors import describe_out_of_memory
+
+Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -107,8 +110,21 @@ class Policy:
         return next(self.model.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the model computes."""
+        return self.model.dtype
+
+    @property
     def lm_head(self) -> torch.nn.Linear:
         return self.model.get_output_embeddings()
+
+    def run(self, compute: Callable[[], Result]) -> Result:
+        """Returns `compute()`, which runs the model; a sharded policy (`distributed.sharding`) gathers its weights."""
+        return compute()
+
+    def with_head(self, compute: Callable[[Any, torch.Tensor], Result], hidden: torch.Tensor) -> Result:
+        """Returns `compute(lm_head, hidden)`, inside `run`; a sharded policy gathers the head's weight for it."""
+        return compute(self.lm_head, hidden)
 
     def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Returns the last hidden states [T, H] of packed sequences.
