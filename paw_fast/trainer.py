@@ -27,6 +27,7 @@ from paw_fast.algorithms import off_policy, world_model
 from paw_fast.algorithms.base import make_algorithm
 from paw_fast.config import TrainConfig, with_chat_date
 from paw_fast.config.services import log_services
+from paw_fast.distributed import leader
 from paw_fast.errors import UserError
 from paw_fast.evaluation.success import (
     EvalResult,
@@ -37,8 +38,8 @@ from paw_fast.evaluation.success import (
     evaluate,
     overlong_warning,
 )
-from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
-from paw_fast.learner import Learner, join_groups
+from paw_fast.evaluation.world_model import WorldModelQuality
+from paw_fast.learner import join_groups
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
 from paw_fast.models.policy import load_policy
@@ -56,7 +57,7 @@ from paw_fast.rollout.task_sampler import TaskSampler
 from paw_fast.rollout.worker import EvalSession
 from paw_fast.runs import console, progress, stop_signals
 from paw_fast.runs import run_dir as runs
-from paw_fast.runs.checkpoint import Checkpoint, save_checkpoint
+from paw_fast.runs.checkpoint import Checkpoint
 from paw_fast.runs.metrics import MetricsWriter, peak_memory_bytes
 from paw_fast.runs.outcome import outcome_lines
 from paw_fast.runs.resume import missing_rows, resume_point, write_summary
@@ -108,7 +109,8 @@ class Trainer:
         first_model = self._first_model()
         stop_signals.check()
         with progress.phase("loading the model"):
-            self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
+            model = checkpoint.path if checkpoint else first_model
+            self.policy = load_policy(model, config.model)
         template = PromptTemplate.load(config.env.template, config.env.name)
         agent = agent_settings(self.policy.model.config, config)
         example = check_first_prompts(self.env, self.sampler.tasks, make_chat(self.policy, config), template, agent)
@@ -119,10 +121,12 @@ class Trainer:
         passages = SeenPassages(run_dir / "passages.jsonl", resumed)
         max_tokens = max_length(self.policy.model.config, config)
         self.algorithm = make_algorithm(config)
-        self.learner = Learner(self.policy, reference, config, max_tokens, passages)
+        self.learner, played = leader.make_learner(
+            self.policy, reference, config, max_tokens, passages, model, first_model
+        )
         with self.timer("start"):
-            version = checkpoint.step if checkpoint else 0
-            self.worker = start_worker(config, self.policy, self.env, run_dir / "workers", version, self._stage)
+            version, source = checkpoint.step if checkpoint else 0, leader.weights_of(self.learner)
+            self.worker = start_worker(config, played, self.env, run_dir / "workers", version, self._stage, source)
         self.orchestrator = make_orchestrator(config, self.worker, self.sampler, console.say, self._stage)
         self.trace = TraceFile(run_dir / "trace.json") if config.profile else None
         if checkpoint:
@@ -225,8 +229,8 @@ class Trainer:
                 result = evaluate(session, self.eval_tasks, self.config.seed, done)
             if warning := overlong_warning(result):
                 console.say(warning)
-            quality = measure_world_model(
-                self.policy, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
+            quality = leader.measure(
+                self.learner, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
             )  # fmt: skip
         self.progress.evaluated(time.monotonic() - start)
@@ -282,8 +286,7 @@ class Trainer:
         return {"step": self.step, "extra": extra, "rng_states": capture_rng_states()}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        checkpoint.restore(**self.learner.stateful_parts())
-        self.learner.apply_settings()
+        leader.restore(self.learner, checkpoint)
         self.step = checkpoint.step
         self.sampler.restore(checkpoint.extra["sampler"])
         self.summary = dict(checkpoint.extra["summary"])
@@ -302,10 +305,7 @@ class Trainer:
         if state is None and self._saved == now:
             return self.run_dir / "checkpoints" / f"step_{self.step:06d}"
         with progress.phase("saving", name="saving a checkpoint"):
-            path = save_checkpoint(
-                self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer,
-                **self.learner.stateful_parts(), **(state or self._state()),
-            )  # fmt: skip
+            path = leader.save(self.learner, self.run_dir, state or self._state())
         best = self.summary.get("best_step")
         if state is None:
             self._saved = now

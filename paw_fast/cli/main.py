@@ -68,10 +68,23 @@ RUN_OPTIONS = ("--preset", "--config", "--resume", "--print-config", "--seeds")
 def _train(args: list[str]) -> int:
     if not set(HELP).isdisjoint(args):
         return _train_help(args)
+    from paw_fast.distributed import launch
     from paw_fast.runs import console
 
+    if launch.is_follower():
+        return _follow(args)
     with stop_signals.handled(console.say):  # before anything is built
         return _train_command(args)
+
+
+def _follow(args: list[str]) -> int:
+    """What a rank other than 0 does: it takes part in what rank 0 runs, which reads the options."""
+    if "--print-config" in args:
+        return 0
+    _quiet_libraries()
+    from paw_fast.distributed.leader import follow
+
+    return follow()
 
 
 def _train_help(args: list[str]) -> int:
@@ -105,10 +118,11 @@ def _resolve(args: list[str]) -> tuple[TrainConfig, str]:
 
 
 def _train_command(args: list[str]) -> int:
+    given = list(args)
     only_print = take_switch(args, "print-config")
     resume = None if seeds.is_given(args) else take(args, "resume")
     if resume is not None:
-        return _resume(Path(resume), args, only_print)
+        return _resume(Path(resume), args, only_print, given)
     many = seeds.take_seeds(args)
     config, why = _resolve(args)
     if only_print:
@@ -126,10 +140,29 @@ def _train_command(args: list[str]) -> int:
         console.say(why)
     from paw_fast.cli.start import start_run
 
-    return start_run(config)[0] if many is None else seeds.train_seeds(config, many, start_run)
+    def start(config: TrainConfig) -> int:
+        return start_run(config)[0] if many is None else seeds.train_seeds(config, many, start_run)
+
+    return _on_ranks(config, given, start)
 
 
-def _resume(path: Path, args: list[str], only_print: bool) -> int:
+def _on_ranks(config: TrainConfig, args: list[str], start: Callable[[TrainConfig], int]) -> int:
+    """Calls `start` with the config; with several ranks, as their leader, or in the processes of a launcher."""
+    from paw_fast.distributed import launch
+
+    config = launch.with_world_size(config, any(arg.startswith("--trainer.gpus") for arg in args))
+    if launch.needs_launcher(config):
+        return launch.launch(config.trainer.gpus, args)
+    if config.trainer.gpus == 1:
+        return start(config)
+    validate(config)
+    from paw_fast.distributed.leader import leading
+
+    with leading():
+        return start(config)
+
+
+def _resume(path: Path, args: list[str], only_print: bool, given_args: list[str]) -> int:
     from paw_fast.runs import console
     from paw_fast.runs import run_dir as runs
 
@@ -159,12 +192,15 @@ def _resume(path: Path, args: list[str], only_print: bool) -> int:
         return 0
     from paw_fast.cli.start import resume_run
 
-    status, missing = resume_run(run_dir, begun, config)
-    if missing:
-        console.say(f"{run_dir} has done its steps; added what was missing: {', '.join(missing)}")
-    elif missing is not None:
-        raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
-    return status
+    def start(config: TrainConfig) -> int:
+        status, missing = resume_run(run_dir, begun, config)
+        if missing:
+            console.say(f"{run_dir} has done its steps; added what was missing: {', '.join(missing)}")
+        elif missing is not None:
+            raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
+        return status
+
+    return _on_ranks(config, given_args, start)
 
 
 def _eval(args: list[str]) -> int:

@@ -83,7 +83,12 @@ def _this_machine(device: str) -> Machine:
 
 
 def _check_gpus(config: TrainConfig, machine: Machine) -> None:
-    """Raises `UserError` for rollout GPUs that the machine does not have."""
+    """Raises `UserError` for GPUs that the machine does not have."""
+    if machine.kind == "cuda" and config.trainer.gpus > machine.count:
+        raise UserError(
+            f"--trainer.gpus {config.trainer.gpus}: the machine has {machine.count}; plan with --gpus "
+            f"{config.trainer.gpus}x{machine.card.name}"
+        )
     wanted = [int(name) for name in config.rollout.gpus.split(",") if name.strip()]
     if machine.kind == "cuda" and wanted and max(wanted) >= machine.count:
         raise UserError(
@@ -151,10 +156,11 @@ def _text(plan: Plan, why: str, command: str) -> str:
     lines = [*([why] if why else []), head, f"machine: {plan.machine.words}"]
     for device in plan.devices:
         lines += ["", *_table(device)]
-    if len(plan.devices) == 1 and plan.machine.kind == "cuda" and plan.machine.count > 1:
+    if len(plan.devices) == 1 and plan.machine.kind == "cuda" and plan.machine.count > config.trainer.gpus:
         lines += [
             "",
-            "The trainer uses one GPU; the others can generate: --rollout.placement process --rollout.gpus 1,...",
+            f"The trainer uses {config.trainer.gpus} of {plan.machine.count} GPUs; the others can train too, with "
+            "--trainer.gpus, or generate, with --rollout.placement process --rollout.gpus",
         ]
     lines += ["", _time(plan), ""]
     found = problem(plan)

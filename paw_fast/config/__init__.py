@@ -24,6 +24,7 @@ from paw_fast.config.schema import (
     WarmStartConfig,
 )
 from paw_fast.config.toml import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
+from paw_fast.config.trainer import TrainerConfig
 from paw_fast.config.validation import validate
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "PipelineConfig",
     "RolloutConfig",
     "TrainConfig",
+    "TrainerConfig",
     "WarmStartConfig",
     "algo_config",
     "changes_on_resume",

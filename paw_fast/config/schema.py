@@ -27,10 +27,9 @@ from paw_fast.config.ranges import (
     TEMPERATURE,
     Range,
 )
+from paw_fast.config.trainer import TrainerConfig
 
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
-
-
 EnvName = Annotated[str, TopLevel("env")]
 
 
@@ -356,6 +355,7 @@ class TrainConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     paw: PawConfig = field(default_factory=PawConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     layout: Literal["window", "trajectory"] = "window"
     """How episodes become training sequences. `window`: one sequence per transition, with a limited history (as in the

@@ -24,6 +24,7 @@ def validate(config: TrainConfig) -> None:
     c.env.check()
     log_services(c.log)
     _validate_rollout(c, need)
+    _validate_trainer(c, need)
     _validate_combinations(c)
     c.algo.check(c)
     need(
@@ -62,6 +63,27 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
         p.name,
         "sync or stream with --algo.dynamic-sampling",
     )
+
+
+def _validate_trainer(c: TrainConfig, need: Callable[[bool, str, object, str], None]) -> None:
+    """Refuses what several ranks cannot do."""
+    t, r = c.trainer, c.rollout
+    need(t.gpus % t.replicate == 0, "trainer.replicate", t.replicate, f"a divisor of --trainer.gpus, {t.gpus}")
+    if t.gpus == 1:
+        return
+    several = f"with --trainer.gpus {t.gpus}"
+    need(
+        r.transport in ("auto", "shared"), "rollout.transport", r.transport,
+        f"shared or auto {several}: the weights are gathered from their shards",
+    )  # fmt: skip
+    need(
+        c.model.device in ("auto", "cpu", "cuda"), "model.device", c.model.device,
+        f"auto, cuda or cpu {several}: each rank has a device of its own",
+    )  # fmt: skip
+    need(
+        r.engine != "vllm" or r.placement == "process", "rollout.engine", r.engine,
+        f"--rollout.placement process with vllm {several}",
+    )  # fmt: skip
 
 
 def _is_date(text: str) -> bool:

@@ -122,31 +122,39 @@ def rollouts_share_device(config: TrainConfig) -> bool:
     return config.rollout.placement == "inline" or not config.rollout.gpus
 
 
-def predict_trainer(
-    config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload, shards: int = 1
-) -> Prediction:
-    """Predicts the memory of the device that trains.
+def predict_trainer(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload) -> Prediction:
+    """Predicts the memory of the device that trains; with `--trainer.gpus`, of rank 0, which has the most.
 
-    shards: devices among which weights, gradients and optimizer states are split (FSDP); the trainer has 1 today.
+    Several ranks split weights, gradients and optimizer states (FSDP), all in float32, and gather a layer at a time in
+    the model's dtype, the next one in advance; a tied embedding stays gathered.
 
     Weights and reference: P b. Gradients: P b. AdamW: two moments, 8 P, and for 16-bit weights float32 copies, 4 P. The
     passes: see `_passes`; rollouts on the same device: `_rollouts`.
     """
     cuda, b = machine.kind == "cuda", element_size(config, machine.kind)
-    parameters = shape.num_parameters // shards
-    count = f"{shape.num_parameters / 1e9:.3g} B parameters x {b} bytes"
+    shards, ranks = config.trainer.gpus // config.trainer.replicate, config.trainer.gpus
+    parameters, kept = shape.num_parameters // shards, b if ranks == 1 else FLOAT32
+    split = f" / {shards} ranks" if ranks > 1 else ""
+    count = f"{shape.num_parameters / 1e9:.3g} B parameters x {kept} bytes{split}"
     parts = [
         Part("CUDA context" if cuda else "process", PROCESS_BYTES[machine.kind]),
-        Part("weights", parameters * b, note=count),
+        Part("weights", parameters * kept, note=count),
     ]
+    if ranks > 1:
+        tied = shape.head_parameters if shape.tied else 0
+        size = (tied + max(2 * shape.layer_parameters, shape.head_parameters - tied)) * b
+        parts.append(Part("gathered weights", size, (STATISTICS, UPDATE), "two layers or the head"))
+        if config.rollout.placement == "inline":
+            parts.append(Part("copy of the weights for rollouts", shape.num_parameters * b, note="whole, on rank 0"))
     if config.algo.kl_coef > 0:
         parts.append(Part("reference model", parameters * b, note="for --algo.kl-coef"))
-    parts += _optimizer(parameters, shape.largest_parameter, b, "")
+    largest = shape.largest_parameter // shards
+    parts += _optimizer(parameters, largest, kept, "")
     if needs_critic(config) and config.critic.backbone == "own":
-        parts.append(Part("critic: weights", parameters * b))
+        parts.append(Part("critic: weights", parameters * kept))
         learned = shape.backbone_parameters // shards
-        parts += _optimizer(learned, shape.largest_parameter, b, "critic: ")
-    parts += _passes(config, shape, machine, work, b, shards)
+        parts += _optimizer(learned, largest, kept, "critic: ")
+    parts += _passes(config, shape, machine, work, b)
     if rollouts_share_device(config):
         parts += _rollouts(config, shape, machine, work, b)
     parts.append(_allocator(machine.kind, parts))
@@ -189,9 +197,7 @@ def micro_batch_tokens(config: TrainConfig, work: Workload) -> int:
     return max(min(config.token_budget, work.trained // max(1, min(steps, sequences))), work.longest)
 
 
-def _passes(
-    config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload, b: int, shards: int
-) -> list[Part]:
+def _passes(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload, b: int) -> list[Part]:
     """Activations, logits and temporaries of the passes over packed tokens.
 
     Update: T `update_bytes`, the LM head's gradient in float32 (4 V H), and the largest of what is held in turn: a
@@ -207,7 +213,7 @@ def _passes(
     in_head = logits + 2 * rows * shape.hidden * b
     if checkpointing:  # the recomputed layer does not exist yet while the head runs
         in_head -= tokens * layer_bytes(shape, b, joined)
-    in_layers = tokens * backward_bytes(shape, b) + (shape.layer_parameters * b if shards > 1 else 0)
+    in_layers = tokens * backward_bytes(shape, b)
     # At the end the activations are free, and the embedding's gradient is added to the head's.
     at_the_end = shape.head_parameters * b + tokens * shape.hidden * b - kept
     phrase = f"{tokens} tokens x {kept / tokens / 1024:.0f} KiB" + (", checkpointed" if checkpointing else "")

@@ -35,10 +35,11 @@ def make_chat(policy: Policy, config: TrainConfig) -> ChatFormat:
     return ChatFormat(policy.tokenizer, declared, config.rollout.chat_date)
 
 
-def make_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
-    """The engine of a config in this process, on the policy's own weights."""
+def make_engine(policy: Policy, config: TrainConfig, source: WeightSource | None = None) -> RolloutEngine:
+    """The engine of a config in this process, on the policy's own weights, which `source` gives where they change
+    elsewhere."""
     if config.rollout.engine == "transformers":
-        return transformers_engine(policy, config)
+        return transformers_engine(policy, config, source)
     with tempfile.TemporaryDirectory(prefix="paw-fast-") as folder:
         policy.model.config.save_pretrained(folder)
         share = config.rollout.memory_share or (0.4 if policy.device.type == "cuda" else None)

@@ -17,7 +17,7 @@ import math
 import mmap
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,20 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             seen.add(key)
             found[name] = tensor.detach()
     return found
+
+
+Weights = Callable[[], Iterator[tuple[str, torch.Tensor]]]
+"""Yields the whole weights of a sharded policy, gathered one after another, with the names of `named_weights`."""
+
+
+@dataclass(frozen=True)
+class GatheredWeights:
+    """Weights that are gathered from their shards when an engine in this process reads them."""
+
+    weights: Weights
+
+    def tensors(self, version: int) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.weights()
 
 
 @dataclass(frozen=True)
@@ -120,14 +134,16 @@ class SharedWeights:
 
 
 class SharedMemoryPublisher:
-    """Copies the weights of a model into anonymous shared memory (`memfd`), which does not use /dev/shm."""
+    """Copies the weights of a model into anonymous shared memory (`memfd`), which does not use /dev/shm.
 
-    def __init__(self, model: torch.nn.Module):
+    weights: gathers those of a sharded model; None takes the model's own."""
+
+    def __init__(self, model: torch.nn.Module, weights: Weights | None = None):
         if not hasattr(os, "memfd_create"):
             raise UserError("rollouts in separate processes require Linux: use --rollout.placement inline")
-        self._weights: Callable[[], Mapping[str, torch.Tensor]] = lambda: named_weights(model)
+        self._weights: Weights = weights or (lambda: iter(named_weights(model).items()))
         layouts, offset = [], _HEADER
-        for name, tensor in self._weights().items():
+        for name, tensor in self._weights():
             num_bytes = tensor.numel() * tensor.element_size()
             layouts.append(_TensorLayout(name, tensor.dtype, tuple(tensor.shape), offset, num_bytes))
             offset += -(-num_bytes // _ALIGN) * _ALIGN
@@ -141,7 +157,7 @@ class SharedMemoryPublisher:
 
     def publish(self, version: int) -> None:
         self._memory[:8] = _WRITING.to_bytes(8, "little", signed=True)
-        for one, tensor in zip(self._layouts, self._weights().values(), strict=True):
+        for one, (_, tensor) in zip(self._layouts, self._weights(), strict=True):
             if one.num_bytes:
                 target = torch.frombuffer(self._memory, dtype=one.dtype, count=tensor.numel(), offset=one.offset).view(
                     one.shape

@@ -27,7 +27,7 @@ from paw_fast.models.policy import Policy
 from paw_fast.rollout.agent_loop import InFlight, Stage, untimed
 from paw_fast.rollout.chat_format import declared_stop_ids
 from paw_fast.rollout.engines.base import EngineError
-from paw_fast.rollout.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher
+from paw_fast.rollout.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher, Weights
 from paw_fast.rollout.worker_process import (
     Alive,
     Ended,
@@ -88,8 +88,12 @@ class _Worker:
 class RolloutWorkerPool:
     """A `RolloutWorker` over processes. `stage` is called around waits; it may raise to end them (Ctrl-C)."""
 
-    def __init__(self, config: TrainConfig, policy: Policy, folder: Path, version: int = 0, stage: Stage = untimed):
-        """Starts the processes and waits until they are ready. `folder` takes the model's config and their logs."""
+    def __init__(
+        self, config: TrainConfig, policy: Policy, folder: Path, version: int = 0, stage: Stage = untimed,
+        weights: Weights | None = None,
+    ):  # fmt: skip
+        """Starts the processes and waits until they are ready. `folder` takes the model's config and their logs;
+        `weights` gathers those of a sharded policy."""
         self.config, self.policy_version, self.stage = config, version, stage
         if config.rollout.gpus and not torch.cuda.is_available():
             raise UserError(f"--rollout.gpus {config.rollout.gpus}: no CUDA device is visible to torch; leave it out")
@@ -101,8 +105,8 @@ class RolloutWorkerPool:
         policy.model.config.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
         self._stop_ids = declared_stop_ids(getattr(policy.model, "generation_config", None))
-        self._folder, self._dtype = folder, str(policy.model.dtype).removeprefix("torch.")
-        self._publisher, self.transport = _publisher(config, policy)
+        self._folder, self._dtype = folder, str(policy.dtype).removeprefix("torch.")
+        self._publisher, self.transport = _publisher(config, policy, weights)
         self._publisher.publish(version)
         self._cores = _split_cores(config)
         self._workers = [self._start(number) for number in range(config.rollout.replicas)]
@@ -316,10 +320,10 @@ def _end(worker: _Worker) -> None:
     worker.connection.close()
 
 
-def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
+def _publisher(config: TrainConfig, policy: Policy, weights: Weights | None) -> tuple[Publisher, str]:
     r, kind = config.rollout, config.rollout.transport
     if kind == "auto":
-        on_card = policy.device.type == "cuda" and r.engine == "vllm"
+        on_card = policy.device.type == "cuda" and r.engine == "vllm" and weights is None
         kind = ("nccl" if r.gpus else "ipc") if on_card else "shared"
     if kind in ("ipc", "nccl") and policy.device.type != "cuda":
         raise UserError(
@@ -338,7 +342,7 @@ def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
         return IpcPublisher(policy.model), kind
     if kind == "nccl":
         return NcclPublisher(policy.model, r.tensor_parallel), kind
-    return SharedMemoryPublisher(policy.model), kind
+    return SharedMemoryPublisher(policy.model, weights), kind
 
 
 def _split_cores(config: TrainConfig) -> list[tuple[int, ...]]:

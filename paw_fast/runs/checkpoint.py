@@ -3,6 +3,8 @@
     RUN/checkpoints/step_000040/
         config.json  generation_config.json  model.safetensors  tokenizer.json ...    Hugging Face format
         optimizer.pt  scheduler.pt  critic.pt  rng.pt                                 tensors and plain values only
+        sharded/                                                                      in place of the first and third
+                                                                                      of these, if several ranks train
         state.json                                                                    schema, step, the caller's `extra`
         manifest.json                                                                 size and SHA-256 of every file
 
@@ -18,7 +20,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,7 @@ def save_checkpoint(
     critic: Any = None,
     extra: Mapping[str, Any] | None = None,
     rng_states: Mapping[str, Any] | None = None,
+    save_states: Callable[[Path], None] | None = None,
 ) -> Path:
     """Saves everything that is needed to resume a run. Returns the new folder `run_dir/checkpoints/step_<step>`.
 
@@ -184,6 +187,7 @@ def save_checkpoint(
         model, tokenizer: objects with `save_pretrained`.
         optimizer, scheduler, critic: objects with `state_dict`.
         extra: JSON-serializable values, such as the task sampler's state, counters and the policy version.
+        save_states: called with the unfinished folder, to write further states into it.
         rng_states: defaults to `capture_rng_states()`. States of further generators can be stored under other keys.
 
     Raises:
@@ -211,6 +215,8 @@ def save_checkpoint(
                 _save_torch(critic.state_dict(), temporary / "critic.pt")
             _save_torch(dict(rng_states), temporary / "rng.pt")
             _write_json(temporary / STATE, state)
+            if save_states is not None:
+                save_states(temporary)
             seal(temporary, step=step)
             _publish(temporary, final)
     except BaseException:

@@ -31,7 +31,8 @@ def digest(path: Path) -> str:
 
 def files_of(folder: Path) -> Iterator[str]:
     """The files below a folder, by their paths relative to it; without its manifest, hidden files and folders (locks,
-    what is being made), and folders that have a manifest of their own."""
+    what is being made; but with .metadata, the index of a sharded checkpoint), and folders that have a manifest of
+    their own."""
     for path, folders, names in os.walk(folder):
         inside = Path(path).relative_to(folder)
         if MANIFEST in names and inside != Path():
@@ -39,7 +40,7 @@ def files_of(folder: Path) -> Iterator[str]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and (inside / name).as_posix() != MANIFEST:
+            if (not name.startswith(".") or name == ".metadata") and (inside / name).as_posix() != MANIFEST:
                 yield (inside / name).as_posix()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paw_fast.config import load_preset, with_algo
+from paw_fast.config import TrainerConfig, load_preset, with_algo
 from paw_fast.models.packed_attention import SlotCache
 from paw_fast.planning import memory
 from paw_fast.planning.activations import backward_bytes, cache_bytes, update_bytes
@@ -78,10 +78,16 @@ def test_a_critic_of_its_own_doubles_the_model():
     assert "critic: weights" not in sizes(predict_trainer(shared, SHAPE, GPU, WORK))
 
 
-def test_shards_divide_weights_gradients_and_states():
-    whole, part = (sizes(predict_trainer(config(), SHAPE, GPU, WORK, shards=n)) for n in (1, 8))
-    for name in ("weights", "master weights", "optimizer states", "gradients"):
-        assert part[name] == whole[name] // 8
+def test_ranks_divide_float32_weights_gradients_and_states():
+    found = sizes(predict_trainer(dataclasses.replace(config(), trainer=TrainerConfig(8)), SHAPE, GPU, WORK))
+    assert "master weights" not in found
+    for name, factor in (("weights", 4), ("optimizer states", 8), ("gradients", 4)):
+        assert found[name] == factor * (PARAMETERS // 8)
+    assert found["copy of the weights for rollouts"] == 2 * PARAMETERS
+    layers = max(2 * SHAPE.layer_parameters, 0 if SHAPE.tied else SHAPE.head_parameters)
+    assert found["gathered weights"] == 2 * (layers + SHAPE.tied * SHAPE.head_parameters)
+    copies = dataclasses.replace(config(), trainer=TrainerConfig(8, replicate=4))
+    assert sizes(predict_trainer(copies, SHAPE, GPU, WORK))["weights"] == 4 * (PARAMETERS // 2)
 
 
 def test_vllm_takes_its_share():

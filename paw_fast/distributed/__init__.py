@@ -1,0 +1,1 @@
+"""Trains on several devices: FSDP2 through torch.distributed, started by torchrun or `--trainer.gpus`."""
