@@ -95,6 +95,7 @@ class Trainer:
         self._saved: tuple[int, bool] | None = None
         """The step of the newest checkpoint, and whether its metrics were complete."""
         check_parts(config)
+        leader.check_ranks(config)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
         self.env = make_env(config.env)

@@ -177,6 +177,15 @@ class LeadingLearner(ShardedLearner):
         restore_rng_states(checkpoint.rng_states)
 
 
+def check_ranks(config: TrainConfig) -> None:
+    """Raises `UserError` where `--trainer.gpus` asks for processes that no launcher has started."""
+    if config.trainer.gpus > 1 and (_current is None or _current.size != config.trainer.gpus):
+        raise UserError(
+            f"--trainer.gpus {config.trainer.gpus}: this is one process; several are started by `paw-fast train` and "
+            "by `torchrun --nproc-per-node N -m paw_fast train`, not from Python"
+        )
+
+
 def make_learner(
     policy: Policy, reference: Policy | None, config: TrainConfig, max_tokens: int | None, passages: SeenPassages,
     model: str | Path, first_model: str | Path,
@@ -184,16 +193,11 @@ def make_learner(
     """The learner of a run, and the policy whose engine plays its rollouts: the same one, or, where several ranks
     train, a whole copy for rollouts in this process.
 
-    model, first_model: from where the policy and the reference were loaded. Raises `UserError` where `--trainer.gpus`
-    asks for processes that no launcher has started.
+    model, first_model: from where the policy and the reference were loaded.
     """
     if config.trainer.gpus == 1:
         return Learner(policy, reference, config, max_tokens, passages), policy
-    if _current is None or _current.size != config.trainer.gpus:
-        raise UserError(
-            f"--trainer.gpus {config.trainer.gpus}: this is one process; several are started by `paw-fast train` and "
-            "by `torchrun --nproc-per-node N -m paw_fast train`, not from Python"
-        )
+    assert _current is not None
     inline = config.rollout.placement == "inline"
     played = Policy(copy.deepcopy(policy.model).requires_grad_(False), policy.tokenizer) if inline else None
     from_start = None if reference is None else first_model

@@ -60,7 +60,9 @@ def estimate_time(config: TrainConfig, shape: ModelShape, machine: Machine, work
     statistics = scored * (1 + (config.algo.kl_coef > 0)) + own_critic * work.trained * layers
     passes = 3 + config.model.gradient_checkpointing  # forward, backward (twice as many), and recomputation
     update = config.algo.epochs * (work.trained * layers * passes * (1 + own_critic) + work.rows * head * 3)
-    return StepTime(_rollout(config, shape, machine, work, rate, reads), statistics / rate, update / rate)
+    # The ranks divide the sequences; on a CPU they share its cores. What they send to each other is not counted.
+    all_ranks = rate * (config.trainer.gpus if machine.kind == "cuda" else 1)
+    return StepTime(_rollout(config, shape, machine, work, rate, reads), statistics / all_ranks, update / all_ranks)
 
 
 def _rollout(

@@ -155,9 +155,18 @@ class _Stage:
             spans.append((self.name, self.start, now))
 
 
+_RANK_VARIABLES = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+}  # fmt: skip
+"""What torchrun tells the trainer's ranks. A worker is none of them, and vLLM would take itself for one."""
+
+
 def main(connection: Connection, spec: WorkerSpec) -> None:
     """Runs the process until it is told to stop, or until the trainer is gone."""
     stop_signals.ignore_in_child()
+    for name in [name for name in os.environ if name in _RANK_VARIABLES or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
     if spec.log is not None:
         log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()

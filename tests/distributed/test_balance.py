@@ -12,6 +12,7 @@ from paw_fast.distributed import launch
 from paw_fast.distributed.balance import plan_ranks, split_by_tokens
 from paw_fast.errors import UserError
 from paw_fast.learner import packing
+from paw_fast.trainer import train
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 8), st.integers(50, 120))
@@ -64,7 +65,5 @@ def test_torchrun_and_the_option_must_agree(monkeypatch):
 
 
 def test_python_does_not_start_processes(tmp_path):
-    from paw_fast.distributed.leader import make_learner
-
     with pytest.raises(UserError, match="not from Python"):
-        make_learner(None, None, with_trainer(2), None, None, "", "")
+        train(with_trainer(2), tmp_path)
