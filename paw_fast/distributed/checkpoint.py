@@ -25,8 +25,8 @@ from paw_fast.distributed.sharding import ShardedPolicy
 from paw_fast.errors import UserError
 from paw_fast.learner import Learner
 from paw_fast.learner.optim import MasterAdamW
+from paw_fast.runs.checkpoint import SHARDED as FOLDER
 
-FOLDER = "sharded"
 METADATA = ".metadata"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -58,7 +58,8 @@ def launch(size: int, args: Sequence[str]) -> int:
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # s: rank 0 saves a checkpoint when it is stopped
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    command = run.parse_args(["--standalone", "--nproc-per-node", str(size), "-m", "paw_fast"])
+    signals = "--signals-to-handle", ",".join(one.name for one in stop_signals.SIGNALS)
+    command = run.parse_args(["--standalone", "--nproc-per-node", str(size), *signals, "-m", "paw_fast"])
     command.training_script_args = ["train", *args]  # not parsed: argparse takes --log for one of its own options
     try:
         run.run(command)

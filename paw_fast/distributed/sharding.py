@@ -82,7 +82,7 @@ def shard_policy(
     """Splits the policy's model, in place, and float32 modules that read its hidden states.
 
     trained: False keeps the dtype of the weights, for a reference model. Raises `UserError` for a model whose layers or
-    head cannot be sharded.
+    head cannot be sharded, and for one that is trained in parts.
     """
     model, dtype = policy.model, policy.model.dtype
     head, embedding, layers = model.get_output_embeddings(), model.get_input_embeddings(), _layers(model)
@@ -90,6 +90,11 @@ def shard_policy(
         raise UserError(
             f"--trainer.gpus: the LM head of this model is a {type(head).__name__}, and only a plain linear one can be "
             "sharded: train on one GPU"
+        )
+    if trained and not all(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            "--trainer.gpus: a model of which only some parameters are trained (LoRA) cannot be sharded yet: train on "
+            "one GPU"
         )
     precision = MixedPrecisionPolicy(
         param_dtype=dtype if trained and dtype != torch.float32 else None,

@@ -35,6 +35,8 @@ from paw_fast.runs.memory_errors import describe_out_of_memory
 from paw_fast.runs.rng import capture_rng_states, restore_rng_states
 
 STATE = "state.json"
+SHARDED = "sharded"
+"""Folder of the states of several ranks, see `distributed.checkpoint`."""
 _NAME = re.compile(r"step_(\d{6,})$")
 TEMPORARY = ".tmp-"
 

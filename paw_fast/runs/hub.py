@@ -23,7 +23,7 @@ from paw_fast.errors import UserError
 from paw_fast.runs import console, progress, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.atomic_files import build_folder, user_errors
-from paw_fast.runs.checkpoint import STATE, find_checkpoint, step_of, verify_checkpoint
+from paw_fast.runs.checkpoint import SHARDED, STATE, find_checkpoint, step_of, verify_checkpoint
 from paw_fast.runs.manifest import MANIFEST, read_manifest
 from paw_fast.runs.model_card import CARD, Choice, make_card
 from paw_fast.runs.retention import BEST, best_checkpoint
@@ -180,7 +180,8 @@ def model_files(checkpoint: Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {}
     for name in sorted(listed):
         path = checkpoint / name
-        if name not in _OWN_FILES and path.suffix not in _OWN_SUFFIXES:
+        shard = name.startswith(f"{SHARDED}/")
+        if name not in _OWN_FILES and path.suffix not in _OWN_SUFFIXES and not shard:
             files[name] = _without_paths(path) if name.endswith("config.json") else path
     return files
 

@@ -203,5 +203,6 @@ def run_cases(rank, size, port, cases, path, saved, root):
 
 def spawn(size, target, *args):
     """Runs `target(rank, size, port, *args)` in processes of a server that has imported the large packages once."""
-    multiprocessing.set_forkserver_preload(["paw_fast.distributed.leader", "transformers.models.llama.modeling_llama"])
+    preload = ["paw_fast.distributed.leader", "transformers.models.llama.modeling_llama", "torch._dynamo"]
+    multiprocessing.set_forkserver_preload(preload)
     torch.multiprocessing.start_processes(target, (size, free_port(), *args), nprocs=size, start_method="forkserver")

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from paw_fast.config import TrainerConfig, load_preset, validate
 from paw_fast.distributed import launch
 from paw_fast.distributed.balance import plan_ranks, split_by_tokens
+from paw_fast.distributed.sharding import shard_policy
 from paw_fast.errors import UserError
 from paw_fast.learner import packing
+from paw_fast.models import tiny
+from paw_fast.models.policy import Policy
 from paw_fast.trainer import train
 
 
@@ -67,3 +70,15 @@ def test_torchrun_and_the_option_must_agree(monkeypatch):
 def test_python_does_not_start_processes(tmp_path):
     with pytest.raises(UserError, match="not from Python"):
         train(with_trainer(2), tmp_path)
+
+
+@pytest.mark.parametrize(("change", "message"), [("head", "the LM head of this model is a"), ("frozen", "LoRA")])
+def test_models_that_cannot_be_sharded_are_refused(change, message):
+    model = tiny.build_model(60, hidden=32, layers=1, heads=2, kv_heads=1, ffn=32)
+    if change == "head":
+        model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
+    else:
+        model.get_input_embeddings().requires_grad_(False)
+    policy = Policy(model, None)
+    with pytest.raises(UserError, match=message):
+        shard_policy(policy, [], None)

@@ -8,7 +8,7 @@ import pytest
 
 from paw_fast.cli import start
 from paw_fast.cli.main import run
-from paw_fast.config import load_preset, recipes
+from paw_fast.config import TrainerConfig, load_preset, recipes
 from paw_fast.errors import UserError
 from paw_fast.planning import check
 from paw_fast.planning.machine import GIB, Card, Machine, parse_gpus
@@ -38,6 +38,11 @@ def test_which_recipes_fit_one_h100():
     assert set(small.values()) == {FITS}
     assert len(large) >= 4
     assert set(large.values()) == {TOO_LARGE}
+
+
+def test_a_model_that_is_too_large_for_one_fits_eight():
+    config = changed("alfworld-qwen2.5-7b", trainer=TrainerConfig(8))
+    assert make_plan(config, parse_gpus("8xH100-80GB")).verdict == FITS
 
 
 def test_a_model_that_is_too_large_is_not_helped():
@@ -91,6 +96,11 @@ def test_time_by_hand():
     # 80 tokens of 4 episodes at a time: 20 passes, each of 4 tokens or the weights and a cache of 4 x 100 tokens
     each = max((680 * 4 + 4 * 100 * 2 * 4 * 4) / 0.6e6, 4 * (layers + head) / rate) + 1e-3
     assert found.rollout == pytest.approx(prompts + 20 * each)
+    # On GPUs the ranks divide statistics and update.
+    cards = dataclasses.replace(machine, kind="cuda", count=4)
+    four = estimate_time(dataclasses.replace(config, trainer=TrainerConfig(4)), shape, cards, work)
+    assert four.statistics == pytest.approx(found.statistics / 4)
+    assert four.update == pytest.approx(found.update / 4)
 
 
 # --------------------------------------------------------------------------------------------- the command
@@ -99,6 +109,11 @@ def test_time_by_hand():
 def planned(capsys, *args):
     status = run(["plan", *args])
     return status, capsys.readouterr().out
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(UserError, match=r"--trainer.gpus 8: the machine has 4; plan with --gpus 8xH100-80GB"):
+        run(["plan", "--preset", "alfworld-qwen2.5-7b", "--gpus", "4xH100-80GB", "--trainer.gpus", "8"])
 
 
 def test_command_of_a_recipe_that_fits(capsys):
