@@ -10,6 +10,7 @@ read by the same names.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def load(learner: Learner, checkpoint: Path, group: Any = None) -> None:
         names = reader.read_metadata().state_dict_metadata.keys()
         targets = _tensors(learner, names)
         _check(targets, names, checkpoint)
-        dcp.load(targets, storage_reader=reader, process_group=group, no_dist=group is None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "torch.distributed is disabled"
+            )  # one process loads the shards of several
+            dcp.load(targets, storage_reader=reader, process_group=group, no_dist=group is None)
     else:
         saved = _read_whole(learner, checkpoint)
         targets = _tensors(learner, saved)

@@ -10,11 +10,9 @@ TWO = {
     "window": Case(),
     "trajectory": Case(layout="trajectory", tied=False, kl=0.1),
     "replicated": Case(replicate=2),
-    "checkpointing": Case(checkpointing=True, tied=False),
-    "minibatches": Case(minibatches=3, tied=False),
+    "checkpointing": Case(checkpointing=True, tied=False, minibatches=3),
     "one sequence": Case(layout="trajectory", num_episodes=2, budget=10**6, minibatches=2),
-    "ppo": Case(algo="ppo", critic="own", layout="trajectory"),
-    "ppo untied": Case(algo="ppo", critic="own", tied=False, minibatches=2),
+    "ppo": Case(algo="ppo", critic="own", tied=False, minibatches=2),
     "ppo shared": Case(algo="ppo", critic="shared", layout="trajectory", kl=0.1, tied=False),
     "ppo warm-up": Case(algo="ppo", critic="shared", warmup=1),
     "bfloat16": Case(dtype="bfloat16"),
@@ -57,11 +55,15 @@ def on_ranks(size, cases, root):
     return torch.load(root / f"{size}.pt", weights_only=False)
 
 
-def compare(found, expected, where, tolerance=1e-6):
-    """Compares steps: statistics, selection, metrics and gradients; and the weights after them."""
-    close = lambda a, b, scale=1.0: torch.testing.assert_close(  # noqa: E731
-        a, b, atol=scale * tolerance, rtol=10 * tolerance, msg=lambda text: f"{where}: {text}"
-    )
+def compare(found, expected, where, first=True):
+    """Compares statistics, selection, metrics and gradients: to 1e-6 before the first step of the optimizer, where
+    `first`, and to 1e-5 after it. AdamW's first steps divide small gradients by themselves, rounding included."""
+    seen, tolerance = set(), 1e-6 if first else 1e-5
+
+    def close(a, b, scale=1.0):
+        message = lambda text: f"{where}: {text}"  # noqa: E731
+        torch.testing.assert_close(a, b, atol=scale * tolerance, rtol=10 * scale * tolerance, msg=message)
+
     for mine, theirs in zip(expected["steps"], found["steps"], strict=True):
         assert np.array_equal(mine["selected"], theirs["selected"]), where
         assert np.array_equal(mine["lambdas"], theirs["lambdas"]), where
@@ -70,10 +72,12 @@ def compare(found, expected, where, tolerance=1e-6):
             close(*(torch.from_numpy(np.concatenate(column)) for column in columns), 4.0)
         assert mine["metrics"].keys() == theirs["metrics"].keys(), where
         for key, value in mine["metrics"].items():
-            assert theirs["metrics"][key] == pytest.approx(value, rel=20 * tolerance, abs=2 * tolerance), (where, key)
+            assert theirs["metrics"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), (where, key)
         assert len(mine["gradients"]) == len(theirs["gradients"]) > 0, where
         for (i, a), (j, b) in zip(theirs["gradients"], mine["gradients"], strict=True):
             assert i == j, where
+            tolerance = 1e-5 if i in seen else tolerance
+            seen.add(i)
             close(a, b)
     assert expected["weights"].keys() == found["weights"].keys(), where
 
@@ -83,6 +87,7 @@ def test_two_ranks_are_as_one(name, two):
     compare(two[name], rank_cases.run(TWO[name]), f"{name}, 2 ranks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FOUR))
 def test_four_ranks_are_as_one(name, four):
     compare(four[name], rank_cases.run(FOUR[name]), f"{name}, 4 ranks")
@@ -96,15 +101,24 @@ def test_bfloat16_is_near(two):
     assert all(weight.dtype == torch.float32 for weight in found["weights"].values())
 
 
-@pytest.mark.parametrize("name", list(SAVED))
-def test_a_run_goes_on_from_the_checkpoints_of_other_numbers_of_ranks(name, root, alone, two, four):
+def check_resumed(name, size, found, alone, root):
+    """The second step from checkpoints of one process, of two and of `size` ranks, and of one process from these."""
     case = SAVED[name]
-    for size, found in ((2, two), (4, four)):
-        compare(found[name, size], alone[name], f"{name}, {size} ranks", 2e-6)
-        same = found[name, size, size], found[name, size]
-        for a, b in zip(same[0]["weights"].values(), same[1]["weights"].values(), strict=True):
-            assert torch.equal(a, b), f"{name}: {size} ranks resume exactly"
-        for before in (1, 2, size):
-            compare(found[name, before, size], alone[name], f"{name}, {before} to {size} ranks", 2e-6)
-        folder = root / f"{name}_{size}" / "checkpoints" / "step_000001"
-        compare(rank_cases.go_on(case, folder), alone[name], f"{name}, {size} ranks to one", 2e-6)
+    compare(found[name, size], alone[name], f"{name}, {size} ranks", False)
+    for a, b in zip(found[name, size, size]["weights"].values(), found[name, size]["weights"].values(), strict=True):
+        assert torch.equal(a, b), f"{name}: {size} ranks resume exactly"
+    for before in {1, 2, size}:
+        compare(found[name, before, size], alone[name], f"{name}, {before} to {size} ranks", False)
+    folder = root / f"{name}_{size}" / "checkpoints" / "step_000001"
+    compare(rank_cases.go_on(case, folder), alone[name], f"{name}, {size} ranks to one", False)
+
+
+@pytest.mark.parametrize("name", list(SAVED))
+def test_two_ranks_and_one_go_on_from_each_other(name, root, alone, two):
+    check_resumed(name, 2, two, alone, root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SAVED))
+def test_four_ranks_two_and_one_go_on_from_each_other(name, root, alone, four):
+    check_resumed(name, 4, four, alone, root)
