@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +44,14 @@ class UpdateMetrics:
         self._value_loss, self._value_clipped = 0.0, 0
         self._values: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    def snapshot(self) -> dict[str, Any]:
+        """What has been accumulated so far, for `restore`."""
+        return {name: copy.copy(value) for name, value in vars(self).items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what was accumulated since `snapshot` returned `state`."""
+        vars(self).update({name: copy.copy(value) for name, value in state.items()})
 
     def count_step(self, stepped: bool) -> None:
         """Counts an optimizer step of the policy or the critic, taken or skipped."""
