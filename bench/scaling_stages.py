@@ -100,7 +100,8 @@ def stop_text(tokens: int) -> Work:
     """The search for stop texts after each sampled token of one action."""
     chat = ChatFormat(train_tokenizer([" ".join(WORDS) + " </action>"] * 4))
     ids = chat.encode(" ".join(np.random.default_rng(0).choice([*WORDS, "</act"], tokens)))[:tokens]
-    return lambda: [chat.ends_action(ids[: n + 1], ("</action>",)) for n in range(0, len(ids), len(ids) // 256)]
+    prefixes = [ids[: n + 1] for n in range(0, len(ids), len(ids) // 256)]
+    return lambda: [chat.ends_action(prefix, ("</action>",)) for prefix in prefixes]
 
 
 def cut_text(words: int) -> Work:
