@@ -268,11 +268,9 @@ class PawConfig:
     """Which transitions are selected: those with the highest action entropy (default from the PaW paper), those with
     the lowest, random ones, or all."""
     loss: Literal["cmae", "mae", "ce"] = "cmae"
-    """Loss of an observation token with probability p: `cmae` is 1 - p while p < tau (default from the PaW paper),
-    `mae` is 1 - p, `ce` is the cross-entropy."""
+    """Loss of a token of probability p: `cmae` 1 - p while p < tau (as in the paper), `mae` 1 - p, `ce` -log p."""
     tau: Annotated[float, Range(0, 1, open_low=True)] = 0.2
-    """With `cmae`: tokens predicted with at least this probability give no gradient (default from a summary of the
-    paper)."""
+    """With `cmae`: tokens of at least this probability give no gradient (default from a summary of the paper)."""
     balance: Literal["adaptive", "fixed"] = "adaptive"
     """Weight of the world-model loss. `adaptive` (default from the PaW paper) decreases it as the episodes of a group
     succeed: lambda_0 * clamp(1 - mean return of the group / --algo.success-reward, 0, 1). `fixed` is lambda_0."""
@@ -286,8 +284,10 @@ class PawConfig:
     deduplicate: bool = False
     """Among transitions with the same history, action and observation, use only the first."""
     horizon: Annotated[int, Range(1, 1 << 10)] = 1
-    """Number of following observations that each transition predicts, given the actions in between. More than 1
-    requires --layout window."""
+    """Number of following observations that each transition predicts; more than 1 requires --layout window."""
+    token_fraction: Annotated[float, Range(0, 1, open_low=True)] = 1.0
+    """Share of the selected observation tokens that an optimizer step learns from, drawn at random. Their weights are
+    divided by it, so that the gradient is the same in expectation, and the LM head computes fewer logits."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from paw_fast.algorithms.base import Credit, has_reward_variance
-from paw_fast.algorithms.world_model import WorldModelWeights
+from paw_fast.algorithms.world_model import WorldModelWeights, token_weights
 from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.kernels import LossSettings
 from paw_fast.learner import packing
 from paw_fast.learner.critic import Values, make_critic
 from paw_fast.learner.forward_backward import backward, compute_token_stats, rows_per_chunk
-from paw_fast.learner.loss_rows import build_tables, longest_action
+from paw_fast.learner.loss_rows import build_tables, choose_tokens, longest_action
 from paw_fast.learner.memory_guard import MemoryGuard
 from paw_fast.learner.optim import MasterAdamW
 from paw_fast.learner.packing import PackedBatch, RowTable
@@ -116,10 +116,10 @@ class Learner:
         return self._memory.run(lambda: self._token_stats(batch))
 
     def _token_stats(self, batch: RolloutBatch) -> TokenStats:
-        old, entropies, values = self._run(self.policy, batch.sequences, self.critic.shared_values())
+        old, values, entropies = self._run(self.policy, batch.sequences, self.critic.shared_values())
         ref = self._run(self.reference, batch.sequences)[0] if self.reference is not None else None
         values = values or self._separate_values(batch.sequences)
-        return TokenStats(old, ref, values or None, np.array([float(e.mean()) for e in entropies]))
+        return TokenStats(old, ref, values or None, [entropies])
 
     def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[PackedBatch]:
         tables = [packing.action_rows(s) for s in sequences]
@@ -129,15 +129,25 @@ class Learner:
 
     def _run(
         self, policy: Policy, sequences: Sequence[TokenSequence], values_of: Values | None = None
-    ) -> list[list[np.ndarray]]:
-        """Log-probs, entropies and (with `values_of`) values of the policy: M arrays [A_m] each."""
-        columns: list[dict[int, np.ndarray]] = [{}, {}, {}]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], torch.Tensor]:
+        """Log-probs and (with `values_of`) values of the policy, M arrays [A_m] each; entropies of all action tokens,
+        on the policy's device."""
+        columns: list[dict[int, np.ndarray]] = [{}, {}]
+        places: dict[int, np.ndarray] = {}
+        entropies, total = [torch.zeros(0, device=policy.device)], 0
         for batch in self._micro_batches(sequences):
-            found = compute_token_stats(policy, batch, self.config.rollout.temperature, self.chunk, values_of)
-            for column, flat in zip(columns, found, strict=True):
-                if flat is not None:
-                    _scatter(column, flat.numpy(), batch, sequences)
-        return [[column[m] for m in sorted(column)] for column in columns]
+            logprobs, entropy, values = compute_token_stats(
+                policy, batch, self.config.rollout.temperature, self.chunk, values_of
+            )
+            _scatter(columns[0], logprobs.numpy(), batch, sequences)
+            if values is not None:
+                _scatter(columns[1], values.numpy(), batch, sequences)
+            _scatter(places, np.arange(total, total + len(entropy)), batch, sequences)
+            entropies.append(entropy)
+            total += len(entropy)
+        order = np.concatenate([np.zeros(0, np.int64), *(places[m] for m in sorted(places))])
+        logprobs, values = ([column[m] for m in sorted(column)] for column in columns)
+        return logprobs, values, torch.cat(entropies)[torch.from_numpy(order).to(policy.device)]
 
     @torch.no_grad()
     def _separate_values(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
@@ -173,10 +183,10 @@ class Learner:
             self._report(0.0)
             self._critic_step(inputs, chosen, metrics, warming_up)
             if not warming_up:
-                self._policy_step(inputs, chosen, credit, joint, metrics)
+                self._policy_step(inputs, chosen, credit, joint, metrics, (step, number))
         if alternate:
             self._report = partial(report, total, total)
-            self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics)
+            self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics, (step, total))
         if metrics.skipped:  # else the last gradient was finite, and so are the weights it was computed from
             advice = "nothing of this step is kept; go on from the last checkpoint with --resume"
             check_finite(self.policy.model, f"step {step + 1}", advice)
@@ -208,21 +218,27 @@ class Learner:
 
     def _policy_step(
         self, inputs: _UpdateInputs, chosen: Sequence[int], credit: Credit | None,
-        world_model: WorldModelWeights | None, metrics: UpdateMetrics,
+        world_model: WorldModelWeights | None, metrics: UpdateMetrics, number: tuple[int, int],
     ) -> None:  # fmt: skip
         """One step of the policy's optimizer; the denominators of its losses are those of the whole optimizer batch.
 
-        credit: None leaves out the policy loss and a shared critic's. world_model: None leaves out its loss.
+        credit: None leaves out the policy loss and a shared critic's. world_model: None leaves out its loss. number:
+        that of the training step, from 0, and of the optimizer step in it, from 1.
         """
         c, picked = self.config, [inputs.sequences[i] for i in chosen]
         longest = longest_action(c.rollout, c.env, c.layout)
-        tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest)
+        subset = weights = None
+        if world_model is not None:
+            weights = token_weights(world_model, picked, self.policy.device)
+            subset = choose_tokens(picked, world_model, c.paw.token_fraction, (c.seed, 6, *number))
+            metrics.add_subset(subset)
+        tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest, subset)
         metrics.policy_steps += credit is not None
         metrics.wm_steps += world_model is not None
 
         def accumulate() -> None:
             learned = 0
-            for batch in self._packed(picked, tables):
+            for batch in self._packed(picked, tables, weights):
                 value_loss = self.critic.loss_in_policy_update(batch, metrics) if credit else None
                 metrics.add(batch, backward(self.policy, batch, self.settings, self.chunk, value_loss), chosen)
                 learned += len(batch.members)
@@ -267,12 +283,14 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), finite
 
-    def _packed(self, sequences: Sequence[TokenSequence], tables: Sequence[RowTable]) -> Iterator[PackedBatch]:
+    def _packed(
+        self, sequences: Sequence[TokenSequence], tables: Sequence[RowTable], weights: torch.Tensor | None = None
+    ) -> Iterator[PackedBatch]:
         """Micro-batches of the sequences that have a row."""
         live = [i for i, t in enumerate(tables) if len(t.positions)]
         lengths = [packing.input_length(tables[i]) for i in live]
         for members in packing.plan_micro_batches(lengths, self._memory.tokens):
-            yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device)
+            yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device, weights)
 
 
 def learning_rate_factor(step: int, optim: OptimConfig, steps: int) -> float:
