@@ -224,7 +224,9 @@ def option_text(name: str, value: Any) -> list[str]:
     >>> option_text("model.trust_remote_code", True), option_text("paw.tau", 0.5)
     (['--model.trust-remote-code'], ['--paw.tau', '0.5'])
     """
+    if isinstance(value, bool) and not value:
+        table, dot, key = name.rpartition(".")
+        return [f"--{flag(f'{table}{dot}no_{key}')}"]
     if isinstance(value, bool):
-        table, _, key = name.rpartition(".")
-        return [f"--{flag(f'{table}.{key}' if table else key)}"] if value else [f"--{flag(f'{table}.no_{key}')}"]
+        return [f"--{flag(name)}"]
     return [f"--{flag(name)}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
