@@ -53,7 +53,7 @@ NOT_TAKEN = {
 def compare(args: list[str], quiet_libraries: Callable[[], None], resolve: Resolve) -> int:
     """Runs the command; returns the exit status: 0, 2 if a run failed, or that of a stop signal."""
     if not set(HELP).isdisjoint(args):
-        return _help(args)
+        return _help([arg for arg in args if arg not in HELP], resolve)
     command = f"{PROGRAM} compare {shlex.join(args)}".strip()
     options, rest = take_options(args)
     for name, why in NOT_TAKEN.items():
@@ -154,7 +154,7 @@ def read_seeds(text: str) -> list[int]:
     if re.fullmatch(r"\d{1,4}", text) and int(text) > 0:
         return list(range(int(text)))
     seeds: list[int] = []
-    for part in filter(None, text.split(",")):
+    for part in [""] if text.isdecimal() else filter(None, text.split(",")):
         match = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= LARGEST_SEED or last - first >= 10_000:
@@ -169,8 +169,13 @@ def read_seeds(text: str) -> list[int]:
     )
 
 
-def _help(args: Sequence[str]) -> int:
-    """Prints the help with the arms; `parse` exits after it has printed the options."""
+def _help(args: list[str], resolve: Resolve) -> int:
+    """Prints the help with the arms. Other arguments are checked, as in the help of train."""
+    if args:
+        options, rest = take_options(args)
+        find_arms([name for name in options.arms.split(",") if not name.endswith(".toml")] or ["rl"])
+        read_seeds(options.seeds)
+        resolve(rest)
     try:
         parse(CompareOptions, ["--help"], "compare")
     except SystemExit:

@@ -26,7 +26,7 @@ from paw_fast.runs.run_facts import join
 CSS = """
 .answers { margin: 14px 0 18px; padding: 0; list-style: none; }
 .answers li { padding: 8px 0 8px 26px; position: relative; border-bottom: 1px solid var(--line); font-size: 16px; }
-.answers li::before { content: "="; position: absolute; left: 4px; font-weight: 700; color: var(--soft); }
+.answers li::before { content: "?"; position: absolute; left: 4px; font-weight: 700; color: var(--soft); }
 .answers li.differ::before { content: "\\2260"; color: var(--ink); }
 .answers li.differ { font-weight: 600; }
 .note { color: var(--soft); font-size: 13.5px; max-width: 105ch; margin-top: 8px; }
@@ -66,7 +66,8 @@ def missing_runs(plan: Plan, results: Sequence[ArmResult]) -> list[str]:
 
 
 def _tables(plan: Plan, results: Sequence[ArmResult], pairs: Sequence[PairResult]) -> list[TextTable]:
-    note = f"Each run had {plan.threads} CPU threads; runs that share a machine slow each other down."
+    threads = "1 CPU thread" if plan.threads == 1 else f"{plan.threads} CPU threads"
+    note = f"Each run had {threads}; runs that share a machine slow each other down."
     tables = [success_table(results)]
     tables += [pair_table(pairs)] if pairs else []
     return [*tables, cost_table(results, note), world_model_table(results), arm_table(plan)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -154,7 +155,7 @@ def collect(plan: Plan) -> list[ArmResult]:
             if not planned.finished:
                 continue
             run = load_run(planned.folder)
-            won = run.summary.get("final_won", run.summary.get("warm_start_won"))
+            won = _outcomes(run)
             if not isinstance(won, list) or len(won) != run.summary.get("num_eval_tasks"):
                 raise UserError(f"{planned.folder / 'summary.json'} has no outcome of each evaluation task: restore it")
             runs[seed] = run
@@ -162,9 +163,14 @@ def collect(plan: Plan) -> list[ArmResult]:
     return results
 
 
+def _outcomes(run: Run) -> Any:
+    """1 or 0 for each evaluation task, as the summary has them; of a run of no steps, those before training."""
+    return run.summary.get("final_won", run.summary.get("warm_start_won"))
+
+
 def _won(result: ArmResult, seeds: Sequence[int]) -> np.ndarray:
     """1 or 0 for each seed and task [n, m]."""
-    rows = [result.runs[s].summary.get("final_won", result.runs[s].summary["warm_start_won"]) for s in seeds]
+    rows = [_outcomes(result.runs[seed]) for seed in seeds]
     if len({len(row) for row in rows}) > 1:
         raise UserError(f"the runs of the arm {result.name} were evaluated on different numbers of tasks")
     return np.array(rows, dtype=np.float64)

@@ -26,7 +26,7 @@ def ends(low: float, high: float) -> str:
 def sentence(pair: PairResult) -> str:
     """The answer for a pair of arms, with its interval; where they cannot be told apart, the seeds needed."""
     found = pair.success
-    sample = f"{_count(found.num_seeds, 'seed')} x {_count(found.num_tasks, 'task')}"
+    sample = f"{_count(found.num_seeds, 'seed')} × {_count(found.num_tasks, 'task')}"
     about = f"95 % interval {ends(found.low, found.high)}, {sample}"
     if found.num_seeds == 1:
         return (
@@ -46,17 +46,18 @@ def _count(number: int, what: str) -> str:
 
 
 def p_text(pair: PairResult) -> str:
-    """The p-value; with so few seeds that it cannot fall below 0.05, this is said."""
+    """The p-value, with a mark where no smaller one is possible with so few seeds."""
     if pair.p is None or pair.p_smallest is None:
         return "-"
-    if pair.p_smallest <= 0.05:
-        return f"{pair.p:.2g}"
-    return f"{pair.p:.2g}, and {len(pair.seeds)} seeds cannot give less than {pair.p_smallest:.2g}"
+    least = " (the least that is possible)" if pair.p <= pair.p_smallest and pair.p_smallest > 0.05 else ""
+    return f"{pair.p:.2g}{least}"
 
 
 def needed(pair: PairResult) -> str:
     """How many seeds would show the difference that matters, and one as large as the one seen."""
     effect = f"{100 * pair.effect:g} points"
+    if not pair.success.seed_variance:
+        return "the difference is the same in every seed, so how many would be needed is unknown"
     if pair.needed is None:
         return (
             f"no number of seeds would show a difference of {effect} on these {pair.success.num_tasks} tasks: give "

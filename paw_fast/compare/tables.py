@@ -72,7 +72,8 @@ def pair_table(pairs: Sequence[PairResult]) -> TextTable:
         area = signed(pair.area.value)
         if pair.area.low is not None and pair.area.high is not None:
             area += f" (95 %: {ends(pair.area.low, pair.area.high)})"
-        seeds_text = "-" if pair.needed is None and pair.p is None else str(pair.needed or "more tasks")
+        known = bool(pair.success.seed_variance)
+        seeds_text = str(pair.needed or "more tasks") if known else "-"
         verdict = "one seed" if pair.p is None else "differ" if pair.told_apart else "cannot be told apart"
         rows.append(
             (
@@ -92,6 +93,8 @@ def pair_table(pairs: Sequence[PairResult]) -> TextTable:
         "The permutation test flips the signs of the seeds' differences. Seeds: so many would show a true difference "
         f"of {effect} points at the level of 5 % with a power of 80 % (Guenther 1981)."
     )
+    if few := sorted({len(pair.seeds) for pair in pairs if pair.p_smallest is not None and pair.p_smallest > 0.05}):
+        note += f" It cannot give p < 0.05 with {few[-1]} seeds: from 6 on it can."
     if len(pairs) > 1:
         note += (
             f" The intervals are for one pair each: of {len(pairs)} pairs of equal arms about {0.05 * len(pairs):.2g} "

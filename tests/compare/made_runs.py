@@ -1,7 +1,7 @@
 """Run directories made by hand, without training. As a program: a stand-in for `paw-fast` that makes them.
 
-The program knows `train --config FILE` and `train --resume RUN`, and obeys $MADE_RUNS: `ok`, `fail`, `hang` (until a stop
-signal, then it exits with 75 as a saved run) and `fail ARM`.
+The program knows `train --config FILE` and `train --resume RUN`, and obeys $MADE_RUNS: `ok`, `fail`, `fail ARM`, and
+`hang` (until a stop signal, then it exits with 75 as a saved run).
 """
 
 import json
