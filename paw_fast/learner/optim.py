@@ -45,8 +45,8 @@ class MasterAdamW(torch.optim.AdamW):
             parameters = list(group["params"])
             self.trained += parameters
             own.append({**group, "params": [self._master(p) for p in parameters]})
-        how = {"fused": True} if offload else {"foreach": False}
-        super().__init__(own, **{**how, **settings})
+        self._how = {"fused": True, "foreach": None} if offload else {"foreach": False, "fused": None}
+        super().__init__(own, **{**self._how, **settings})
 
     def _master(self, parameter: Tensor) -> Tensor:
         if parameter.dtype == torch.float32 and not self.offload:
@@ -80,12 +80,19 @@ class MasterAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "masters": [master.detach() for _, master in self._pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state and the master copies. Raises `ValueError` if their number differs."""
+        """Restores the state and the master copies. Raises `ValueError` if their number differs.
+
+        A state that was saved with another `offload` is taken too: copies of float32 weights equal the weights.
+        """
         state = dict(state_dict)
         masters = state.pop("masters", [])
+        if bool(masters) != bool(self._pairs) and all(p.dtype == torch.float32 for p in self.trained):
+            masters = [p.detach() for p, _ in self._pairs]
         if len(masters) != len(self._pairs):
             raise ValueError(f"{len(masters)} float32 copies were saved, this run has {len(self._pairs)}")
         super().load_state_dict(state)
+        for group in self.param_groups:
+            group |= self._how
         with torch.no_grad():
             for (_, master), saved in zip(self._pairs, masters, strict=True):
                 master.copy_(saved)
