@@ -67,6 +67,7 @@ METRICS: dict[str, str] = {
     "critic/clip_fraction": "share of action tokens whose value is clipped",
     "critic/grad_norm": "global gradient norm of a critic with a separate backbone",
     "rollout/overlong_tasks": "tasks skipped because their first prompt is too long; logged only if there are any",
+    "rollout/retried_episodes": "episodes played again because their environment failed; logged only if there are any",
     "rollout/rounds": "rounds of rollouts in the step (more than 1 only with dynamic sampling)",
     "optim/grad_norm": "global gradient norm before clipping",
     "optim/learning_rate": "learning rate",
