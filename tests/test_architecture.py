@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "compare": "__init__ config errors runs",
     "orchestrator": "algorithms config errors learner rollout types",
     "trainer": "algorithms config envs errors evaluation extras learner models orchestrator rollout runs sft types",
-    "cli": "algorithms compare config envs errors extras evaluation learner models planning registry rollout runs sft trainer "
-    "types",
+    "cli": "algorithms compare config envs errors extras evaluation learner models planning registry rollout runs sft "
+    "trainer types",
     "api": "cli config errors evaluation models rollout runs trainer",
 }
 """For each folder or module of the package, what it may import, in the order in which they are built."""
