@@ -66,37 +66,53 @@ def test_help_names_options_and_arms(capsys):
     assert re.search(r"\n  echo +Related method ECHO \(arXiv 2605.24517\)", text)
 
 
+def compared(capfd, out, *options):
+    """Runs a comparison of the smallest size; returns what it printed, and its report."""
+    settings = [*SETTINGS, "--steps", "1", "--arms", "rl,paw", "--jobs", "2", "--out", str(out)]
+    assert main.run(["compare", *settings, *options]) == 0
+    return " ".join(capfd.readouterr().err.split()), json.loads((out / "report.json").read_text())
+
+
+def check_paired(out, seed):
+    configs = [load_config(out / arm / f"s{seed}") for arm in ("rl", "paw")]
+    assert [config.paw.enabled for config in configs] == [False, True]
+    tasks = [read_tasks(out / arm / f"s{seed}") for arm in ("rl", "paw")]
+    assert tasks[0] == tasks[1]
+    assert (len(tasks[0][1][0]), tasks[0][1][1]) == (2, 4)
+
+
 @pytest.mark.usefixtures("own_cache")
 def test_a_comparison_from_the_command_to_its_report(model, tmp_path, capfd):
-    """Two arms, two seeds, one step: real runs in processes of their own, then the same command again."""
+    """Two arms, one seed, one step: real runs in processes of their own, then the same command again."""
     out = tmp_path / "out"
-    settings = [one for one in SETTINGS if one != "tiny"][1:]
-    command = [
-        "compare", "--preset", "tiny", *settings, "--model", str(model), "--steps", "1", "--arms", "rl,paw", "--seeds",
-        "2", "--jobs", "2", "--out", str(out),
-    ]  # fmt: skip
-    assert main.run(command) == 0
-    text = " ".join(capfd.readouterr().err.split())
+    options = ["--model", str(model), "--seeds", "1"]
+    text, found = compared(capfd, out, *options)
     assert "rl, seed 0: started" in text
     assert f"report: {out / 'report.html'}" in text
-    assert re.search(r"paw (and rl cannot be told apart|ends)", text)
-    for seed in (0, 1):
-        configs = [load_config(out / arm / f"s{seed}") for arm in ("rl", "paw")]
-        assert [config.paw.enabled for config in configs] == [False, True]
-        tasks = [read_tasks(out / arm / f"s{seed}") for arm in ("rl", "paw")]
-        assert tasks[0] == tasks[1]
-        assert len(tasks[0][1][0]) == 2
-        assert tasks[0][1][1] == 4
-    found = json.loads((out / "report.json").read_text())
-    assert found["arms"]["paw"]["seeds"] == [0, 1]
+    assert "one seed cannot tell the arms from the luck of a run" in text
+    check_paired(out, 0)
+    assert found["arms"]["paw"]["seeds"] == [0]
     assert found["arms"]["rl"]["tokens"][0] > 0
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/s*/**/*") if path.is_file()}
-    assert main.run(command) == 0
+    compared(capfd, out, *options)
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/s*/**/*") if path.is_file()}
-    with pytest.raises(UserError, match=r"was begun with --steps 1 for the arm rl, now 2"):
-        main.run([*_without(command, "--steps"), "--steps", "2"])
+    with pytest.raises(UserError, match=r"was begun with --eval-tasks 2 for the arm rl, now 3"):
+        other = ["3" if one == "2" and SETTINGS[i - 1] == "--eval-tasks" else one for i, one in enumerate(SETTINGS)]
+        main.run(["compare", *other, "--steps", "1", "--arms", "rl,paw", "--out", str(out), *options])
 
 
-def _without(command, name):
-    at = command.index(name)
-    return command[:at] + command[at + 2 :]
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
+def test_each_seed_has_a_warm_start_that_its_arms_share(tmp_path, capfd):
+    out = tmp_path / "out"
+    text, found = compared(capfd, out, "--seeds", "2", "--warm-start.episodes", "12", "--warm-start.epochs", "1")
+    assert re.search(r"paw (and rl cannot be told apart|ends)", text)
+    weights = {
+        (arm, seed): (out / arm / f"s{seed}" / "warm_start" / "model.safetensors").read_bytes()
+        for arm in ("rl", "paw") for seed in (0, 1)
+    }  # fmt: skip
+    for seed in (0, 1):
+        check_paired(out, seed)
+        assert weights["rl", seed] == weights["paw", seed]
+    assert weights["rl", 0] != weights["rl", 1]
+    assert found["pairs"][0]["success"]["num_seeds"] == 2
