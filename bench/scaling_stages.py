@@ -177,7 +177,7 @@ def packing_plan(sequences: int) -> Work:
 
 def states(groups: int, members: int, similarity: float | None) -> Work:
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, 40)) for _ in range(groups * members)]
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(groups * members)]
     numbers = torch.arange(groups).repeat_interleave(members)
     return lambda: step_groups(numbers, texts, similarity)
 
