@@ -177,7 +177,7 @@ def packing_plan(sequences: int) -> Work:
 
 def states(groups: int, members: int, similarity: float | None) -> Work:
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, 40)) for _ in range(groups * members)]
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(groups * members)]
     numbers = torch.arange(groups).repeat_interleave(members)
     return lambda: step_groups(numbers, texts, similarity)
 
@@ -331,23 +331,23 @@ def update_cases() -> list[Case]:
 
 
 def state_cases() -> list[Case]:
-    groups, members = ("groups", doubled(2, 4)), ("transitions of a group", doubled(64, 3))
+    groups, members = ("groups", doubled(4, 3)), ("transitions of a group", doubled(16, 3))
     return [
         *cases_of("anchor groups, equal texts", states, 1, "transitions", {"groups": groups, "members": members},
-                  groups=2, members=64, similarity=None),
-        *cases_of("anchor groups, --algo.similarity", states, 1, "transitions", {"groups": groups}, members=64,
+                  groups=4, members=16, similarity=None),
+        *cases_of("anchor groups, --algo.similarity", states, 1, "transitions", {"groups": groups}, members=16,
                   similarity=0.9),
         *cases_of("anchor groups, --algo.similarity", states, 2, "pairs of different texts", {"members": members},
-                  groups=2, similarity=0.9),
+                  groups=4, similarity=0.9),
     ]  # fmt: skip
 
 
 def file_cases() -> list[Case]:
-    count = {"count": ("products", doubled(1000, 3))}
+    count = {"count": ("products", doubled(500, 3))}
     return [
         *cases_of("report", report, 1, "rows of metrics.jsonl", {"steps": ("steps of the run", doubled(250, 5))},
                   in_folder=True),
-        *cases_of("ALFWorld, list of games", games, 1, "files", {"count": ("games on disk", doubled(250, 3))},
+        *cases_of("ALFWorld, list of games", games, 1, "files", {"count": ("games on disk", doubled(125, 3))},
                   in_folder=True),
         *cases_of("WebShop, search index", products, 1, "words", count, in_folder=True, query=False),
         *cases_of("WebShop, 50 queries", products, 1, "scores of all products", count, in_folder=True, query=True),

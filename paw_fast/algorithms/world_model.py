@@ -16,6 +16,8 @@ from paw_fast import kernels
 from paw_fast.config import TrainConfig
 from paw_fast.types import RolloutBatch, TokenSequence, TokenStats, Transition
 
+_COMPARED_TOKENS = 16  # at the end of a history
+
 
 @dataclass(frozen=True)
 class WorldModelWeights:
@@ -168,10 +170,14 @@ def first_of_equals(transitions: Sequence[Transition]) -> np.ndarray:
 
     Episodes of one task start alike; what they share need not be predicted once for each of them.
     """
-    seen: set[tuple[tuple[int, ...], ...]] = set()
+    seen: dict[tuple[int | tuple[int, ...], ...], list[tuple[int, ...]]] = {}
     first = np.zeros(len(transitions), dtype=bool)
     for number, t in enumerate(transitions):
-        key = (t.prompt_ids, t.action_ids, t.observation_ids)
-        first[number] = key not in seen
-        seen.add(key)
+        # Whole histories are compared only where their lengths and ends agree: hashing each would take the square of
+        # the number of turns in the `trajectory` layout.
+        key = (len(t.prompt_ids), t.prompt_ids[-_COMPARED_TOKENS:], t.action_ids, t.observation_ids)
+        histories = seen.setdefault(key, [])
+        first[number] = t.prompt_ids not in histories
+        if first[number]:
+            histories.append(t.prompt_ids)
     return first
