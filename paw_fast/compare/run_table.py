@@ -7,17 +7,15 @@ import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from paw_fast.compare.job import Job, State
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.time_left import clock
-
-if TYPE_CHECKING:
-    from paw_fast.compare.schedule import Job
 
 _TAIL_BYTES = 1 << 14
 
@@ -37,7 +35,7 @@ def render(jobs: Sequence[Job], now: float) -> RenderableType:
 
 def summary_line(jobs: Sequence[Job], now: float) -> str:
     """How many runs are done, what runs, and the time left if it can be told."""
-    done, failed, running = (_in(jobs, state) for state in ("done", "failed", "running"))
+    done, failed, running = (_in(jobs, state) for state in (State.DONE, State.FAILED, State.RUNNING))
     parts = [f"{len(done)} of {len(jobs)} runs done"]
     parts += [f"{len(failed)} failed"] if failed else []
     if running:
@@ -48,8 +46,8 @@ def summary_line(jobs: Sequence[Job], now: float) -> str:
 
 def seconds_left(jobs: Sequence[Job], now: float) -> float | None:
     """Seconds until all runs are done: the median time of a run times those left, over the runs at a time."""
-    running, waiting = _in(jobs, "running"), _in(jobs, "waiting")
-    known = [job.seconds for job in jobs if job.seconds is not None and job.state.value == "done"]
+    running, waiting = _in(jobs, State.RUNNING), _in(jobs, State.WAITING)
+    known = [job.seconds for job in jobs if job.seconds is not None and job.state is State.DONE]
     known = known or [(now - j.began_s) / share for j in running if (share := _share(j)) > 0.3]
     if not known or not running:
         return None
@@ -58,19 +56,16 @@ def seconds_left(jobs: Sequence[Job], now: float) -> float | None:
     return max(max(rest), (sum(rest) + one * len(waiting)) / len(running))
 
 
-def _in(jobs: Sequence[Job], state: str) -> list[Job]:
-    return [job for job in jobs if job.state.value == state]
+def _in(jobs: Sequence[Job], state: State) -> list[Job]:
+    return [job for job in jobs if job.state is state]
 
 
 def _cell(job: Job, now: float) -> str:
-    state = job.state.value
-    if state == "done":
-        with suppress(Exception):
-            return f"done {runs.read_json(job.run.folder / 'summary.json')['final_success']:.0%}"
-        return "done"
-    if state == "running":
+    if job.state is State.DONE:
+        return f"done {runs.read_json(job.run.folder / 'summary.json')['final_success']:.0%}"
+    if job.state is State.RUNNING:
         return f"{_progress(job)}, {clock(now - job.began_s)}"
-    return state
+    return job.state.value
 
 
 def _progress(job: Job) -> str:

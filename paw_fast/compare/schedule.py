@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from rich.live import Live
 
 from paw_fast.compare.arms import option_text
+from paw_fast.compare.job import Job, State
 from paw_fast.compare.pairing import verify
 from paw_fast.compare.plan import Plan, PlannedRun
 from paw_fast.compare.run_table import render, summary_line
@@ -33,27 +33,6 @@ POLL_S = 0.2
 SILENCE_S = 14.0
 """Without a terminal a line says how far the comparison is when nothing was printed for so long."""
 _EARLY_FAILURES = 3
-
-
-class State(Enum):
-    """What a run does."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-
-
-@dataclass
-class Job:
-    """A run and its process. Owned by `Scheduler`."""
-
-    run: PlannedRun
-    state: State = State.WAITING
-    process: subprocess.Popen[bytes] | None = None
-    began_s: float = 0.0
-    seconds: float | None = None
-    why: str = ""
 
 
 @dataclass

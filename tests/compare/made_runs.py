@@ -6,29 +6,33 @@ The program knows `train --config FILE` and `train --resume RUN`, and obeys $MAD
 
 import json
 import os
+import random
 import signal
 import sys
 import time
 from pathlib import Path
-
-from paw_fast.config import load_toml
-from paw_fast.runs.run_dir import write_config
+from types import SimpleNamespace
 
 GAIN = {"rl": 0.3, "paw": 0.6}
 """Success after training by arm, as far as the seed's noise goes; 0.3 for others."""
 NUM_TASKS = 40
 
 
-def write_made_run(config, final=None, tasks=None):
-    """Writes a finished run: success rises from 0.1 in a line; `won` is drawn by seed and arm."""
-    import numpy as np
+def write_made_run(config, final=None, tasks=None, text=None):
+    """Writes a finished run: success rises from 0.1 in a line; `won` is drawn by seed and arm.
 
+    config: a `TrainConfig`, or the few fields of it that are used here, with the `text` of its TOML.
+    """
+    if text is None:
+        from paw_fast.config import to_toml
+
+        text = to_toml(config)
     run, arm = config.run_dir, config.run_dir.parent.name
     run.mkdir(parents=True, exist_ok=True)
-    write_config(run, config)
-    rng = np.random.default_rng([config.seed, len(arm)])
+    (run / "config.toml").write_text(text)
+    rng = random.Random(100 * config.seed + len(arm))
     final = GAIN.get(arm, 0.3) if final is None else final
-    won = (rng.random(NUM_TASKS) < final).astype(int).tolist()
+    won = [int(rng.random() < final) for _ in range(NUM_TASKS)]
     rows, steps = [], config.steps
     for step in range(steps + 1):
         rate = 0.1 + (sum(won) / NUM_TASKS - 0.1) * step / max(1, steps)
@@ -56,23 +60,32 @@ def write_made_run(config, final=None, tasks=None):
 
 
 def main():
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+
     _, kind, path = sys.argv[1:4]
-    file = Path(path) if kind == "--config" else Path(path) / "config.toml"
-    config = load_toml(file)
-    assert config.run_dir is not None
+    text = (Path(path) if kind == "--config" else Path(path) / "config.toml").read_text()
+    values = tomllib.loads(text)
+    config = SimpleNamespace(
+        run_dir=Path(values["run_dir"]), seed=values["seed"], steps=values["steps"],
+        paw=SimpleNamespace(**values["paw"])
+    )  # fmt: skip
+    arm = config.run_dir.parent.name
     with open(os.environ["MADE_LOG"], "a") as log:
-        log.write(f"{config.run_dir.parent.name} s{config.seed} {kind}\n")
+        log.write(f"{arm} s{config.seed} {kind}\n")
     wish = os.environ.get("MADE_RUNS", "ok")
     if wish == "hang" and kind == "--config":
         config.run_dir.mkdir(parents=True)
-        write_config(config.run_dir, config)
+        (config.run_dir / "config.toml").write_text(text)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         print("training", flush=True)
         while True:
             time.sleep(0.05)
-    if wish == "fail" or wish == f"fail {config.run_dir.parent.name}":
+    if wish in ("fail", f"fail {arm}"):
         sys.exit("error: no luck today")
-    write_made_run(config)
+    write_made_run(config, text=text)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def test_a_comparison_from_the_command_to_its_report(model, tmp_path, capfd):
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/s*/**/*") if path.is_file()}
     compared(capfd, out, *options)
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/s*/**/*") if path.is_file()}
+    other = ["3" if one == "2" and SETTINGS[i - 1] == "--eval-tasks" else one for i, one in enumerate(SETTINGS)]
     with pytest.raises(UserError, match=r"was begun with --eval-tasks 2 for the arm rl, now 3"):
-        other = ["3" if one == "2" and SETTINGS[i - 1] == "--eval-tasks" else one for i, one in enumerate(SETTINGS)]
         main.run(["compare", *other, "--steps", "1", "--arms", "rl,paw", "--out", str(out), *options])
 
 

@@ -134,7 +134,7 @@ def test_a_report_without_some_of_the_runs_says_so(tmp_path):
 
 
 def test_one_seed_tells_nothing_apart(tmp_path):
-    plan = plan_of(tmp_path / "out", "rl,paw", seeds=(0,))
+    plan = plan_of(tmp_path / "out", "rl,paw", seeds=range(1))
     for run in plan.runs:
         made_runs.write_made_run(run.config, final=1.0 if run.arm == "paw" else 0.0)
     sentences, _ = write_reports(plan, 0.05, "")
@@ -163,7 +163,7 @@ def test_equal_outcomes_say_nothing_of_the_seeds_needed(plan):
 
 
 def test_a_summary_without_outcomes_is_refused(tmp_path):
-    plan = plan_of(tmp_path / "out", "rl,paw", seeds=(0,))
+    plan = plan_of(tmp_path / "out", "rl,paw", seeds=range(1))
     for run in plan.runs:
         made_runs.write_made_run(run.config)
     path = plan.runs[1].folder / "summary.json"
