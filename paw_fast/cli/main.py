@@ -1,4 +1,4 @@
-"""Runs the command line: `paw-fast train | eval | play | retriever | report | push | doctor | plan | recipes`.
+"""Runs the command line: `paw-fast train | eval | play | retriever | report | compare | push | doctor | plan | ...`.
 
 Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 from paw_fast import __version__, envs
-from paw_fast.cli import help, seeds
+from paw_fast.cli import help, ranks, seeds
 from paw_fast.cli.eval_options import EvalOptions, take_env_settings
 from paw_fast.cli.option_table import HELP, PROGRAM
 from paw_fast.cli.options import parse, take, take_switch, unused_tables
@@ -68,23 +68,12 @@ RUN_OPTIONS = ("--preset", "--config", "--resume", "--print-config", "--seeds")
 def _train(args: list[str]) -> int:
     if not set(HELP).isdisjoint(args):
         return _train_help(args)
-    from paw_fast.distributed import launch
     from paw_fast.runs import console
 
-    if launch.is_follower():
-        return _follow(args)
+    if ranks.is_follower():
+        return 0 if "--print-config" in args else ranks.follow(_quiet_libraries)
     with stop_signals.handled(console.say):  # before anything is built
         return _train_command(args)
-
-
-def _follow(args: list[str]) -> int:
-    """What a rank other than 0 does: it takes part in what rank 0 runs, which reads the options."""
-    if "--print-config" in args:
-        return 0
-    _quiet_libraries()
-    from paw_fast.distributed.leader import follow
-
-    return follow()
 
 
 def _train_help(args: list[str]) -> int:
@@ -143,23 +132,7 @@ def _train_command(args: list[str]) -> int:
     def start(config: TrainConfig) -> int:
         return start_run(config)[0] if many is None else seeds.train_seeds(config, many, start_run)
 
-    return _on_ranks(config, given, start)
-
-
-def _on_ranks(config: TrainConfig, args: list[str], start: Callable[[TrainConfig], int]) -> int:
-    """Calls `start` with the config; with several ranks, as their leader, or in the processes of a launcher."""
-    from paw_fast.distributed import launch
-
-    config = launch.with_world_size(config, any(arg.startswith("--trainer.gpus") for arg in args))
-    if launch.needs_launcher(config):
-        return launch.launch(config.trainer.gpus, args)
-    if config.trainer.gpus == 1:
-        return start(config)
-    validate(config)
-    from paw_fast.distributed.leader import leading
-
-    with leading():
-        return start(config)
+    return ranks.run(config, given, start)
 
 
 def _resume(path: Path, args: list[str], only_print: bool, given_args: list[str]) -> int:
@@ -200,7 +173,7 @@ def _resume(path: Path, args: list[str], only_print: bool, given_args: list[str]
             raise UserError(f"{run_dir} has done its {config.steps} steps: nothing to resume; give more with --steps")
         return status
 
-    return _on_ranks(config, given_args, start)
+    return ranks.run(config, given_args, start)
 
 
 def _eval(args: list[str]) -> int:
@@ -262,6 +235,12 @@ def _report(args: list[str]) -> int:
     return report(args, _quiet_libraries)
 
 
+def _compare(args: list[str]) -> int:
+    from paw_fast.cli.compare import compare
+
+    return compare(args, _quiet_libraries, _resolve)
+
+
 def _push(args: list[str]) -> int:
     from paw_fast.cli.push import push
 
@@ -321,6 +300,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
+    "compare": (_compare, "train several arms with several seeds each, and report how they differ"),
     "push": (_push, "upload the model of a run to the Hugging Face Hub, with a model card"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),
     "plan": (_plan, "memory and time of a training run on a machine, and what makes it fit"),

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from paw_fast.distributed.sharding import ShardedPolicy
@@ -35,7 +36,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def save(learner: Learner, folder: Path, group: Any) -> None:
     """Writes the learner's weights and optimizer states; every rank of the gloo `group` writes its shards."""
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-    dcp.save(_tensors(learner), storage_writer=writer, process_group=group)
+    save_state_dict(_tensors(learner), storage_writer=writer, process_group=group)
 
 
 def load(learner: Learner, checkpoint: Path, group: Any = None) -> None:
@@ -51,7 +52,7 @@ def load(learner: Learner, checkpoint: Path, group: Any = None) -> None:
             warnings.filterwarnings(
                 "ignore", "torch.distributed is disabled"
             )  # one process loads the shards of several
-            dcp.load(targets, storage_reader=reader, process_group=group, no_dist=group is None)
+            load_state_dict(targets, storage_reader=reader, process_group=group, no_dist=group is None)
     else:
         saved = _read_whole(learner, checkpoint)
         targets = _tensors(learner, saved)
@@ -81,7 +82,7 @@ def whole_model(policy: ShardedPolicy, weights: Iterable[tuple[str, Tensor]]) ->
 
 def _optimizers(learner: Learner) -> Iterator[tuple[MasterAdamW, list[str]]]:
     """Each optimizer with the names of its parameters, in its order."""
-    policy = [f"policy.{name}" for name, _ in learner.policy.model.named_parameters()]
+    policy = [f"policy.{name}" for name, p in learner.policy.model.named_parameters() if p.requires_grad]
     critic = [f"critic.{name}" for name, _ in learner.critic.named_parameters()]
     own = learner.critic.own_optimizers()
     yield learner.optimizer, policy if own else policy + critic

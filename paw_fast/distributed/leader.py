@@ -10,13 +10,14 @@ only what runs the model is divided.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from paw_fast.algorithms.base import Credit
 from paw_fast.algorithms.world_model import WorldModelWeights
@@ -142,6 +143,9 @@ class LeadingLearner(ShardedLearner):
         self, batch: RolloutBatch, stats: TokenStats, credit: Credit, world_model: WorldModelWeights | None, step: int,
         report: Callable[[int, int, float], None] = lambda number, total, share: None,
     ) -> dict[str, float]:  # fmt: skip
+        # What the others get must not be on this rank's device. They compute the weights of observation tokens again.
+        stats = dataclasses.replace(stats, token_entropies=[one.cpu() for one in stats.token_entropies])
+        world_model = None if world_model is None else dataclasses.replace(world_model, selection=None)
         with self._all("update", batch, stats, credit, world_model, step):
             return super().update(batch, stats, credit, world_model, step, report)
 
@@ -215,7 +219,7 @@ def save(learner: Learner, run_dir: Path, state: dict[str, Any]) -> Path:
     """Writes a checkpoint of a learner's weights and states and of the run's `state`."""
     if isinstance(learner, LeadingLearner):
         return learner.save(run_dir, state)
-    model, tokenizer = learner.policy.model, learner.policy.tokenizer
+    model, tokenizer = learner.policy.saved_model, learner.policy.tokenizer
     return save_checkpoint(run_dir, model=model, tokenizer=tokenizer, **learner.stateful_parts(), **state)
 
 

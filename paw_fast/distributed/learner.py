@@ -6,7 +6,7 @@ optimizer batch, computed by the code of one rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,19 @@ from paw_fast.config import TrainConfig
 from paw_fast.distributed.balance import plan_ranks
 from paw_fast.distributed.ranks import Ranks
 from paw_fast.distributed.sharding import ShardedPolicy, shard_policy
+from paw_fast.errors import UserError
 from paw_fast.learner import Learner
+from paw_fast.learner.memory_guard import MemoryGuard, T
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.update_metrics import UpdateMetrics
 from paw_fast.models.policy import Policy
+
+
+class _NoRetries(MemoryGuard):
+    """Lets lack of memory pass: the other ranks would not know that one begins again."""
+
+    def run(self, compute: Callable[[], T], undo: Callable[[], object] = lambda: None) -> T:
+        return compute()
 
 
 class ShardedLearner(Learner):
@@ -38,6 +47,7 @@ class ShardedLearner(Learner):
             return shard_policy(one, heads, mesh, trained=one is not reference)
 
         super().__init__(policy, reference, config, max_tokens, seen_passages, shard)
+        self._memory = _NoRetries(self._memory.tokens, self._memory.chunk)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The whole weights, one after another. Every rank must take all of them."""
@@ -52,6 +62,24 @@ class ShardedLearner(Learner):
         for parts in zip(*found, strict=True):
             merged.append({number: value for part in parts for number, value in part.items()})
         return merged
+
+    def _join_tokens(
+        self, values: torch.Tensor, places: dict[int, np.ndarray]
+    ) -> tuple[torch.Tensor, dict[int, np.ndarray]]:
+        first, merged, parts = 0, {}, self.ranks.all_gather((values.cpu(), places))
+        for part, numbers in parts:
+            merged |= {transition: first + places for transition, places in numbers.items()}
+            first += len(part)
+        return torch.cat([part for part, _ in parts]).to(values.device), merged
+
+    def _check_weights(self, step: int) -> None:
+        try:
+            super()._check_weights(step)
+            found = ""
+        except UserError as error:
+            found = str(error)
+        if wrong := [text for text in self.ranks.all_gather(found) if text]:
+            raise UserError(wrong[0])
 
     def _join_metrics(self, metrics: UpdateMetrics) -> None:
         metrics.replace_parts(self.ranks.all_gather(metrics.parts()))

@@ -58,7 +58,7 @@ class ShardedPolicy(Policy):
         return out
 
     def with_head(self, compute: Callable[[Any, Tensor], Result], hidden: Tensor) -> Result:
-        head = self.lm_head
+        head: Any = self.lm_head
         return head.run_sharded(compute, hidden) if isinstance(head, FSDPModule) else compute(_plain(head), hidden)
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -106,7 +106,7 @@ def shard_policy(
             module.float()
         fully_shard(module, mesh=mesh, mp_policy=precision)
     if not tied:
-        head.run_sharded = types.MethodType(_run_sharded, head)
+        object.__setattr__(head, "run_sharded", types.MethodType(_run_sharded, head))
         register_fsdp_forward_method(head, "run_sharded")
     for module in heads:
         fully_shard(module, mesh=mesh)  # value heads compute in float32
@@ -119,7 +119,7 @@ def shard_policy(
             # The losses' weights hold the denominators of the whole batch: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale in the reduction
-    return ShardedPolicy(model, policy.tokenizer, root, dtype)
+    return ShardedPolicy(model, policy.tokenizer, root=root, compute_dtype=dtype)
 
 
 def _layers(model: Any) -> list[torch.nn.Module]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from paw_fast.algorithms.base import algorithm_class
 from paw_fast.config import CriticConfig, OptimConfig, TrainConfig
 from paw_fast.learner.forward_backward import row_hidden
-from paw_fast.learner.optim import MasterAdamW
+from paw_fast.learner.optim import MasterAdamW, make_optimizer
 from paw_fast.learner.packing import PackedBatch
 from paw_fast.learner.update_metrics import UpdateMetrics
 from paw_fast.models.policy import Policy
@@ -35,6 +35,10 @@ Shard = Callable[[Policy, Sequence[torch.nn.Module]], Policy]
 def whole(policy: Policy, heads: Sequence[torch.nn.Module]) -> Policy:
     """The `Shard` of one rank: leaves everything as it is."""
     return policy
+
+
+Accumulate = Callable[[Callable[[], None]], None]
+"""Calls a function that accumulates gradients, from the beginning again where memory runs out."""
 
 
 def value_loss(
@@ -95,12 +99,13 @@ class NoCritic:
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Updates the critic on an optimizer batch, apart from the policy's update.
 
         batches: the micro-batches of the optimizer batch; their policy rows have value targets. warming_up: whether the
-        policy is not updated in this training step. step: takes a step of the policy's optimizer.
+        policy is not updated in this training step. step: takes a step of the policy's optimizer. accumulate: calls the
+        function that accumulates the gradients.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,19 +147,23 @@ class SharedCritic(NoCritic):
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Updates the head during the warm-up. Later the loss is part of the policy's update."""
         if not warming_up:
             return
-        for batch in batches():
 
-            def loss(batch: PackedBatch = batch) -> Tensor:
-                with torch.no_grad():
-                    hidden = row_hidden(policy, batch)
-                return self._loss(hidden, batch, metrics, 1.0)
+        def add_gradients() -> None:
+            for batch in batches():
 
-            policy.run(loss).backward()
+                def loss(batch: PackedBatch = batch) -> Tensor:
+                    with torch.no_grad():
+                        hidden = row_hidden(policy, batch)
+                    return self._loss(hidden, batch, metrics, 1.0)
+
+                policy.run(loss).backward()
+
+        accumulate(add_gradients)
         # The policy's parameters have no gradient here, and AdamW leaves such parameters alone.
         norm, stepped = step()
         metrics.count_step(stepped)
@@ -173,27 +182,31 @@ class SharedCritic(NoCritic):
 
 
 class SeparateCritic(NoCritic):
-    """A value head on a separate copy of the policy, with its own optimizer."""
+    """A value head on a separate copy of the policy, with its own optimizer.
+
+    Of a policy with adapters the adapters alone are copied and trained; the copies share the frozen weights.
+    """
 
     needed = True
     has_own_pass = True
 
-    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig, shard: Shard = whole):
+    def __init__(
+        self, policy: Policy, config: CriticConfig, optim: OptimConfig, offload: bool = False, shard: Shard = whole
+    ):
         self.config, self.warmup_steps, self.max_grad_norm = config, config.warmup_steps, optim.max_grad_norm
         self.head = _new_head(policy)
-        self.backbone = shard(Policy(copy.deepcopy(policy.model), policy.tokenizer), [self.head])
+        frozen = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
+        self.backbone = shard(Policy(copy.deepcopy(policy.model, frozen), policy.tokenizer), [self.head])
         parameters = [parameter for _, parameter in self.named_parameters()]
-        self.optimizer = MasterAdamW(
-            [{"params": parameters}], lr=config.learning_rate, betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-        )  # fmt: skip
+        self.optimizer = make_optimizer([{"params": parameters}], config.learning_rate, optim, offload)
 
     def own_optimizers(self) -> list[MasterAdamW]:
         return [self.optimizer]
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         for prefix, module in (("backbone", self.backbone.model.base_model), ("head", self.head)):
-            yield from ((f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters())
+            trained = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+            yield from ((f"{prefix}.{name}", parameter) for name, parameter in trained)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Computes values [N] float32 from hidden states [N, H] of the backbone."""
@@ -204,11 +217,15 @@ class SeparateCritic(NoCritic):
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Takes a step of the critic's own optimizer, during the warm-up and after it."""
-        for batch in batches():
-            self.backbone.run(partial(self._loss, batch, metrics)).backward()
+
+        def add_gradients() -> None:
+            for batch in batches():
+                self.backbone.run(partial(self._loss, batch, metrics)).backward()
+
+        accumulate(add_gradients)
         norm = self.step()
         metrics.count_step(math.isfinite(norm))
         metrics.critic_norms.append(norm)
@@ -228,15 +245,23 @@ class SeparateCritic(NoCritic):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "head": self.head.state_dict(), "backbone": self.backbone.model.base_model.state_dict(),
+            "head": self.head.state_dict(), "backbone": self._backbone_state(),
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
+
+    def _backbone_state(self) -> dict[str, Tensor]:
+        """The backbone's weights; of a backbone with adapters, these alone."""
+        backbone = self.backbone.model.base_model
+        frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+        return {name: tensor for name, tensor in backbone.state_dict().items() if name not in frozen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["backbone"] is None:
             raise ValueError("the critic was saved with another --critic.backbone")
         self.head.load_state_dict(state["head"])
-        self.backbone.model.base_model.load_state_dict(state["backbone"])
+        if state["backbone"].keys() != self._backbone_state().keys():
+            raise ValueError("the critic was saved with other parameters")
+        self.backbone.model.base_model.load_state_dict(state["backbone"], strict=False)
         restore_optimizer(self.optimizer, state["optimizer"])
 
 
@@ -247,7 +272,7 @@ def make_critic(policy: Policy, config: TrainConfig, shard: Shard = whole) -> No
         return NoCritic()
     if config.critic.backbone == "shared":
         return SharedCritic(policy, config.critic)
-    return SeparateCritic(policy, config.critic, config.optim, shard)
+    return SeparateCritic(policy, config.critic, config.optim, config.offload.optimizer, shard)
 
 
 def _new_head(policy: Policy) -> torch.nn.Linear:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 
 from paw_fast.errors import UserError
+from paw_fast.models.lora import has_adapters, merged_weights
 
 _ALIGN = 64  # bytes: a cache line, and more than any dtype needs
 _HEADER = 64
@@ -66,6 +67,15 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def weights_to_send(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the weights that an engine needs, by their names in a checkpoint: adapters are merged one by one, so that
+    engines run plain models."""
+    if has_adapters(model):
+        yield from merged_weights(model)
+    else:
+        yield from named_weights(model).items()
+
+
 Weights = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 """Yields the whole weights of a sharded policy, gathered one after another, with the names of `named_weights`."""
 
@@ -87,7 +97,7 @@ class ModelWeights:
     model: torch.nn.Module
 
     def tensors(self, version: int) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from named_weights(self.model).items()
+        yield from weights_to_send(self.model)
 
 
 # ---------------------------------------------------------------------------------------------- shared memory
@@ -141,7 +151,7 @@ class SharedMemoryPublisher:
     def __init__(self, model: torch.nn.Module, weights: Weights | None = None):
         if not hasattr(os, "memfd_create"):
             raise UserError("rollouts in separate processes require Linux: use --rollout.placement inline")
-        self._weights: Weights = weights or (lambda: iter(named_weights(model).items()))
+        self._weights: Weights = weights or (lambda: weights_to_send(model))
         layouts, offset = [], _HEADER
         for name, tensor in self._weights():
             num_bytes = tensor.numel() * tensor.element_size()
@@ -249,7 +259,7 @@ class NcclPublisher:
         with socket.socket() as free:
             free.bind((self.host, 0))
             port = free.getsockname()[1]
-        infos = tuple((name, t.dtype, tuple(t.shape)) for name, t in named_weights(self.model).items())
+        infos = tuple((name, t.dtype, tuple(t.shape)) for name, t in weights_to_send(self.model))
         return NcclWeights(self.host, port, self.workers, infos)
 
     def publish(self, version: int) -> None:
@@ -258,6 +268,6 @@ class NcclPublisher:
     def transmit(self, source: WeightSource, version: int) -> None:
         assert isinstance(source, NcclWeights)
         group = _nccl_group(source.host, source.port, 0, source.workers + 1)
-        for tensor in named_weights(self.model).values():
+        for _, tensor in weights_to_send(self.model):
             group.broadcast(tensor.contiguous(), src=0)
         torch.cuda.synchronize()

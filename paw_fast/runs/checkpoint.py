@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_000040/
         config.json  generation_config.json  model.safetensors  tokenizer.json ...    Hugging Face format
+        adapter_config.json  adapter_model.safetensors         with LoRA in place of model.safetensors: PEFT's format
         optimizer.pt  scheduler.pt  critic.pt  rng.pt                                 tensors and plain values only
         sharded/                                                                      in place of the first and third
                                                                                       of these, if several ranks train
@@ -186,7 +187,7 @@ def save_checkpoint(
     An existing checkpoint of the same step is replaced.
 
     Args:
-        model, tokenizer: objects with `save_pretrained`.
+        model, tokenizer: objects with `save_pretrained` (of a policy, its `saved_model`).
         optimizer, scheduler, critic: objects with `state_dict`.
         extra: JSON-serializable values, such as the task sampler's state, counters and the policy version.
         save_states: called with the unfinished folder, to write further states into it.

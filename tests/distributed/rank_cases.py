@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import transformers
+from torch.multiprocessing.spawn import start_processes
 
 from paw_fast.algorithms import world_model
 from paw_fast.algorithms.base import make_algorithm
@@ -104,7 +105,7 @@ def whole(named):
 def run(case, ranks=None, steps=2, learner=None, first=0):
     """Token statistics, selected transitions, metrics and gradients of each step, and the weights after them."""
     learner = learner or learner_of(case, ranks)
-    found = {"steps": []}
+    taken = []
     for step in range(first, first + steps):
         gradients = []
         optimizers = [learner.optimizer, *learner.critic.own_optimizers()]
@@ -117,13 +118,15 @@ def run(case, ranks=None, steps=2, learner=None, first=0):
         metrics = learner.update(batch, stats, credit, weights, step)
         for optimizer in optimizers:
             del optimizer.clip_gradients
-        found["steps"].append(
+        assert weights is not None
+        taken.append(
             {"stats": stats, "selected": weights.selected, "lambdas": weights.lambdas, "metrics": metrics,
              "gradients": gradients}
         )  # fmt: skip
-    found["weights"] = whole(learner.policy.model.named_parameters())
-    found["critic"] = whole(learner.critic.named_parameters())
-    return found
+    return {
+        "steps": taken, "weights": whole(learner.policy.model.named_parameters()),
+        "critic": whole(learner.critic.named_parameters()),
+    }  # fmt: skip
 
 
 def _record(optimizer, gradients):
@@ -205,4 +208,4 @@ def spawn(size, target, *args):
     """Runs `target(rank, size, port, *args)` in processes of a server that has imported the large packages once."""
     preload = ["paw_fast.distributed.leader", "transformers.models.llama.modeling_llama", "torch._dynamo"]
     multiprocessing.set_forkserver_preload(preload)
-    torch.multiprocessing.start_processes(target, (size, free_port(), *args), nprocs=size, start_method="forkserver")
+    start_processes(target, (size, free_port(), *args), nprocs=size, start_method="forkserver")

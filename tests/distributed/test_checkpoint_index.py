@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from paw_fast.distributed.checkpoint import METADATA, _Reader
 from paw_fast.errors import UserError
@@ -23,7 +24,7 @@ class Code:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = {"a.weight": torch.arange(6.0).view(2, 3), "a.step": torch.tensor(3.0)}
-    dcp.save(values, storage_writer=FileSystemWriter(tmp_path / "sharded", single_file_per_rank=True), no_dist=True)
+    save(values, storage_writer=FileSystemWriter(tmp_path / "sharded", single_file_per_rank=True), no_dist=True)
     return tmp_path / "sharded"
 
 
@@ -31,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 def test_what_was_written_is_read(folder):
     found = {"a.weight": torch.zeros(2, 3), "a.step": torch.zeros(())}
     assert _Reader(folder).read_metadata().state_dict_metadata.keys() == found.keys()
-    dcp.load(found, storage_reader=_Reader(folder), no_dist=True)
+    load(found, storage_reader=_Reader(folder), no_dist=True)
     assert found["a.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 

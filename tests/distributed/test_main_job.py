@@ -12,7 +12,7 @@ import torch
 
 from paw_fast.cli import main
 from paw_fast.config import load_toml
-from paw_fast.runs.checkpoint import faults_of, find_checkpoint
+from paw_fast.runs.checkpoint import faults_of, list_checkpoints
 from paw_fast.runs.metrics import read_metrics
 
 SHORT = [
@@ -58,7 +58,7 @@ def test_two_ranks_give_the_metrics_of_one_and_resume_each_other(folder):
     finish(start(folder, *SHORT, "--steps", "4", "--run-dir", "one"))
     finish(start(folder, *SHORT, *PROCESSES, "--steps", "4", "--run-dir", "two", "--trainer.gpus", "2"))
     near(numbers(folder / "two"), numbers(folder / "one"))
-    checkpoint = find_checkpoint(folder / "two")
+    checkpoint = list_checkpoints(folder / "two")[-1]
     assert (checkpoint / "sharded" / "__1_0.distcp").is_file()
     assert not (checkpoint / "optimizer.pt").exists()
     assert load_toml(folder / "two" / "config.toml", of_run=True).trainer.gpus == 2
@@ -71,7 +71,7 @@ def test_two_ranks_give_the_metrics_of_one_and_resume_each_other(folder):
     assert [row["step"] for row in numbers(folder / "one")] == list(range(7))
     near(numbers(folder / "one_again"), numbers(folder / "one"))
     near(numbers(folder / "two_again"), numbers(folder / "one"))
-    damaged = find_checkpoint(folder / "two") / "sharded" / ".metadata"
+    damaged = list_checkpoints(folder / "two")[-1] / "sharded" / ".metadata"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert "sharded/.metadata" in faults_of(damaged.parents[1])[0]
 
@@ -87,7 +87,7 @@ def test_a_stopped_run_saves_and_ends_all_ranks(folder):
     process.send_signal(signal.SIGTERM)
     out = finish(process, 75)
     assert "saved after step" in out
-    assert faults_of(find_checkpoint(folder / "stopped")) == []
+    assert faults_of(list_checkpoints(folder / "stopped")[-1]) == []
     assert subprocess.run(["pgrep", "-f", str(folder / "stopped")], capture_output=True).returncode == 1
 
 

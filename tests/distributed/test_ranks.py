@@ -69,7 +69,8 @@ def compare(found, expected, where, first=True):
         assert np.array_equal(mine["lambdas"], theirs["lambdas"]), where
         for name in ("old_logprobs", "ref_logprobs", "values"):
             columns = (getattr(one["stats"], name) or [np.zeros(0)] for one in (theirs, mine))
-            close(*(torch.from_numpy(np.concatenate(column)) for column in columns), 4.0)
+            a, b = (torch.from_numpy(np.concatenate(column)) for column in columns)
+            close(a, b, 4.0)
         assert mine["metrics"].keys() == theirs["metrics"].keys(), where
         for key, value in mine["metrics"].items():
             assert theirs["metrics"][key] == pytest.approx(value, rel=1e-5, abs=1e-5), (where, key)
