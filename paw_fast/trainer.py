@@ -189,7 +189,7 @@ class Trainer:
             self._stop_without_gradient(batch, stats)
         self.step += 1
         self.writer.check_in_place()
-        runs.write_episodes(self.run_dir, self.step, batch.trajectories[: self.config.episodes_to_write])
+        runs.write_step(self.run_dir, self.step, batch.trajectories, self.config.episodes_to_write)
         self.pending = {name: float(value) for name, value in metrics.items()}
 
     def _stop_without_gradient(self, batch: RolloutBatch, stats: TokenStats) -> None:

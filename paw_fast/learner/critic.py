@@ -28,6 +28,9 @@ Values = Callable[[Tensor], Tensor]
 Step = Callable[[], tuple[float, bool]]
 """A step of the policy's optimizer: gives the gradient's norm and whether the step was taken."""
 
+Accumulate = Callable[[Callable[[], None]], None]
+"""Calls a function that accumulates gradients, from the beginning again where memory runs out."""
+
 
 def value_loss(
     values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float | None
@@ -79,12 +82,13 @@ class NoCritic:
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Updates the critic on an optimizer batch, apart from the policy's update.
 
         batches: the micro-batches of the optimizer batch; their policy rows have value targets. warming_up: whether the
-        policy is not updated in this training step. step: takes a step of the policy's optimizer.
+        policy is not updated in this training step. step: takes a step of the policy's optimizer. accumulate: calls the
+        function that accumulates the gradients.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,15 +124,19 @@ class SharedCritic(NoCritic):
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Updates the head during the warm-up. Later the loss is part of the policy's update."""
         if not warming_up:
             return
-        for batch in batches():
-            with torch.no_grad():
-                hidden = row_hidden(policy, batch)
-            self._loss(hidden, batch, metrics, 1.0).backward()
+
+        def add_gradients() -> None:
+            for batch in batches():
+                with torch.no_grad():
+                    hidden = row_hidden(policy, batch)
+                self._loss(hidden, batch, metrics, 1.0).backward()
+
+        accumulate(add_gradients)
         # The policy's parameters have no gradient here, and AdamW leaves such parameters alone.
         norm, stepped = step()
         metrics.count_step(stepped)
@@ -175,12 +183,16 @@ class SeparateCritic(NoCritic):
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Takes a step of the critic's own optimizer, during the warm-up and after it."""
-        for batch in batches():
-            hidden = row_hidden(self.backbone, batch)
-            _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
+
+        def add_gradients() -> None:
+            for batch in batches():
+                hidden = row_hidden(self.backbone, batch)
+                _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
+
+        accumulate(add_gradients)
         norm = self.step()
         metrics.count_step(math.isfinite(norm))
         metrics.critic_norms.append(norm)

@@ -144,14 +144,11 @@ class Policy:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def check_finite(model: torch.nn.Module, name: str) -> None:
+def check_finite(model: torch.nn.Module, what: str, advice: str) -> None:
     """Raises `UserError`, which names the first parameter that contains NaN or infinite values. Makes no copies."""
     for key, parameter in model.named_parameters():
         if parameter.numel() and not all(bool(torch.isfinite(one)) for one in torch.aminmax(parameter.detach())):
-            raise UserError(
-                f"--model {name}: the parameter {key} contains NaN or infinite values: the model is damaged or its "
-                "training has diverged; use an earlier checkpoint"
-            )
+            raise UserError(f"{what}: the parameter {key} contains NaN or infinite values: {advice}")
 
 
 def load_policy(
@@ -207,7 +204,9 @@ def load_policy(
             ) from e
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
-    check_finite(model, name)
+    check_finite(
+        model, f"--model {name}", "the model is damaged or its training has diverged; use an earlier checkpoint"
+    )
     model.to(device)
     model.requires_grad_(trainable)
     adapter = None
