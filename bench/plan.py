@@ -157,9 +157,9 @@ def learner_of(case: Case) -> Any:
     reference = Policy(copy.deepcopy(model).requires_grad_(False), None) if case.kl and not case.lora else None
     if case.checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
-    policy = Policy(model, None, adapter)
+    policy = Policy(model, None, adapter=adapter)
     if case.kl and case.lora:
-        reference = BasePolicy(model, None, adapter)
+        reference = BasePolicy(model, None, adapter=adapter)
     return Learner(policy, reference, config)
 
 

@@ -10,6 +10,7 @@ import transformers
 from paw_fast.cli.main import run
 from paw_fast.errors import UserError
 from paw_fast.runs import run_dir
+from paw_fast.runs.manifest import seal
 from paw_fast.runs.metrics import read_metrics
 
 pytest.importorskip("peft", reason="needs the extra lora")
@@ -72,12 +73,27 @@ def test_eval_and_push_read_the_adapter(finished, tmp_path, capsys):
     capsys.readouterr()
     assert (out / "model.safetensors").is_file()
     assert not list(out.glob("adapter*"))  # its base model is on this machine alone
+    assert "LoRA of rank 4, merged into the weights" in (out / "README.md").read_text()
     merged = transformers.AutoModelForCausalLM.from_pretrained(out)
     base = transformers.AutoModelForCausalLM.from_pretrained(finished / "warm_start")
     changed = [n for n, p in merged.named_parameters() if not torch.equal(p, base.get_parameter(n))]
     assert len(changed) > 0
     assert all(name.endswith("_proj.weight") for name in changed)
     assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_adapter_of_a_base_on_the_hub_is_pushed_beside_the_merged_model(finished, tmp_path, monkeypatch):
+    again, out = tmp_path / "again", tmp_path / "out"
+    shutil.copytree(finished, again)
+    for path in (again / "checkpoints").glob("step_*"):
+        config = json.loads((path / "adapter_config.json").read_text())
+        (path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/base"}))
+        (path / "manifest.json").unlink()
+        seal(path, step=int(path.name.removeprefix("step_")))
+    monkeypatch.setattr("paw_fast.runs.adapter.base_of", lambda folder: str(finished / "warm_start"))  # no network
+    assert run(["push", str(again), "me/agent", "--only-write", str(out)]) == 0
+    assert {path.name for path in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert (out / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

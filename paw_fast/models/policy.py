@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,8 +103,8 @@ class Policy:
 
     model: Any
     tokenizer: Any
-    adapter: Any = None
-    base: str = ""
+    adapter: Any = field(default=None, kw_only=True)
+    base: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         reject_stateful(self.model)
@@ -240,7 +240,7 @@ def load_policy(
         except ValueError as e:
             raise UserError(f"--model.gradient-checkpointing: {e}; use --model.no-gradient-checkpointing") from e
     try:
-        policy = Policy(model, tokenizer, adapter, base)
+        policy = Policy(model, tokenizer, adapter=adapter, base=base)
     except UserError as e:
         raise UserError(f"--model {name}: {e}") from e
     check_forward(policy, name)

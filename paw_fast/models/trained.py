@@ -35,7 +35,7 @@ def load_reference(config: TrainConfig, first: str | Path, policy: Policy) -> Po
     if config.algo.kl_coef <= 0:
         return None
     if policy.adapter is not None:
-        return BasePolicy(policy.model, policy.tokenizer, policy.adapter, policy.base)
+        return BasePolicy(policy.model, policy.tokenizer, adapter=policy.adapter, base=policy.base)
     if not config.offload.reference or policy.device.type != "cuda":
         return load_policy(first, config.model, trainable=False)
     dtype = str(policy.model.dtype).removeprefix("torch.")

@@ -48,7 +48,7 @@ def make_learner(algo, backbone, layout):
         optim=dataclasses.replace(config.optim, learning_rate=1e-2),
     )  # fmt: skip
     adapter = add_adapters(model, config.lora, "m")
-    return Learner(Policy(model, None, adapter), BasePolicy(model, None, adapter), config)
+    return Learner(Policy(model, None, adapter=adapter), BasePolicy(model, None, adapter=adapter), config)
 
 
 @pytest.mark.parametrize("layout", ["window", "trajectory"])

@@ -46,7 +46,7 @@ def make_policy(dtype=torch.float32, tied=True, **settings):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return Policy(model, None, adapter, "m")
+    return Policy(model, None, adapter=adapter, base="m")
 
 
 def tokens(count=33):
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_pefts_eager_forward_in_float64(tied, head, check
     exact.set_attn_implementation("eager")
     if checkpointing:
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
-        policy = Policy(policy.model, None, policy.adapter, "m")
+        policy = Policy(policy.model, None, adapter=policy.adapter, base="m")
     rows = make_rows(sum(LENGTHS))
     result = backward(policy, make_batch(rows), SETTINGS, chunk=11)
     logits = torch.cat([exact(input_ids=ids[None], use_cache=False).logits[0] for ids in tokens().split(LENGTHS)])

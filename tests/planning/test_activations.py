@@ -56,7 +56,7 @@ def test_what_autograd_saves(kind, dtype, rank):
         vocab_size=50, head_dim=16, tie_word_embeddings=True, max_position_embeddings=512,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(made, dtype=dtype, attn_implementation=ATTENTION_NAME)
-    policy = Policy(model, None, add_adapters(model, LoraConfig(rank=rank), "m") if rank else None)
+    policy = Policy(model, None, adapter=add_adapters(model, LoraConfig(rank=rank), "m") if rank else None)
     lengths = (70, 58)
     ids = torch.randint(0, 50, (128,), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(n) for n in lengths])
