@@ -27,7 +27,7 @@ def arms_of(name: str, out: Path) -> str:
     values = SETS[name]
     if isinstance(values, str):
         return values
-    tables = [f'[arms.{name}-{value:g}]\nbase = "paw"\npaw.{name} = {value}\n' for value in values]
+    tables = [f'[arms."{name}-{value:g}"]\nbase = "paw"\npaw.{name} = {value}\n' for value in values]
     path = out / f"{name}.toml"
     path.write_text("\n".join(tables), encoding="utf-8")
     return f"rl,paw,{path}"
