@@ -149,6 +149,30 @@ def seeds_needed(found: PairedDifference, effect: float) -> int | None:
     return max(2, math.ceil(factor * found.seed_variance / room + Z_975**2 / 2))
 
 
+def correlation_interval(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+    """Returns Pearson's correlation of n >= 4 pairs and its 95 % interval (r, low, high).
+
+    tanh(artanh(r) +- 1.96 / sqrt(n - 3)): Fisher, Metron 1 (1921). Where one of the two does not vary, the correlation
+    is not defined: (nan, -1, 1). Raises `ValueError` for fewer pairs.
+
+    >>> r, low, high = correlation_interval([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])
+    >>> round(r, 3), round(low, 3), round(high, 3)  # artanh(0.8) = 1.0986, +- 1.3859
+    (0.8, -0.279, 0.986)
+    """
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(a) != len(b) or len(a) < 4:
+        raise ValueError(f"got {len(a)} and {len(b)} values, expected at least 4 pairs")
+    a, b = a - a.mean(), b - b.mean()
+    size = math.sqrt(float(a @ a) * float(b @ b))
+    if size < 1e-15:
+        return math.nan, -1.0, 1.0
+    r = max(-1.0, min(1.0, float(a @ b) / size))
+    if abs(r) > 1 - 1e-12:
+        return r, r, r
+    half = Z_975 / math.sqrt(len(a) - 3)
+    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+
+
 # ------------------------------------------------------------------------------------------------- curves
 
 

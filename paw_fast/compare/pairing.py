@@ -53,9 +53,10 @@ def _check_start(first: PlannedRun, second: PlannedRun) -> None:
 def _check_tasks(first: PlannedRun, second: PlannedRun) -> None:
     ours, theirs = read_tasks(first.folder), read_tasks(second.folder)
     for step in range(1, first.config.steps + 1):
-        if ours[step] == theirs[step]:
+        tasks_a, episodes_a, _ = ours[step]
+        tasks_b, episodes_b, _ = theirs[step]
+        if (tasks_a, episodes_a) == (tasks_b, episodes_b):
             continue
-        (tasks_a, episodes_a), (tasks_b, episodes_b) = ours[step], theirs[step]
         what = f"{episodes_a} and {episodes_b} episodes"
         for number, (a, b) in enumerate(zip(tasks_a, tasks_b, strict=False)):
             if a != b:

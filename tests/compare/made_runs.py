@@ -50,7 +50,10 @@ def write_made_run(config, final=None, tasks=None, text=None):
         rows.append(row)
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     of_step = tasks or (lambda step: [f"task {config.seed} {step}"])
-    lines = [{"step": step, "tasks": of_step(step), "episodes": 4} for step in range(1, steps + 1)]
+    lines = [
+        {"step": step, "tasks": of_step(step), "won": [1] * len(of_step(step)), "episodes": 4}
+        for step in range(1, steps + 1)
+    ]
     (run / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
         "warm_start_success": 0.1, "final_success": sum(won) / NUM_TASKS, "final_won": won, "steps": steps,

@@ -12,6 +12,7 @@ from paw_fast.compare.paired import (
     PairedDifference,
     area_under_curve,
     bootstrap_interval,
+    correlation_interval,
     seeds_needed,
     sign_flip_test,
     steps_to_reach,
@@ -150,3 +151,15 @@ def test_areas_and_levels():
     assert steps_to_reach([0, 10], [0.5, 0.2], 0.5) == 0.0
     assert steps_to_reach([0, 4, 8], [0.1, 0.1, 0.5], 0.2) == 5.0
     assert steps_to_reach([], [], 0.2) is None
+
+
+def test_correlation_by_hand():
+    # x - 2 = -1, 0, 1, 0; y - 2.5 = -1.5, -0.5, 1.5, 0.5: 3 / sqrt(2 * 5)
+    r, low, high = correlation_interval([1, 2, 3, 2], [1, 2, 4, 3])
+    assert r == pytest.approx(3 / math.sqrt(10))
+    assert (math.atanh(high) + math.atanh(low)) / 2 == pytest.approx(math.atanh(r))
+    assert math.atanh(high) - math.atanh(low) == pytest.approx(2 * 1.959964)
+    assert correlation_interval([1, 2, 3, 4], [2, 4, 6, 8]) == (1.0, 1.0, 1.0)
+    assert math.isnan(correlation_interval([1, 1, 1, 1], [2, 4, 6, 8])[0])
+    with pytest.raises(ValueError, match="at least 4 pairs"):
+        correlation_interval([1, 2, 3], [1, 2, 3])

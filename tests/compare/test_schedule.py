@@ -238,7 +238,7 @@ def test_the_record_of_tasks_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     write_tasks(tmp_path, 2, [trajectory, trajectory])
     write_tasks(tmp_path, 1, [trajectory, trajectory])
     task = trajectory.task.task_id
-    assert read_tasks(tmp_path) == {1: ((task,), 2), 2: ((task,), 2)}
+    assert read_tasks(tmp_path) == {1: ((task,), 2, (2,)), 2: ((task,), 2, (2,))}
     assert read_tasks(tmp_path / "none") == {}
 
 
