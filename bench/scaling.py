@@ -30,6 +30,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from scaling_stages import CASES, Case
 
+from paw_fast.errors import UserError
+
 LEAST_S, LEAST_BYTES = 2e-3, 1_000_000
 TOLERANCE = 0.3
 
@@ -48,7 +50,11 @@ def run_once(case: Case, size: int, answer: Any) -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        work = case.prepare(size, Path(folder))
+        try:
+            work = case.prepare(size, Path(folder))
+        except UserError as error:  # an extra that is not installed
+            answer.send(str(error))
+            return
         Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from here
         before, start = status_bytes("VmRSS"), time.process_time()
         kept = work()
@@ -66,8 +72,11 @@ def measure(case: Case, size: int, repeats: int) -> tuple[float, int]:
         process = context.Process(target=run_once, args=(case, size, theirs))
         process.start()
         theirs.close()
-        found.append(ours.recv())
+        received = ours.recv()
         process.join()
+        if isinstance(received, str):
+            raise UserError(received)
+        found.append(received)
     return min(s for s, _ in found), min(b for _, b in found)
 
 
@@ -116,7 +125,11 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     results: list[dict[str, Any]] = []
     for case in (c for c in CASES if any(word in c.stage for word in args.only)):
-        results.append(measure_case(case, args.repeats))
+        try:
+            results.append(measure_case(case, args.repeats))
+        except UserError as error:
+            print(f"left out: {case.stage}: {error}", file=sys.stderr)
+            continue
         lines.append(row(results[-1]))
         print(lines[-1], flush=True)
         if args.out is not None:
