@@ -44,7 +44,10 @@ def select(batch: RolloutBatch, stats: TokenStats, config: TrainConfig, step: in
     lambdas = group_lambdas(success, batch.groups, config.algo.success_reward, paw.lambda_0, paw.balance)
     among = has_target & first_of_equals(batch.transitions) if paw.deduplicate else has_target
     numbers = np.flatnonzero(among)
-    picked = select_transitions(stats.entropies[numbers], paw.alpha, paw.selection, seed=(config.seed, 3, step))
+    scores, mode = stats.entropies, paw.selection
+    if mode == "surprise":
+        scores, mode = action_surprises(stats.old_logprobs), "entropy"  # the highest, as with entropies
+    picked = select_transitions(scores[numbers], paw.alpha, mode, seed=(config.seed, 3, step))
     selected = np.zeros(len(stats.entropies), dtype=bool)
     selected[numbers[picked]] = True
     return WorldModelWeights(lambdas, selected, has_target)
@@ -83,6 +86,18 @@ def select_transitions(
         mode=mode, generator=torch.Generator().manual_seed(int(state)),
         candidates=None if candidates is None else torch.from_numpy(np.array(candidates, dtype=bool)),
     ).selected.numpy()  # fmt: skip
+
+
+def action_surprises(logprobs: Sequence[np.ndarray]) -> np.ndarray:
+    """Surprise of each action: the mean negative log-prob of its sampled tokens, in nats (the second version of the
+    PaW paper selects by it, the first by entropy).
+
+    logprobs: M arrays [A_m], each with at least one token -> [M] float64.
+
+    >>> action_surprises([np.array([-1.0, -3.0]), np.array([-0.5])]).tolist()
+    [2.0, 0.5]
+    """
+    return np.array([-float(np.mean(one, dtype=np.float64)) for one in logprobs])
 
 
 def group_lambdas(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from paw_fast import envs
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
 from paw_fast.errors import UserError
@@ -30,6 +31,8 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
+    if warning := retrieval_warning(config):
+        console.say(warning)
     try:
         with clean_up(run_dir, before), memory_errors(config):
             status = train(config, run_dir, on_step=make_on_step(run_dir))
@@ -68,6 +71,17 @@ def resume_run(
     finally:
         runs.unlock(run_dir)
     return status or _upload(config, run_dir), None
+
+
+def retrieval_warning(config: TrainConfig) -> str | None:
+    """One line where the world-model loss would learn retrieved text by heart; None for other runs."""
+    if not config.paw.enabled or not envs.find(config.env.name).is_retrieval:
+        return None
+    return (
+        f"warning: the observations of --env {config.env.name} are retrieved text, which the world-model loss teaches "
+        "by heart (compare wm/repeated_passage_error and wm/new_passage_error); policies that collapse after a pass "
+        "over such text have been reported: --paw.no-enabled leaves the loss out, --paw.lambda-0 lowers it"
+    )
 
 
 def _check_upload(config: TrainConfig) -> None:

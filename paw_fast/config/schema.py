@@ -20,13 +20,13 @@ from paw_fast.config.ranges import (
     COEFFICIENT,
     LARGEST_COEFFICIENT,
     LEARNING_RATE,
-    LEAST_VOCAB,
     POSITIVE,
     SECONDS,
     SEED,
     TEMPERATURE,
     Range,
 )
+from paw_fast.config.warm_start import WarmStartConfig
 
 TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
 
@@ -58,6 +58,8 @@ class EnvConfig:
     """Own settings that `paw-fast train --help` shows; empty shows the first."""
     CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ()
     """Fields by which a command line allows code from data files to run (see `code_in_data`)."""
+    FILE_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Fields that name files, beside those of type `Path`."""
 
     def check(self) -> None:
         """Raises `UserError` for fields that contradict each other; ranges of single fields are checked before."""
@@ -264,9 +266,15 @@ class PawConfig:
     """Add the world-model loss. Without it, only the reinforcement-learning algorithm trains the policy."""
     alpha: Annotated[float, Range(0, 1, open_low=True)] = 0.75
     """Share of the transitions of a batch whose observations are predicted (default from a summary of the paper)."""
-    selection: Literal["entropy", "lowest", "random", "all"] = "entropy"
-    """Which transitions are selected: those with the highest action entropy (default from the PaW paper), those with
-    the lowest, random ones, or all."""
+    selection: Literal["entropy", "surprise", "lowest", "random", "all"] = "entropy"
+    """Which transitions are selected: those with the highest action entropy (default from the first version of the PaW
+    paper), those with the highest action surprise (as its second version words it: the mean negative log-prob of the
+    sampled action's tokens), those with the lowest entropy, random ones, or all."""
+    target: Literal["actual", "shuffled", "other-task", "noise"] = "actual"
+    """What the selected transitions predict. `actual`: the observation that followed. Controls: `shuffled`, that of
+    another selected transition of the step; `other-task`, that of a transition of another task (both require --layout
+    window); `noise`: the gradient of the world-model loss keeps its norm in every parameter and gets a random
+    direction."""
     loss: Literal["cmae", "mae", "ce"] = "cmae"
     """Loss of an observation token with probability p: `cmae` is 1 - p while p < tau (default from the PaW paper),
     `mae` is 1 - p, `ce` is the cross-entropy."""
@@ -311,40 +319,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class WarmStartConfig:
-    """Imitation of expert demonstrations, for the `tiny` model only; deliberately weak, so that RL has room."""
-
-    episodes: Annotated[int, Range(1, 1 << 24)] = 1600
-    """Number of demonstrations (episodes of the expert) that are imitated, each on another training task."""
-    epochs: Annotated[int, Range(1, 1 << 16)] = 1
-    """Number of passes over the demonstrations."""
-    learning_rate: Annotated[float, LEARNING_RATE] = 2e-3
-    """Maximum learning rate, with linear warm-up over a tenth of the steps and linear decay."""
-    noop_share: Annotated[float, Range(0, 1, open_high=True)] = 0.15
-    """Share of the episodes, the last ones, with needless commands: a habit for the training to break."""
-    noop_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.7
-    """In those episodes, the probability that a command that does nothing is put before a command of the expert; it is
-    imitated too. Only for environments that have such a command."""
-    mistake_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.15
-    """Probability that a useless command is put before a command of the expert. It is not imitated; the model learns
-    from what the expert does after it how to recover from mistakes."""
-    vocab_size: Annotated[int, Range(LEAST_VOCAB, 1 << 20)] = 1024
-    """Vocabulary size of the tokenizer that is trained on the text of the demonstrations."""
-    layers: Annotated[int, Range(1, 1 << 10)] = 2
-    """Number of layers of the model."""
-    copying: bool = False
-    """Initialize the model's last layer so that it copies the tokens it attends to."""
-    batch_tokens: Annotated[int, Range(1, 1 << 24)] = 1024
-    """Number of tokens per optimizer step."""
-    observation_weight: Annotated[float, COEFFICIENT] = 1.0
-    """Weight of the language-modeling loss on observation tokens, relative to action tokens."""
-    seed: Annotated[int, SEED] = 0
-    """Seed of the warm start. The run's seed does not change it, so that runs that differ in --seed share one."""
-    cache: bool = True
-    """Take the warm start from the cache where another run built the same, and keep it there."""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run."""
 
@@ -374,6 +348,9 @@ class TrainConfig:
     """Number of evaluation tasks. The same tasks are used in all evaluations of a run."""
     eval_transitions: Annotated[int, Range(1, 1 << 24)] = 256
     """Number of transitions from the evaluation episodes on which the world model is evaluated."""
+    eval_text: Path | None = None
+    """A text file that is of no environment: its loss is measured before training and in every evaluation. `None`
+    takes a page of plain prose that comes with the package."""
     eval_split: str = "unseen"
     """Split of the evaluation tasks. Splits other than `train` must contain tasks that are not used in training."""
     save_every: Annotated[int, Range(1, 1 << 30)] = 10

@@ -286,6 +286,10 @@ class EnvSpec:
     read_task       reads the task in a file, for `paw-fast play --game FILE`; None if tasks have no files
     has_state_text  whether equal states have equal texts, which the anchor groups of GiGPO require
     keywords        other names that `envs.make` accepts for settings
+    task_content    task_content(env, task) -> str: all that makes a task what it is, the same on every machine; a
+                    panel holds its hash. None: the task's key, else its file, else its first observation
+    generator       generator(config) -> str: version of what generates the tasks; "" for tasks from files
+    is_retrieval    whether observations are text from a corpus, of which a run with the world-model loss warns
     """
 
     name: str
@@ -301,6 +305,9 @@ class EnvSpec:
     read_task: Callable[[Path], Task] | None = None
     has_state_text: bool = True
     keywords: Mapping[str, str] = field(default_factory=dict)
+    task_content: Callable[[Any, Task], str] | None = None
+    generator: Callable[[Any], str] | None = None
+    is_retrieval: bool = False
 
     def make_config(self, **changes: Any) -> EnvConfig:
         """Returns the default settings of the environment with `changes` applied."""

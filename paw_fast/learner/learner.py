@@ -21,7 +21,7 @@ from paw_fast.algorithms.base import Credit, has_reward_variance
 from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.kernels import LossSettings
-from paw_fast.learner import packing
+from paw_fast.learner import packing, placebo
 from paw_fast.learner.critic import Values, make_critic
 from paw_fast.learner.forward_backward import backward, compute_token_stats, rows_per_chunk
 from paw_fast.learner.loss_rows import build_tables, longest_action
@@ -70,6 +70,7 @@ class Learner:
         """Number of optimizer steps in the last update, skipped ones included."""
         self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
         self._report: Callable[[float], None] = lambda share: None
+        self._noise: torch.Generator | None = None
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
             kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0, entropy_coef=a.entropy_coef, wm_loss=config.paw.loss,
@@ -151,6 +152,10 @@ class Learner:
         of its sequences have been learned from.
         """
         c = self.config
+        changed, shown = None, shown_passages(batch.trajectories)
+        if world_model is not None and c.paw.target in ("shuffled", "other-task"):
+            batch, world_model, changed = placebo.replace_targets(batch, world_model, c, step, self.max_tokens)
+        self._noise = placebo.noise_generator(c.seed, step, self.policy.device) if c.paw.target == "noise" else None
         inputs = _UpdateInputs(batch.sequences, stats, credit)
         joint = world_model if c.paw.update == "joint" else None
         warming_up = step < self.critic.warmup_steps
@@ -168,7 +173,7 @@ class Learner:
         if alternate:
             self._report = partial(report, total, total)
             self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics)
-        self.seen_passages.add(step + 1, shown_passages(batch.trajectories))
+        self.seen_passages.add(step + 1, shown)
         metrics.learning_rate = float(self.scheduler.get_last_lr()[0])
         if metrics.moved:  # training steps in which the policy did not change do not count
             self.scheduler.step()
@@ -182,6 +187,8 @@ class Learner:
             values["wm/lambda_mean"] = float(world_model.lambdas.mean())
             values["wm/target_share"] = float(world_model.has_target.mean())
             values["wm/selected_share"] = float(world_model.selected.sum() / max(1, world_model.has_target.sum()))
+            if changed is not None:
+                values["wm/changed_target_share"] = changed
         return values
 
     def _minibatches(self, total: int, step: int, epoch: int) -> list[list[int]]:
@@ -203,20 +210,33 @@ class Learner:
         credit: None leaves out the policy loss and a shared critic's. world_model: None leaves out its loss.
         """
         c, picked = self.config, [inputs.sequences[i] for i in chosen]
-        longest = longest_action(c.rollout, c.env, c.layout)
-        tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest)
         metrics.policy_steps += credit is not None
         metrics.wm_steps += world_model is not None
+        longest = longest_action(c.rollout, c.env, c.layout)
+        tables = partial(build_tables, picked, inputs.stats, aggregation=c.algo.aggregation, longest=longest)
+        if world_model is not None and self._noise is not None:
+            # Before the policy's gradient is added, so that there is never more than one.
+            self._backward(picked, tables(None, world_model), chosen, metrics, None)
+            parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
+            metrics.wm_norms.append(placebo.randomize_gradients(parameters, self._noise))
+            world_model = None
+        self._backward(picked, tables(credit, world_model), chosen, metrics, credit)
+        norm, stepped = self._step()
+        metrics.moved |= stepped
+        metrics.count_step(stepped)
+        metrics.norms.append(norm)
+
+    def _backward(
+        self, picked: Sequence[TokenSequence], tables: Sequence[RowTable], chosen: Sequence[int],
+        metrics: UpdateMetrics, credit: Credit | None,
+    ) -> None:  # fmt: skip
+        """Adds the gradient of an optimizer batch's rows to the parameters, one micro-batch after another."""
         learned = 0
         for batch in self._packed(picked, tables):
             value_loss = self.critic.loss_in_policy_update(batch, metrics) if credit else None
             metrics.add(batch, backward(self.policy, batch, self.settings, self.chunk, value_loss), chosen)
             learned += len(batch.members)
             self._report(learned / len(picked))
-        norm, stepped = self._step()
-        metrics.moved |= stepped
-        metrics.count_step(stepped)
-        metrics.norms.append(norm)
 
     def _critic_step(
         self, inputs: _UpdateInputs, chosen: Sequence[int], metrics: UpdateMetrics, warming_up: bool
