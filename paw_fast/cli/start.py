@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from paw_fast import envs
+from paw_fast import registry
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
 from paw_fast.errors import UserError
@@ -31,6 +31,8 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
+    if caveats := registry.find("environments", config.env.name).caveats:
+        console.say(f"--env {config.env.name}: {'; '.join(caveats)}")
     if warning := retrieval_warning(config):
         console.say(warning)
     try:
@@ -75,7 +77,7 @@ def resume_run(
 
 def retrieval_warning(config: TrainConfig) -> str | None:
     """One line where the world-model loss would learn retrieved text by heart; None for other runs."""
-    if not config.paw.enabled or not envs.find(config.env.name).is_retrieval:
+    if not config.paw.enabled or not registry.find("environments", config.env.name).is_retrieval:
         return None
     return (
         f"warning: the observations of --env {config.env.name} are retrieved text, which the world-model loss teaches "

@@ -1,4 +1,4 @@
-"""Defines the settings of the warm start."""
+"""Defines the settings of the warm start. No torch."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def measure_expectation(policy: Policy, trajectories: Sequence[Trajectory], conf
     for batch in _batches(policy, sequences, tables, config.token_budget):
         logprobs, flat, _ = compute_token_stats(policy, batch, config.rollout.temperature, chunk)
         for column, values in ((entropies, flat), (surprises, -logprobs)):
-            for number, part in _by_transition(values.numpy(), batch, sequences, actions=True):
+            for number, part in _by_transition(values.cpu().numpy(), batch, sequences, actions=True):
                 column[number] = float(part.mean())
     return Expectation(probabilities, entropies, surprises)
 

@@ -19,7 +19,7 @@ from paw_fast.config import TrainConfig
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.types import RolloutBatch, Transition
 
-_TARGET_STREAM, _NOISE_STREAM = 6, 7
+_TARGET_STREAM, _NOISE_STREAM = 8, 9
 """Parts of the seeds, so that the controls draw other numbers than the rest of a run."""
 _SWAPS = 8
 """Random exchanges for each transition, after which the permutation no longer shows how it was begun."""
@@ -73,7 +73,8 @@ def replace_targets(
         at = end
     replaced = RolloutBatch(tuple(trajectories), tuple(build_sequences(trajectories, "window")))
     share = changed / max(1, int(selected.sum()))
-    return replaced, dataclasses.replace(weights, selected=selected), share
+    # The token weights that came with the selection are of the true targets; without it they are computed anew.
+    return replaced, dataclasses.replace(weights, selected=selected, selection=None), share
 
 
 def permute_targets(
@@ -137,9 +138,9 @@ def _labels(values: Sequence[Hashable]) -> np.ndarray:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
-def noise_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of a training step's random directions. Equal seeds draw equal numbers on one kind of device."""
-    state = np.random.SeedSequence([seed, _NOISE_STREAM, step]).generate_state(1, np.uint64)[0]
+def noise_generator(seed: Sequence[int], device: torch.device) -> torch.Generator:
+    """The generator of an optimizer step's random directions. Equal seeds draw equal numbers on one kind of device."""
+    state = np.random.SeedSequence([*seed, _NOISE_STREAM]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> 1))
 
 
