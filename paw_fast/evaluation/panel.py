@@ -31,8 +31,8 @@ from paw_fast.types import Task
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_PROMPT_FIELDS = {"name", "template", "history", "max_observation_chars", "max_observation_tokens"}
-"""Settings of how a policy is asked, which are the run's own and no part of a panel."""
+_COMMON_FIELDS = {field.name for field in dataclasses.fields(EnvConfig)} - {"max_steps"}
+"""Settings of all environments that are the run's own and no part of a panel: of the prompts, of the machine."""
 _MAX_BYTES = 1 << 28
 
 
@@ -117,10 +117,10 @@ def task_hash(env: Env, task: Task) -> str:
 
 
 def panel_settings(config: EnvConfig) -> dict[str, Any]:
-    """The settings of an environment that belong to its tasks: all but those of the prompts, of the expert, and those
-    that say where data is, which differs between machines."""
+    """The settings of an environment that belong to its tasks: all but those of the prompts, of the machine, of the
+    expert, and those that say where data is."""
     hints = typing.get_type_hints(type(config))
-    left_out = {*_PROMPT_FIELDS, *config.CHANGEABLE_ON_RESUME, *config.CONSENT_FIELDS, *config.FILE_FIELDS}
+    left_out = {*_COMMON_FIELDS, *config.CHANGEABLE_ON_RESUME, *config.CONSENT_FIELDS, *config.FILE_FIELDS}
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -16,6 +16,7 @@ import torch
 
 from paw_fast.algorithms.world_model import WorldModelWeights
 from paw_fast.config import TrainConfig
+from paw_fast.errors import UserError
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.types import RolloutBatch, Transition
 
@@ -148,7 +149,8 @@ def noise_generator(seed: Sequence[int], device: torch.device) -> torch.Generato
 def randomize_gradients(parameters: Iterable[torch.nn.Parameter], generator: torch.Generator) -> float:
     """Replaces the gradient of each parameter by one of the same norm in a direction drawn uniformly, in place.
 
-    Returns the global norm. Parameters without a gradient are left as they are.
+    Returns the global norm. Parameters without a gradient are left as they are. Raises `UserError` for parameters that
+    are sharded over processes, each of which would draw a direction of its own.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -159,6 +161,8 @@ def randomize_gradients(parameters: Iterable[torch.nn.Parameter], generator: tor
     for parameter in parameters:
         if parameter.grad is None:
             continue
+        if hasattr(parameter.grad, "placements"):  # a DTensor
+            raise UserError("--paw.target noise does not support parameters that are sharded over several processes")
         norm = parameter.grad.float().norm()
         squares += float(norm) ** 2
         drawn = torch.randn(parameter.shape, generator=generator, device=parameter.device)

@@ -65,7 +65,7 @@ def test_two_machines_make_the_same_panel(tmp_path):
 
 
 def test_the_shipped_panels_are_whole():
-    assert {"alfworld-tiny", "babyai-tiny", "search-tiny"} <= set(shipped_panels())
+    assert set(shipped_panels()) == {"alfworld-tiny", "babyai-tiny", "search-tiny", "webshop-tiny"}
     for name in shipped_panels():
         panel = read_panel(name)
         config = load_preset("tiny", panel.env)
