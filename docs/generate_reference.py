@@ -31,7 +31,8 @@ UNITS = {
     r"memory/peak_bytes": "bytes",
     r"throughput/tokens_per_s": "tokens/s",
     r"throughput/episodes_per_s": "episodes/s",
-    r"policy/(kl|entropy)|rollout/(logprob_gap_(mean|max)|mismatch_kl)": "nats per token",
+    r"episode/eval_continued_transcript_growth": "share, -1 to 1",
+    r"text/eval_loss(_growth)?|policy/(kl|entropy)|rollout/(logprob_gap_(mean|max)|mismatch_kl)": "nats per token",
     r"success/eval_total|rollout/overlong_tasks": "tasks",
     r"success/.*|.*_(rate|share|ratio|fraction)|idle/.*": "share, 0 to 1",
     r"wm/(eval_)?.*(accuracy|probability|error)|reward/(eval_)?score_mean|score/.*": "0 to 1",
@@ -47,7 +48,7 @@ UNITS = {
     r"retrieval/queries": "queries",
     r"retrieval/failures": "requests",
     r"critic/(value_mean|loss)|(policy|wm)/loss|policy/advantage_abs_mean|critic/explained_variance": "no unit",
-    r"(optim|critic)/grad_norm|optim/learning_rate|async/importance_mean": "no unit",
+    r"(optim|critic|wm)/grad_norm|optim/learning_rate|async/importance_mean": "no unit",
 }
 """Unit of a metric by a pattern of its name; the first that matches the whole name holds."""
 
@@ -211,9 +212,11 @@ def option_classes() -> dict[str, type]:
                 found.setdefault(name.removesuffix("Options").lower(), typing.cast(type, value))
     retriever = importlib.import_module("paw_fast.cli.retriever")
     found["play RUN"] = found.pop("playrun")
-    for name in ("index", "serve"):
-        found.pop(name, None)
-        found[f"retriever {name}"] = retriever.OPTIONS[name]
+    panel = importlib.import_module("paw_fast.cli.panel")
+    for command, options in (("retriever", retriever.OPTIONS), ("panel", panel.OPTIONS)):
+        for name, cls in options.items():
+            found.pop(name, None)
+            found[f"{command} {name}"] = cls
     return found
 
 

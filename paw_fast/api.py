@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paw_fast.cli.start import resume_run, start_run
-from paw_fast.config import TrainConfig, with_chat_date, with_full_paths
+from paw_fast.config import TrainConfig, with_absolute_paths, with_chat_date
 from paw_fast.config.build import change_config, make_config
 from paw_fast.config.ranges import check_ranges
 from paw_fast.errors import UserError
@@ -96,7 +96,7 @@ def train(
 
 
 def _begin(config: TrainConfig, on_step: OnStep | None, live: bool | None) -> TrainResult:
-    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
+    config = with_chat_date(with_absolute_paths(config))
     check_parts(config)
     check_model(config.model.path)
     status, run_dir = start_run(config, lambda run_dir: _callbacks(run_dir, on_step, live))
@@ -111,7 +111,7 @@ def _resume(path: Path, on_step: OnStep | None, live: bool | None, settings: Map
     names = [f"env={{{name!r}: {getattr(begun.env, name)!r}}}" for name in begun.env.CONSENT_FIELDS[:1]]
     runs.check_consent(begun.env, given, " ".join(names))
     config = change_config(begun, **settings)
-    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
+    config = with_chat_date(with_absolute_paths(config))
     check_parts(config)
     status, _ = resume_run(run_dir, begun, config, lambda run_dir: _callbacks(run_dir, on_step, live))
     return _result(run_dir, config, status == 0)
@@ -143,7 +143,7 @@ def _result(run_dir: Path, config: TrainConfig, finished: bool) -> TrainResult:
 def evaluate(
     run: str | Path | TrainResult, *, split: str = "unseen", tasks: int = 100, seed: int = 0,
     temperature: float | None = None, env: str | None = None, preset: str | None = None, world_model: bool = False,
-    trust_remote_code: bool = False, trust_env_code: bool = False,
+    panel: str | Path | None = None, trust_remote_code: bool = False, trust_env_code: bool = False,
 ) -> EvalResult:  # fmt: skip
     """Plays tasks of a split once each with a checkpoint, and returns how many it solves.
 
@@ -155,6 +155,7 @@ def evaluate(
         temperature: sampling temperature; None is the evaluation temperature of the run.
         env, preset: environment and settings for a model folder that belongs to no run.
         world_model: whether to measure too how well next observations are predicted (`EvalResult.world_model`).
+        panel: a panel's file, or the name of one of the package, in place of split and tasks.
         trust_remote_code: whether to run Python code that comes with the model.
         trust_env_code: whether to run code from the data files of the environment.
 
@@ -171,7 +172,7 @@ def evaluate(
     options = EvalOptions(
         (path,), env=env, split=split, tasks=tasks, seed=seed,
         temperature=temperature, preset=preset, world_model=world_model, trust_remote_code=trust_remote_code,
-        trust_env_code=trust_env_code,
+        panel=None if panel is None else str(panel), trust_env_code=trust_env_code,
     )  # fmt: skip
     check_ranges(options)
     try:

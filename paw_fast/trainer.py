@@ -29,6 +29,7 @@ from paw_fast.config import TrainConfig, with_chat_date
 from paw_fast.config.services import log_services
 from paw_fast.distributed import leader
 from paw_fast.errors import UserError
+from paw_fast.evaluation.held_out_text import read_text
 from paw_fast.evaluation.success import (
     EvalResult,
     check_held_out,
@@ -36,7 +37,6 @@ from paw_fast.evaluation.success import (
     eval_metrics,
     eval_tasks,
     evaluate,
-    overlong_warning,
 )
 from paw_fast.evaluation.world_model import WorldModelQuality
 from paw_fast.learner import join_groups
@@ -96,6 +96,7 @@ class Trainer:
         """The step of the newest checkpoint, and whether its metrics were complete."""
         check_parts(config)
         leader.check_ranks(config)
+        read_text(config.eval_text)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
         self.env = make_env(config.env)
@@ -228,8 +229,7 @@ class Trainer:
                 temperature = self.config.rollout.eval_temperature
                 session = EvalSession(self.worker, temperature, self.orchestrator.kept, polled)
                 result = evaluate(session, self.eval_tasks, self.config.seed, done)
-            if warning := overlong_warning(result):
-                console.say(warning)
+            result = dataclasses.replace(result, text_loss=leader.text_loss(self.learner, self.config))
             quality = leader.measure(
                 self.learner, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
@@ -244,7 +244,7 @@ class Trainer:
         if (c.eval_every and self.step % c.eval_every == 0) or last:
             result, quality = self.evaluate("evaluating")
             is_best = self._note_best(result)
-            metrics |= eval_metrics(result, quality)
+            metrics |= eval_metrics(result, quality, self.summary.get("warm_start_eval"))
             self.summary |= {
                 "final_success": result.success, "final_eval": result.as_json(), "evaluated_step": self.step,
                 "final_world_model": quality.as_json() if quality else None, "final_won": list(result.won),

@@ -120,6 +120,7 @@ class Transition:
     previous_text         the full observation before the action; the prompt may contain less of it
     passages              (first, end, id) of the tokens of `observation_ids` that come from a passage of a corpus
     policy_versions  [A]  number of weight updates before each action token was sampled
+    outside_text          what the action holds beside its thought and a valid command, see `rollout.transcript`
 
     >>> t = Transition((1, 2), (3,), (-0.1,), (4, 5), (False, True), command="look", observation_text="a room",
     ...                anchor_obs="s0", reward=0.0, valid=True)
@@ -140,6 +141,7 @@ class Transition:
     policy_versions: tuple[int, ...] = ()
     passages: tuple[tuple[int, int, str], ...] = ()
     previous_text: str = ""
+    outside_text: str = ""
 
 
 @dataclass(frozen=True)

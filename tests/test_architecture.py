@@ -44,7 +44,7 @@ NO_TORCH = {"errors", "extras", "types", "registry", "config", "envs"}
 
 NO_TORCH_AT_IMPORT = {
     "cli.main", "cli.options", "cli.settings", "cli.help", "cli.failures",
-    "cli.doctor", "cli.plan", "cli.play", "cli.push", "cli.report", "cli.retriever", "planning.check",
+    "cli.doctor", "cli.panel", "cli.plan", "cli.play", "cli.push", "cli.report", "cli.retriever", "planning.check",
     "cli.compare", "compare.arms", "compare.plan", "compare.report", "compare.schedule", "distributed.launch",
     "runs.atomic_files",
     "runs.console", "runs.episodes_page", "runs.figures", "runs.live_curve", "runs.metrics", "runs.model_card",

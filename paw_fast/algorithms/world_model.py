@@ -55,11 +55,13 @@ def select(batch: RolloutBatch, stats: TokenStats, config: TrainConfig, step: in
     if len(lengths) == 0:
         return WorldModelWeights(lambdas, has_target, has_target)
     among = has_target & first_of_equals(batch.transitions) if paw.deduplicate else has_target
-    entropies = torch.cat(list(stats.token_entropies))
-    device = entropies.device
+    scores, mode = torch.cat(list(stats.token_entropies)), paw.selection
+    device = scores.device
+    if mode == "surprise":  # the mean negative log-prob of an action's tokens, in place of their mean entropy
+        scores, mode = _move(-np.concatenate(stats.old_logprobs), device).to(scores.dtype), "entropy"
     selection = kernels.select_transitions(
-        entropies, _offsets(stats.num_action_tokens, device), _offsets(lengths, device),
-        _move(lambdas[batch.owners].astype(np.float32), device), paw.alpha, int(lengths.sum()), mode=paw.selection,
+        scores, _offsets(stats.num_action_tokens, device), _offsets(lengths, device),
+        _move(lambdas[batch.owners].astype(np.float32), device), paw.alpha, int(lengths.sum()), mode=mode,
         generator=_generator((config.seed, 3, step)), candidates=_move(among, device),
     )  # fmt: skip
     return WorldModelWeights(lambdas, selection.selected.cpu().numpy(), has_target, selection)

@@ -14,7 +14,9 @@ from paw_fast.cli.options import parse
 from paw_fast.config import TrainConfig, load_preset, validate, with_chat_date
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
-from paw_fast.evaluation.success import EvalResult, describe_tasks, eval_tasks, evaluate, overlong_warning
+from paw_fast.evaluation.held_out_text import read_text, text_loss
+from paw_fast.evaluation.panel import Panel, changed_settings, find_tasks, read_panel, with_panel
+from paw_fast.evaluation.success import EvalResult, describe_tasks, eval_tasks, evaluate
 from paw_fast.evaluation.task_overlap import tasks_in_train
 from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
 from paw_fast.learner.forward_backward import rows_per_chunk
@@ -88,10 +90,11 @@ def run_eval(options: EvalOptions, env_settings: Sequence[str] = ()) -> int:
     done: list[Evaluated] = []
     for path in options.checkpoints:
         done.append(evaluate_checkpoint(path, options, env_settings))
-        if warning := overlong_warning(done[-1][0]):
-            console.say(warning)
     if options.json:
-        found = [a | r.as_json() | ({"world_model": q.as_json()} if q else {}) for r, q, a in done]
+        found = [
+            a | r.as_json() | ({"world_model": q.as_json()} if q else {}) | {"tasks": list(r.outcomes)}
+            for r, q, a in done
+        ]
         print(json.dumps(found[0] if len(found) == 1 else found))
     elif len(done) == 1:
         result, quality, about = done[0]
@@ -116,8 +119,10 @@ def reject_parent_of_runs(path: Path) -> None:
         )
 
 
-def _settings(path: Path, options: EvalOptions, env_settings: Sequence[str]) -> tuple[Path | str, TrainConfig]:
-    """The model folder, and the settings of its run with those of the command line."""
+def _settings(
+    path: Path, options: EvalOptions, env_settings: Sequence[str], panel: Panel | None = None
+) -> tuple[Path | str, TrainConfig]:
+    """The model folder, and the settings of its run with those of the panel and the command line."""
     given = best_checkpoint(run_dir.find_run_dir(path)) if options.best else path
     folder, config = find_model(given, options.preset, options.env)
     config = with_chat_date(with_consent(config, options))
@@ -126,6 +131,10 @@ def _settings(path: Path, options: EvalOptions, env_settings: Sequence[str]) -> 
     before = config
     if env_settings:
         config = parse(TrainConfig, env_settings, "eval", config)
+    if panel is not None:
+        if changed := changed_settings(before.env, config.env, panel):
+            raise UserError(f"--env.{changed[0].replace('_', '-')}: it belongs to the panel {panel.name}; leave it out")
+        config = dataclasses.replace(config, env=with_panel(config.env, panel))
     if options.device is not None:
         resolve_device(options.device)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, device=options.device))
@@ -140,21 +149,51 @@ def _say_settings(path: Path | str, config: TrainConfig, options: EvalOptions, c
     """Says in one line what is evaluated and with which settings."""
     temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
     parts = [
+        *([f"panel {options.panel}"] if options.panel else []),
         f"split {options.split}", f"{options.tasks} tasks at most", f"seed {options.seed}",
         f"temperature {temperature:g}", f"device {resolve_device(config.model.device)}", *changed,
     ]  # fmt: skip
     console.say(f"evaluating {path} on {config.env.name}: {', '.join(parts)}")
 
 
+def _read_panel(options: EvalOptions) -> Panel | None:
+    """The panel of the options. Raises `UserError` if they give tasks of their own too."""
+    if options.panel is None:
+        return None
+    for name in ("split", "tasks"):
+        if getattr(options, name) != EvalOptions.__dataclass_fields__[name].default:
+            raise UserError(f"--panel and --{name}: a panel has its own tasks; leave --{name} out")
+    return read_panel(options.panel)
+
+
+def _text(options: EvalOptions, config: TrainConfig) -> str | None:
+    """The text of no environment; None, which is said, where the run's own is not here. Raises `UserError` for another
+    that cannot be read."""
+    try:
+        return read_text(options.eval_text or config.eval_text)
+    except UserError as error:
+        if options.eval_text is not None:
+            raise
+        console.say(f"note: the loss on text of no environment is not measured: {error}")
+        return None
+
+
 def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence[str] = ()) -> Evaluated:
     """Evaluates a checkpoint: success, the world model if asked for, and what was evaluated how."""
-    folder, config = _settings(path, options, env_settings)
+    panel = _read_panel(options)
+    if panel is not None:
+        options = dataclasses.replace(options, env=options.env or panel.env, split=panel.split, tasks=len(panel.tasks))
+    folder, config = _settings(path, options, env_settings, panel)
     _say_settings(folder, config, options, env_settings)
     temperature = config.rollout.eval_temperature if options.temperature is None else options.temperature
+    text = _text(options, config)
     env = make_env(config.env)
     env.while_waiting(stop_signals.check)
     try:
-        tasks = eval_tasks(env.tasks(options.split), options.tasks)
+        if panel is not None:
+            tasks = find_tasks(panel, config.env, env)
+        else:
+            tasks = eval_tasks(env.tasks(options.split), options.tasks)
         in_train = _tasks_in_train(env, tasks, options.split, folder, options.preset)
         policy = load_policy(folder, config.model, trainable=False)
         config = dataclasses.replace(
@@ -173,11 +212,14 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
             polled = RolloutProgress(phase, worker, EVALUATION, config.env.max_steps)
             session = EvalSession(worker, temperature, [], polled)
             result = evaluate(session, tasks, options.seed, done)
+        chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        if text is not None:
+            result = dataclasses.replace(result, text_loss=text_loss(policy, config, chunk, text))
         quality = None
         if options.world_model:
             quality = measure_world_model(
                 policy, [episodes[one] for one in sorted(episodes)], token_budget=config.token_budget,
-                chunk=rows_per_chunk(policy, config.logits_budget_mb << 20), seed=options.seed,
+                chunk=chunk, seed=options.seed,
                 max_transitions=options.transitions,
             )  # fmt: skip
     finally:
@@ -190,6 +232,8 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
         "seed": options.seed,
         "temperature": temperature,
     }
+    if panel is not None:
+        about["panel"] = {"name": panel.name, "hash": panel.hash}
     return result, quality, about
 
 
@@ -220,6 +264,9 @@ def _show(result: EvalResult, about: dict) -> None:
         captions.append(describe_tasks(result.num_tasks, about["split"], about["eval_tasks_in_train"]))
     if shown["mean_scores"]:
         captions.append(", ".join(f"{name} {value:.3f}" for name, value in shown["mean_scores"].items()))
+    captions.append(f"{result.continued:.1%} of the actions continue the transcript")
+    if result.text_loss is not None:
+        captions.append(f"loss on text of no environment {result.text_loss:.2f} nats per token")
     table.caption = Text("; ".join(captions)) if captions else None
     Console().print(table)
 

@@ -29,6 +29,9 @@ class EvalOptions:
     """`train`, `unseen`, or another split of the environment (ALFWorld: `valid_seen`, `valid_unseen`)."""
     tasks: Annotated[int, Range(1, 1 << 24)] = 100
     """Number of tasks, always the same ones of the split."""
+    panel: str | None = None
+    """Evaluate on the tasks of a panel (see `paw-fast panel`), in place of --split and --tasks: a file, or the name of
+    one that comes with the package."""
     seed: Annotated[int, SEED] = 0
     """Seed of the sampling; the same seed and checkpoint give the same result."""
     temperature: Annotated[float | None, TEMPERATURE] = None
@@ -45,6 +48,9 @@ class EvalOptions:
     """Also measure how well the episodes' next observations are predicted, after the played and after other actions."""
     transitions: Annotated[int, Range(1, 1 << 24)] = 256
     """Number of transitions of those episodes that --world-model measures."""
+    eval_text: Path | None = None
+    """A text file that is of no environment, whose loss is measured; by default the run's, or the page of prose that
+    comes with the package."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     trust_env_code: bool = False

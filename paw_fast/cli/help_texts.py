@@ -48,7 +48,13 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("paw-fast eval runs/NAME", "the newest checkpoint of a run"),
         ("paw-fast eval runs/NAME --split train --tasks 50", "on training tasks"),
         ("paw-fast eval runs/NAME --json", "as JSON"),
+        ("paw-fast eval runs/NAME --panel alfworld-tiny", "on the tasks of a panel"),
     ),
+    "panel create": (
+        ("paw-fast panel create mine --env alfworld --tasks 50", "writes mine.json"),
+        ("paw-fast panel create official --preset alfworld-qwen2.5-1.5b --env.data FOLDER", "of official games"),
+    ),
+    "panel verify": (("paw-fast panel verify alfworld-tiny", "a panel that comes with the package"),),
     "play": (
         ("paw-fast play", "a household task of ALFWorld"),
         ("paw-fast play --env webshop --task 3", "the fourth task of the shop"),

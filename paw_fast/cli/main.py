@@ -1,11 +1,10 @@
-"""Runs the command line: `paw-fast train | eval | play | retriever | report | compare | push | doctor | plan | ...`.
+"""Runs the command line: `paw-fast train | eval | panel | play | retriever | report | compare | push | doctor | ...`.
 
 Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import logging
@@ -31,8 +30,8 @@ from paw_fast.config import (
     recipes,
     to_toml,
     validate,
+    with_absolute_paths,
     with_chat_date,
-    with_full_paths,
 )
 from paw_fast.config.ranges import Range
 from paw_fast.config.renames import option
@@ -103,7 +102,7 @@ def _resolve(args: list[str]) -> tuple[TrainConfig, str]:
     base, why = base_config(args, preset, Path(file) if file else None)
     config = parse(TrainConfig, args, "train", base, RUN_OPTIONS)
     validate(config)
-    return with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env))), why
+    return with_chat_date(with_absolute_paths(config)), why
 
 
 def _train_command(args: list[str]) -> int:
@@ -157,7 +156,7 @@ def _resume(path: Path, args: list[str], only_print: bool, given_args: list[str]
     config = parse(TrainConfig, args, "train --resume RUN", begun)
     if config.run_dir != begun.run_dir:
         raise UserError(f"--run-dir {config.run_dir}: a run goes on in its own folder, {run_dir}; leave it out")
-    config = with_chat_date(dataclasses.replace(config, env=with_full_paths(config.env)))
+    config = with_chat_date(with_absolute_paths(config))
     if only_print:
         changes_on_resume(run_dir, begun, config)
         validate(config)
@@ -294,9 +293,29 @@ def _retriever(args: list[str]) -> int:
     return retriever.run(parse(retriever.OPTIONS[args[0]], args[1:], f"retriever {args[0]}"))
 
 
+def _panel(args: list[str]) -> int:
+    from paw_fast.cli import panel
+
+    if not args or args[0] in ("-h", "--help"):
+        print(panel.USAGE)
+        return 0 if args else 2
+    if args[0] not in (*panel.OPTIONS, "list"):
+        near = difflib.get_close_matches(args[0], (*panel.OPTIONS, "list"), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(panel.OPTIONS)} and list"
+        raise UserError(f"unknown command 'panel {args[0]}'; {hint}")
+    if args[0] == "list":
+        if len(args) > 1:
+            raise UserError(f"{PROGRAM} panel list takes no options, got {' '.join(args[1:])}")
+        return panel.list_panels()
+    rest = args[1:]
+    changes = take_env_settings(rest)
+    return panel.run(parse(panel.OPTIONS[args[0]], rest, f"panel {args[0]}"), changes)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train an agent: rollouts, GRPO and the world-model loss"),
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
+    "panel": (_panel, "named lists of tasks with hashes, for evaluations that are of the same tasks"),
     "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),

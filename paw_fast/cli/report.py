@@ -148,4 +148,5 @@ def _describe_selection(config: TrainConfig) -> str:
     text = "all transitions" if paw.selection == "all" else f"{paw.selection} selection of a share of {paw.alpha:g}"
     text += ", duplicates once" if paw.deduplicate else ""
     text += f"; the run predicts {paw.horizon} observations, the page shows the first" if paw.horizon > 1 else ""
+    text += "" if paw.target == "actual" else f"; the run's target is {paw.target}, the page shows the actual one"
     return f"{text}; lambda: {paw.balance}, at most {paw.lambda_0:g}"

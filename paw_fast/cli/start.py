@@ -33,6 +33,8 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     console.say(f"run directory {run_dir}")
     if caveats := registry.find("environments", config.env.name).caveats:
         console.say(f"--env {config.env.name}: {'; '.join(caveats)}")
+    if warning := retrieval_warning(config):
+        console.say(warning)
     try:
         with clean_up(run_dir, before), memory_errors(config):
             status = train(config, run_dir, on_step=make_on_step(run_dir))
@@ -71,6 +73,17 @@ def resume_run(
     finally:
         runs.unlock(run_dir)
     return status or _upload(config, run_dir), None
+
+
+def retrieval_warning(config: TrainConfig) -> str | None:
+    """One line where the world-model loss would learn retrieved text by heart; None for other runs."""
+    if not config.paw.enabled or not registry.find("environments", config.env.name).is_retrieval:
+        return None
+    return (
+        f"warning: the observations of --env {config.env.name} are retrieved text, which the world-model loss teaches "
+        "by heart (compare wm/repeated_passage_error and wm/new_passage_error); policies that collapse after a pass "
+        "over such text have been reported: --paw.no-enabled leaves the loss out, --paw.lambda-0 lowers it"
+    )
 
 
 def _check_upload(config: TrainConfig) -> None:

@@ -66,6 +66,12 @@ def with_full_paths(env: EnvConfig) -> EnvConfig:
     return env.with_full_paths()
 
 
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The config with `with_full_paths` of its environment, and the absolute path of its text."""
+    text = None if config.eval_text is None else config.eval_text.expanduser().absolute()
+    return dataclasses.replace(config, env=with_full_paths(config.env), eval_text=text)
+
+
 def with_chat_date(config: TrainConfig) -> TrainConfig:
     """Returns the config with the current date for chat templates, if it does not give a date."""
     date = config.rollout.chat_date or datetime.date.today().isoformat()

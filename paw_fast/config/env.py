@@ -47,6 +47,8 @@ class EnvConfig:
     """Own settings that `paw-fast train --help` shows; empty shows the first."""
     CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ()
     """Fields by which a command line allows code from data files to run (see `code_in_data`)."""
+    FILE_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Fields that name files, beside those of type `Path`."""
 
     def check(self) -> None:
         """Raises `UserError` for fields that contradict each other; ranges of single fields are checked before."""

@@ -22,7 +22,9 @@ MAY_CHANGE: dict[str, bool] = {
     "rollout.*": True, "pipeline.*": True, "trainer.*": True,
     "env.time_limit_s": True, "env.processes": True, "env.max_retries": True,
     # Coefficients are read at every update, and optimizer settings are put over the restored ones.
-    "algo.name": False, "algo.*": True, "critic.backbone": False, "critic.*": True, "paw.*": True, "optim.*": True,
+    "algo.name": False, "algo.*": True, "critic.backbone": False, "critic.*": True, "optim.*": True,
+    # Another target makes another arm of a comparison.
+    "paw.target": False, "paw.*": True,
     # Everything else makes another run of it: the model, the tasks, the seed, the layout, the warm start.
     "*": False,
 }  # fmt: skip

@@ -218,9 +218,15 @@ class PawConfig:
     """Add the world-model loss. Without it, only the reinforcement-learning algorithm trains the policy."""
     alpha: Annotated[float, Range(0, 1, open_low=True)] = 0.75
     """Share of the transitions of a batch whose observations are predicted (default from a summary of the paper)."""
-    selection: Literal["entropy", "lowest", "random", "all"] = "entropy"
-    """Which transitions are selected: those with the highest action entropy (default from the PaW paper), those with
-    the lowest, random ones, or all."""
+    selection: Literal["entropy", "surprise", "lowest", "random", "all"] = "entropy"
+    """Which transitions are selected: those with the highest action entropy (default from the first version of the PaW
+    paper), those with the highest action surprise (as its second version words it: the mean negative log-prob of the
+    sampled action's tokens), those with the lowest entropy, random ones, or all."""
+    target: Literal["actual", "shuffled", "other-task", "noise"] = "actual"
+    """What the selected transitions predict. `actual`: the observation that followed. Controls: `shuffled`, that of
+    another selected transition of the step; `other-task`, that of a transition of another task (both require --layout
+    window); `noise`: the gradient of the world-model loss keeps its norm in every parameter and gets a random
+    direction."""
     loss: Literal["cmae", "mae", "ce"] = "cmae"
     """Loss of a token of probability p: `cmae` 1 - p while p < tau (as in the paper), `mae` 1 - p, `ce` -log p."""
     tau: Annotated[float, Range(0, 1, open_low=True)] = 0.2
@@ -297,6 +303,9 @@ class TrainConfig:
     """Number of evaluation tasks. The same tasks are used in all evaluations of a run."""
     eval_transitions: Annotated[int, Range(1, 1 << 24)] = 256
     """Number of transitions from the evaluation episodes on which the world model is evaluated."""
+    eval_text: Path | None = None
+    """A text file that is of no environment: its loss is measured before training and in every evaluation. `None`
+    takes a page of plain prose that comes with the package."""
     eval_split: str = "unseen"
     """Split of the evaluation tasks. Splits other than `train` must contain tasks that are not used in training."""
     save_every: Annotated[int, Range(1, 1 << 30)] = 10

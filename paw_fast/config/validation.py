@@ -145,3 +145,25 @@ def _validate_combinations(c: TrainConfig) -> None:
         f"--paw.horizon is {c.paw.horizon} and --layout trajectory: there every observation already follows all that "
         "was before it, so more than one step means nothing; say --layout window",
     )
+    _validate_target(c, refuse)
+
+
+def _validate_target(c: TrainConfig, refuse: Callable[[bool, str], None]) -> None:
+    """Refuses controls of the world-model loss that the other settings do not allow."""
+    name = f"--paw.target {c.paw.target}"
+    if not c.paw.enabled or c.paw.target not in ("shuffled", "other-task"):
+        return
+    refuse(
+        c.layout == "trajectory",
+        f"{name} and --layout trajectory: there an observation is also what the later actions of its episode read, so "
+        "that another one would change the policy's own inputs; say --layout window",
+    )
+    refuse(
+        c.paw.horizon > 1,
+        f"{name} and --paw.horizon {c.paw.horizon}: the actions between the observations would follow another "
+        "episode's; say --paw.horizon 1",
+    )
+    refuse(
+        c.paw.target == "other-task" and c.rollout.groups < 2,
+        f"{name} and --rollout.groups {c.rollout.groups}: all episodes of a step are of one task; say 2 or more",
+    )

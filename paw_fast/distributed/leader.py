@@ -26,6 +26,8 @@ from paw_fast.distributed import checkpoint as sharded
 from paw_fast.distributed.learner import ShardedLearner
 from paw_fast.distributed.ranks import Ranks, join_ranks
 from paw_fast.errors import UserError
+from paw_fast.evaluation.held_out_text import read_text
+from paw_fast.evaluation.held_out_text import text_loss as text_loss_of
 from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_model
 from paw_fast.learner import Learner
 from paw_fast.learner.seen_passages import SeenPassages
@@ -103,6 +105,10 @@ class _Commands:
         return measure_world_model(learner.policy, trajectories, **settings, check=lambda: None)
 
     @staticmethod
+    def text_loss(learner: ShardedLearner, config: TrainConfig, text: str) -> float:
+        return text_loss_of(learner.policy, config, learner.chunk, text, check=lambda: None)
+
+    @staticmethod
     def rng(learner: ShardedLearner) -> list[dict[str, Any]]:
         return learner.ranks.all_gather(capture_rng_states())
 
@@ -156,6 +162,10 @@ class LeadingLearner(ShardedLearner):
     def measure(self, trajectories: Sequence[Trajectory], **settings: Any) -> WorldModelQuality | None:
         """`measure_world_model` of the sharded policy."""
         return self._together("measure", list(trajectories), settings)
+
+    def text_loss(self, config: TrainConfig) -> float:
+        """The loss of the sharded policy on the run's text. Its file is rank 0's."""
+        return self._together("text_loss", config, read_text(config.eval_text))
 
     def save(self, run_dir: Path, state: dict[str, Any]) -> Path:
         """As `save_checkpoint`, with the states that resume the run in shards."""
@@ -242,3 +252,10 @@ def measure(learner: Learner, trajectories: Sequence[Trajectory], **settings: An
     if isinstance(learner, LeadingLearner):
         return learner.measure(trajectories, **settings)
     return measure_world_model(learner.policy, trajectories, **settings)
+
+
+def text_loss(learner: Learner, config: TrainConfig) -> float:
+    """The loss of a learner's policy on the run's text (`--eval-text`), in nats per token."""
+    if isinstance(learner, LeadingLearner):
+        return learner.text_loss(config)
+    return text_loss_of(learner.policy, config, learner.chunk)

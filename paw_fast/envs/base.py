@@ -301,6 +301,10 @@ class EnvSpec:
     own_limits      whether it keeps to `config.time_limit_s` itself, without `envs.isolated`
     caveats         what it cannot do, in a few words each; told when a run starts
     keywords        other names that `envs.make` accepts for settings
+    task_content    task_content(env, task) -> str: all that makes a task what it is, the same on every machine; a
+                    panel holds its hash. None: the task's key, else its file, else its first observation
+    generator       generator(config) -> str: version of what generates the tasks; "" for tasks from files
+    is_retrieval    whether observations are text from a corpus, of which a run with the world-model loss warns
     """
 
     name: str
@@ -318,6 +322,9 @@ class EnvSpec:
     own_limits: bool = False
     caveats: tuple[str, ...] = ()
     keywords: Mapping[str, str] = field(default_factory=dict)
+    task_content: Callable[[Any, Task], str] | None = None
+    generator: Callable[[Any], str] | None = None
+    is_retrieval: bool = False
 
     def make_config(self, **changes: Any) -> EnvConfig:
         """Returns the default settings of the environment with `changes` applied."""

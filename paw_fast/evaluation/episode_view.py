@@ -37,13 +37,15 @@ class Expectation:
 
     probabilities  M arrays [O]: of the observation tokens, at temperature 1
     entropies      [M]: mean full-vocabulary entropy over the tokens of the action, at the training temperature, nats
+    surprises      [M]: mean negative log-prob of the tokens of the action, at the same temperature, nats
 
-    >>> Expectation([np.array([0.5])], np.array([0.1])).entropies
+    >>> Expectation([np.array([0.5])], np.array([0.1]), np.array([0.2])).entropies
     array([0.1])
     """
 
     probabilities: list[np.ndarray]
     entropies: np.ndarray
+    surprises: np.ndarray
 
 
 def episode_requests(tasks: Sequence[Task], episodes: int, per_task: int, seed: int) -> list[EpisodeRequest]:
@@ -72,13 +74,14 @@ def measure_expectation(policy: Policy, trajectories: Sequence[Trajectory], conf
         flat = predict(policy, batch, chunk)[0].double().exp().numpy()
         for number, part in _by_transition(flat, batch, sequences, actions=False):
             probabilities[number] = part
-    entropies = np.zeros(count)
+    entropies, surprises = np.zeros(count), np.zeros(count)
     tables = [packing.action_rows(sequence) for sequence in sequences]
     for batch in _batches(policy, sequences, tables, config.token_budget):
-        flat = compute_token_stats(policy, batch, config.rollout.temperature, chunk)[1].cpu().numpy()
-        for number, part in _by_transition(flat, batch, sequences, actions=True):
-            entropies[number] = float(part.mean())
-    return Expectation(probabilities, entropies)
+        logprobs, flat, _ = compute_token_stats(policy, batch, config.rollout.temperature, chunk)
+        for column, values in ((entropies, flat), (surprises, -logprobs)):
+            for number, part in _by_transition(values.cpu().numpy(), batch, sequences, actions=True):
+                column[number] = float(part.mean())
+    return Expectation(probabilities, entropies, surprises)
 
 
 def _batches(
@@ -103,7 +106,7 @@ def _by_transition(
     assert at == len(flat)
 
 
-def selected_transitions(trajectories: Sequence[Trajectory], entropies: np.ndarray, config: TrainConfig) -> np.ndarray:
+def selected_transitions(trajectories: Sequence[Trajectory], now: Expectation, config: TrainConfig) -> np.ndarray:
     """Returns bool [M]: the transitions that the run's rule selects for the world-model loss, among these.
 
     As in training, transitions that are not followed by an observation cannot be selected.
@@ -116,7 +119,10 @@ def selected_transitions(trajectories: Sequence[Trajectory], entropies: np.ndarr
     if config.paw.deduplicate:
         among = among & first_of_equals(transitions)
     numbers = np.flatnonzero(among)
-    picked = select_transitions(entropies[numbers], config.paw.alpha, config.paw.selection, seed=(config.seed, 3, 0))
+    scores, mode = now.entropies, config.paw.selection
+    if mode == "surprise":
+        scores, mode = now.surprises, "entropy"
+    picked = select_transitions(scores[numbers], config.paw.alpha, mode, seed=(config.seed, 3, 0))
     selected[numbers[picked]] = True
     return selected
 
@@ -126,7 +132,7 @@ def view_episodes(
     config: TrainConfig,
 ) -> tuple[EpisodeView, ...]:  # fmt: skip
     """Returns the episodes as the page shows them. `now` and `before` were measured on the same trajectories."""
-    selected = selected_transitions(trajectories, now.entropies, config)
+    selected = selected_transitions(trajectories, now, config)
     weights = np.zeros(len(trajectories))
     if config.paw.enabled and len(trajectories):
         returns = np.array([t.success_return for t in trajectories])

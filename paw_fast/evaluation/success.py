@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from paw_fast.errors import UserError
 from paw_fast.evaluation.task_overlap import tasks_in_train
 from paw_fast.evaluation.world_model import WorldModelQuality
 from paw_fast.rollout.agent_loop import AgentLoop
+from paw_fast.rollout.transcript import continued_share
 from paw_fast.rollout.worker import EvalSession
 from paw_fast.runs import console
 from paw_fast.runs.statistics import wilson_interval
@@ -32,6 +34,9 @@ class EvalResult:
     mean_score            the environment's own score; `mean_scores` has its further ones by name
     num_overlong          tasks that count as lost because their first prompt does not fit
     won                   1 or 0 for each task, in their order
+    outcomes              what became of each task, in their order
+    continued             share of the actions that continue the transcript, see `rollout.transcript`
+    text_loss             loss on text that is of no environment, nats per token, where it was measured with the result
     world_model           how well next observations are predicted, where it was measured with the result
 
     >>> EvalResult(1, 2, {"look": (1, 1), "place": (0, 1)}, 7.5).success
@@ -46,6 +51,9 @@ class EvalResult:
     mean_scores: dict[str, float] = field(default_factory=dict)
     num_overlong: int = 0
     won: tuple[int, ...] = ()
+    outcomes: tuple[dict[str, Any], ...] = ()
+    continued: float = 0.0
+    text_loss: float | None = None
     world_model: WorldModelQuality | None = None
 
     @property
@@ -64,6 +72,7 @@ class EvalResult:
             "success": self.success, "low": low, "high": high, "successes": self.successes,
             "num_tasks": self.num_tasks, "mean_episode_length": self.mean_length, "mean_score": self.mean_score,
             "mean_scores": self.mean_scores, "overlong_tasks": self.num_overlong, "by_task_type": types,
+            "continued_transcript_rate": self.continued, "text_loss": self.text_loss,
         }  # fmt: skip
 
 
@@ -120,16 +129,19 @@ def evaluate(
     seed: int = 0,
     done: Callable[[Trajectory], None] = lambda t: None,
 ) -> EvalResult:
-    """Plays every task once with the loop's settings; `done` is called with each trajectory as it ends."""
+    """Plays every task once with the loop's settings; `done` is called with each trajectory as it ends.
+
+    Warns of tasks that count as lost because their first prompt does not fit.
+    """
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     steps, overlong, score = 0, 0, 0.0
     scores: dict[str, float] = defaultdict(float)
-    wins = [0] * len(tasks)
+    ended: dict[int, Trajectory] = {}
     requests = [EpisodeRequest(EpisodeId(EVALUATION, i, 0), task, (seed, EVAL_SEED, i)) for i, task in enumerate(tasks)]
     for trajectory in loop.play(requests):
         count = counts[trajectory.task.task_type]
         count[0] += trajectory.won
-        wins[trajectory.episode_id.group] = int(trajectory.won)
+        ended[trajectory.episode_id.group] = trajectory
         count[1] += 1
         steps += len(trajectory.transitions)
         overlong += not trajectory.transitions
@@ -138,17 +150,39 @@ def evaluate(
             scores[name] += value / len(tasks)
         done(trajectory)
     by_type = {name: (won, total) for name, (won, total) in counts.items()}
-    return EvalResult(
+    played = [ended[number] for number in sorted(ended)]
+    result = EvalResult(
         sum(w for w, _ in by_type.values()), len(tasks), by_type, steps / len(tasks), score / len(tasks), dict(scores),
-        overlong, tuple(wins),
+        overlong, tuple(int(t.won) for t in played), tuple(map(_outcome, played)), continued_share(played),
     )  # fmt: skip
+    if warning := overlong_warning(result):
+        console.say(warning)
+    return result
 
 
-def eval_metrics(result: EvalResult, quality: WorldModelQuality | None) -> dict[str, float]:
-    """An evaluation's values by metric name."""
+def _outcome(trajectory: Trajectory) -> dict[str, Any]:
+    """What became of a task, for the JSON of an evaluation."""
+    task = trajectory.task
+    return {
+        "id": task.task_id, "type": task.task_type, "won": trajectory.won, "score": trajectory.score,
+        "actions": len(trajectory.transitions),
+    }  # fmt: skip
+
+
+def eval_metrics(
+    result: EvalResult, quality: WorldModelQuality | None, before: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """An evaluation's values by metric name. before: `as_json` of the evaluation before training, for what grew."""
+    effects = {"episode/eval_continued_transcript_rate": result.continued}
+    if before and "continued_transcript_rate" in before:
+        effects["episode/eval_continued_transcript_growth"] = result.continued - before["continued_transcript_rate"]
+    if result.text_loss is not None:
+        effects["text/eval_loss"] = result.text_loss
+        if before and before.get("text_loss") is not None:
+            effects["text/eval_loss_growth"] = result.text_loss - before["text_loss"]
     rates = {f"success/eval_{name}": won / total for name, (won, total) in result.by_type.items()}
     return {
         "success/eval_rate": result.success, "success/eval_total": float(result.num_tasks),
         "reward/eval_score_mean": result.mean_score, **rates, **(quality.metrics() if quality else {}),
-        **{f"score/eval_{name}": value for name, value in result.mean_scores.items()},
+        **{f"score/eval_{name}": value for name, value in result.mean_scores.items()}, **effects,
     }  # fmt: skip

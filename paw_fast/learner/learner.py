@@ -21,7 +21,7 @@ from paw_fast.algorithms.base import Credit, has_reward_variance
 from paw_fast.algorithms.world_model import WorldModelWeights, token_weights
 from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.kernels import LossSettings
-from paw_fast.learner import packing
+from paw_fast.learner import packing, placebo
 from paw_fast.learner.critic import Shard, Values, make_critic, whole
 from paw_fast.learner.forward_backward import backward, compute_token_stats, rows_per_chunk
 from paw_fast.learner.loss_rows import build_tables, choose_tokens, longest_action
@@ -197,6 +197,9 @@ class Learner:
         of its sequences have been learned from.
         """
         c = self.config
+        changed, shown = None, shown_passages(batch.trajectories)
+        if world_model is not None and c.paw.target in ("shuffled", "other-task"):
+            batch, world_model, changed = placebo.replace_targets(batch, world_model, c, step, self.max_tokens)
         inputs = _UpdateInputs(batch.sequences, stats, credit)
         joint = world_model if c.paw.update == "joint" else None
         warming_up = step < self.critic.warmup_steps
@@ -216,7 +219,7 @@ class Learner:
             self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics, (step, total))
         if metrics.skipped:  # else the last gradient was finite, and so are the weights it was computed from
             self._check_weights(step)
-        self.seen_passages.add(step + 1, shown_passages(batch.trajectories))
+        self.seen_passages.add(step + 1, shown)
         self._join_metrics(metrics)
         metrics.learning_rate = float(self.scheduler.get_last_lr()[0])
         if metrics.moved:  # training steps in which the policy did not change do not count
@@ -231,6 +234,8 @@ class Learner:
             values["wm/lambda_mean"] = float(world_model.lambdas.mean())
             values["wm/target_share"] = float(world_model.has_target.mean())
             values["wm/selected_share"] = float(world_model.selected.sum() / max(1, world_model.has_target.sum()))
+            if changed is not None:
+                values["wm/changed_target_share"] = changed
         return values
 
     def _minibatches(self, total: int, step: int, epoch: int) -> list[list[int]]:
@@ -259,17 +264,27 @@ class Learner:
             weights = token_weights(world_model, picked, self.policy.device)
             subset = choose_tokens(picked, world_model, c.paw.token_fraction, (c.seed, 6, *number))
             metrics.add_subset(subset)
-        tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest, subset)
+        tables = partial(
+            build_tables, picked, inputs.stats, aggregation=c.algo.aggregation, longest=longest, subset=subset
+        )
         metrics.policy_steps += credit is not None
         metrics.wm_steps += world_model is not None
 
-        def accumulate() -> None:
+        def add(credit: Credit | None, world_model: WorldModelWeights | None) -> None:
             learned = 0
-            for batch in self._packed(picked, tables, weights):
+            for batch in self._packed(picked, tables(credit, world_model), None if world_model is None else weights):
                 value_loss = self.critic.loss_in_policy_update(batch, metrics) if credit else None
                 metrics.add(batch, backward(self.policy, batch, self.settings, self.chunk, value_loss), chosen)
                 learned += len(batch.members)
                 self._report(learned / len(picked))
+
+        def accumulate() -> None:
+            if world_model is None or c.paw.target != "noise":
+                return add(credit, world_model)
+            add(None, world_model)  # before the policy's gradient, so that there is never more than one
+            generator = placebo.noise_generator((c.seed, *number), self.policy.device)
+            metrics.wm_norms.append(placebo.randomize_gradients(trained_parameters(self.policy.model), generator))
+            add(credit, None)
 
         self._within_memory(accumulate, metrics)
         norm, stepped = self._step()

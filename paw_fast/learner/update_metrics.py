@@ -26,6 +26,7 @@ class UpdateMetrics:
 
     labels                  for each token of each sequence, the kind of passage it belongs to (see `seen_passages`)
     norms, critic_norms     gradient norms, one per optimizer step
+    wm_norms                those of the world-model loss alone, where it was computed alone
     policy_steps, wm_steps  optimizer steps with the policy loss and with the world-model loss: all of them in a joint
                             update, different ones if the two alternate
     attempted, skipped      optimizer steps, and those skipped because the gradient was not finite
@@ -38,6 +39,7 @@ class UpdateMetrics:
         self._passage_tokens = {REPEATED: 0, NEW: 0}
         self.norms: list[float] = []
         self.critic_norms: list[float] = []
+        self.wm_norms: list[float] = []
         self.learning_rate = 0.0
         self.policy_steps = 0
         self.wm_steps = 0
@@ -132,6 +134,8 @@ class UpdateMetrics:
         if world_model:
             if self.wm_steps:
                 out["wm/loss"] = s["wm"] / self.wm_steps
+            if self.wm_norms:
+                out["wm/grad_norm"] = float(np.mean(self.wm_norms))
             if s["wm_rows"]:
                 out["wm/clipped_token_ratio"] = s["saturated"] / s["wm_rows"]
                 out["wm/next_observation_error"] = s["error"] / s["wm_rows"]

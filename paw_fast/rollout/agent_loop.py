@@ -19,6 +19,7 @@ from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, RolloutEngine
 from paw_fast.rollout.episode_retries import Retries
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
+from paw_fast.rollout.transcript import outside_text
 from paw_fast.types import EpisodeRequest, Observation, Task, Trajectory, Transition
 
 Stage = Callable[[str], AbstractContextManager[Any]]
@@ -332,6 +333,9 @@ class AgentLoop:
                 observation_text=after.text, anchor_obs=episode.anchor, reward=reward,
                 valid=valid, policy_versions=completion.policy_versions, passages=self._passages(after, mask[:kept]),
                 previous_text=episode.previous_text,
+                outside_text=outside_text(
+                    self.chat.decode(completion.action_ids), self.template.style, valid, self.chat.thought_opened
+                ),
             )
         )  # fmt: skip
         episode.history.append({"observation": before.text, "command": parsed.command})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paw_fast.rollout.transcript import continued_share
 from paw_fast.types import Trajectory
 
 
@@ -24,6 +25,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "success/rate": mean([t.won for t in trajectories]),
         "episode/length_mean": mean([len(t.transitions) for t in trajectories]),
         "episode/invalid_action_rate": mean([not x.valid for x in actions]),
+        "episode/continued_transcript_rate": continued_share(trajectories),
         "episode/truncated_rate": mean([t.truncated for t in trajectories]),
         "episode/overrun_rate": mean([bool(t.overrun) for t in trajectories]),
         "episode/token_limit_rate": mean([t.no_room or t.overrun == "tokens" for t in trajectories]),

@@ -1,13 +1,17 @@
 """Selection and the weight of the world-model loss, against hand-computed numbers."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paw_fast.algorithms.world_model import group_lambdas, select_transitions
+from paw_fast.algorithms.world_model import group_lambdas, select, select_transitions
+from paw_fast.config import load_preset
+from paw_fast.types import EpisodeId, RolloutBatch, Span, Task, TokenSequence, TokenStats, Trajectory, Transition
 
 
 def test_selection_by_hand():
@@ -60,3 +64,19 @@ def test_lambdas_by_hand():
     assert group_lambdas(np.array([-5.0, 20.0]), np.array([0, 1]), 10.0).tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match="max_return"):
         group_lambdas(returns, groups, 0.0)
+
+
+@pytest.mark.parametrize(("mode", "picked"), [("surprise", 2), ("entropy", 0), ("lowest", 2)])
+def test_surprise_selects_by_the_sampled_tokens_and_entropy_by_the_distribution(mode, picked):
+    turn = Transition((1,), (2,), (-1.0,), (3,), (True,), "c", "o", "s", 0.0, True)
+    trajectory = Trajectory(Task("t"), EpisodeId(0, 0, 0), (turn,) * 3, 0.0, 0.0, False)
+    sequences = tuple(TokenSequence(0, (1, 2, 3), (Span(i, (1, 2), (2,), (-1.0,)),)) for i in range(3))
+    batch = RolloutBatch((trajectory,), sequences)
+    # Surprises by hand: (2.9 + 0.1) / 2 = 1.5, 0.5 and 2.0; a sum over tokens would prefer the first.
+    logprobs = [np.array(row) for row in ([-2.9, -0.1], [-0.5], [-2.0])]
+    stats = TokenStats(logprobs, None, None, [torch.tensor([0.9, 0.9]), torch.tensor([0.5, 0.1])])
+    config = load_preset("tiny")
+    config = dataclasses.replace(config, paw=dataclasses.replace(config.paw, alpha=0.4, selection=mode))
+    weights = select(batch, stats, config, 0)
+    assert weights is not None
+    assert np.flatnonzero(weights.selected).tolist() == [picked]

@@ -110,8 +110,14 @@ def test_selection_and_lambda_are_those_of_the_learner(policy, trajectories, paw
     views = view_episodes(trajectories, None, now, ChatFormat(policy.tokenizer), c)
     targets = [n for n, p in enumerate(now.probabilities) if len(p)]
     picked = select_transitions(stats.entropies[targets], c.paw.alpha, c.paw.selection, seed=(c.seed, 3, 0))
-    chosen = np.flatnonzero(selected_transitions(trajectories, stats.entropies, c))
+    chosen = np.flatnonzero(selected_transitions(trajectories, now, c))
     assert chosen.tolist() == np.array(targets)[picked].tolist()
+    surprises = np.array([-one.mean() for one in stats.old_logprobs])
+    assert now.surprises == pytest.approx(surprises, abs=1e-5)
+    by_surprise = dataclasses.replace(c, paw=dataclasses.replace(c.paw, selection="surprise", deduplicate=False))
+    picked = select_transitions(surprises[targets], c.paw.alpha)
+    chosen_so = np.flatnonzero(selected_transitions(trajectories, now, by_surprise))
+    assert chosen_so.tolist() == np.array(targets)[picked].tolist()
     metrics = update(learner, batch, stats)
     assert metrics["wm/selected_share"] == pytest.approx(len(chosen) / len(targets))
     weights = [one.world_model_weight for one in views]

@@ -527,6 +527,8 @@ def test_no_observations_are_refused_unless_paw_is_off(model_path, tmp_path):
         ({"success_reward": 0.0}, "success_reward is 0.0, expected more than 0"),
         ({"update": "alternate"}, "update='alternate' is not supported in TRL"),
         ({"horizon": 2}, "horizon is 2: .* use 1"),
+        ({"target": "noise"}, "target='noise' is not supported in TRL"),
+        ({"selection": "surprise"}, "selection='surprise' is not supported in TRL"),
     ],
 )
 def test_settings_of_paw_are_checked(values, message):

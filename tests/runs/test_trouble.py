@@ -28,6 +28,19 @@ from paw_fast.runs.trouble import QUIET_STEPS, TroubleWatch
             {"episode/token_limit_rate": 0.2}, {"episode/token_limit_rate": 0.4},
             "40% of episodes were cut at the token limit",
         ),
+        (
+            {"episode/continued_transcript_rate": 0.01}, {"episode/continued_transcript_rate": 0.06},
+            "5 points more of the actions than before continue the transcript",
+        ),
+        (
+            {"episode/eval_continued_transcript_growth": 0.0}, {"episode/eval_continued_transcript_growth": 0.5},
+            "50 points more of the actions than before continue the transcript",
+        ),
+        (
+            {"text/eval_loss_growth": 0.1, "text/eval_loss": 3.1},
+            {"text/eval_loss_growth": 0.4, "text/eval_loss": 3.4},
+            "the loss on text that is of no environment grew by 0.40 nats per token",
+        ),
     ],
 )  # fmt: skip
 def test_a_problem_is_said_when_it_begins_and_not_again(fine, bad, words):
@@ -95,3 +108,22 @@ def test_a_run_of_an_earlier_version_has_an_unpaired_gain():
     old = summary([0] * 20, [1] * 20)
     del old["warm_start_won"]
     assert "(unpaired): more than chance explains" in outcome_lines(Path("runs/a"), old, "20 tasks")[1]
+
+
+def test_side_effects_are_said_at_the_end_and_warned_of_where_they_grew():
+    whole = summary([0] * 20, [1] * 20)
+    assert not any("side effects" in line for line in outcome_lines(Path("runs/a"), whole, "20 tasks"))
+    whole["warm_start_eval"] |= {"continued_transcript_rate": 0.01, "text_loss": 3.0}
+    whole["final_eval"] |= {"continued_transcript_rate": 0.02, "text_loss": 2.5}
+    lines = outcome_lines(Path("runs/a"), whole, "20 tasks")
+    assert lines[2] == (
+        "side effects: 2.0% of the actions continue the transcript (1.0% before), loss on text of no environment 2.50 "
+        "nats per token (3.00 before)"
+    )
+    assert not any(line.startswith("warning") for line in lines)
+    whole["final_eval"] |= {"continued_transcript_rate": 0.11, "text_loss": 3.4}
+    lines = outcome_lines(Path("runs/a"), whole, "20 tasks")
+    assert lines[3].startswith("warning: 10 points more of the actions than before continue the transcript")
+    assert lines[4].startswith("warning: the loss on text that is of no environment grew by 0.40 nats per token")
+    whole["warm_start_eval"]["text_loss"], whole["final_eval"]["text_loss"] = 6.9, 7.5  # never knew the language
+    assert not any("loss on text that is" in line for line in outcome_lines(Path("runs/a"), whole, "20 tasks"))

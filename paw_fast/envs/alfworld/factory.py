@@ -7,7 +7,7 @@ import os
 from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.env import AlfworldEnv, GameSet
 from paw_fast.envs.alfworld.expert import SearcherExpert
-from paw_fast.envs.alfworld.games import dataset_root, reference_texts
+from paw_fast.envs.alfworld.games import GENERATOR_VERSIONS, dataset_root, reference_texts
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.extras import install_hint
@@ -37,6 +37,12 @@ def make(config: AlfworldConfig, cache_dir: str | os.PathLike[str] | None = None
         return shared[0]
 
     return AlfworldEnv(games, config.max_steps, reference=reference if config.allow_reference_engine else None)
+
+
+def generator(config: AlfworldConfig) -> str:
+    """Version of the generated games; empty for games from files."""
+    is_official = config.data is not None or bool(os.environ.get("ALFWORLD_DATA"))
+    return "" if is_official else f"generated {config.size} games, version {GENERATOR_VERSIONS[config.size]}"
 
 
 def check_installed(config: AlfworldConfig) -> None:

@@ -227,6 +227,18 @@ def load_world(path: Path) -> World:
         raise UserError(f"{path}: in pddl_problem: the goal is nested too deeply") from None
 
 
+def task_content(env: object, task: Task) -> str:
+    """What makes a game what it is: its problem and task, and for official games the rules in its file.
+
+    Generated files hold the rules only where the `alfworld` extra is installed.
+    """
+    assert task.path is not None
+    data = read_game(task.path)
+    metadata = data.get("paw_fast")
+    rest = [metadata.get("task")] if isinstance(metadata, dict) else [data["pddl_domain"], data["grammar"]]
+    return json.dumps([data["pddl_problem"], *rest])
+
+
 @lru_cache(maxsize=1)
 def reference_texts() -> tuple[str, str] | None:
     """(PDDL domain, text grammar) of the installed `alfworld` package, or None. Does not import the package."""

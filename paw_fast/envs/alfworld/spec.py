@@ -6,8 +6,8 @@ from pathlib import Path
 
 from paw_fast.envs.alfworld.config import AlfworldConfig
 from paw_fast.envs.alfworld.doctor import check_data
-from paw_fast.envs.alfworld.factory import check_installed, make, make_expert
-from paw_fast.envs.alfworld.games import read_task
+from paw_fast.envs.alfworld.factory import check_installed, generator, make, make_expert
+from paw_fast.envs.alfworld.games import read_task, task_content
 from paw_fast.envs.base import EnvSpec, Extra
 
 SPEC = EnvSpec(
@@ -23,4 +23,6 @@ SPEC = EnvSpec(
     play={"size": "medium"},
     read_task=read_task,
     keywords={"seed": "game_seed"},
+    task_content=task_content,
+    generator=generator,
 )

@@ -64,6 +64,7 @@ class SearchConfig(EnvConfig):
     """Reward of a wrong answer in the right form, as a share of the reward of a right one."""
     expert: SearchExpertConfig = field(default_factory=SearchExpertConfig)
 
+    FILE_FIELDS: ClassVar[tuple[str, ...]] = ("train", "eval")
     MAIN_FIELDS: ClassVar[tuple[str, ...]] = ("train", "eval", "corpus", "retriever", "topk")
     CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = (
         "retriever", "dialect", "retriever_timeout_s", "retriever_retries",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from paw_fast.errors import UserError
 from paw_fast.extras import install_hint
 from paw_fast.runs.atomic_files import user_errors
 from paw_fast.runs.cached_folder import cached_folder
+from paw_fast.types import Task
 
 
 def make(config: SearchConfig, cache_dir: str | os.PathLike[str] | None = None) -> SearchEnv:
@@ -55,6 +57,17 @@ def make(config: SearchConfig, cache_dir: str | os.PathLike[str] | None = None) 
         for line in index_issues(found):
             warn_once(f"{corpus}: {line}")
     return SearchEnv(splits, QueryBatcher(found, config.topk), config.max_steps, config.format_reward, notes=True)
+
+
+def task_content(env: object, task: Task) -> str:
+    """What makes a question what it is: its text, golden answers and supporting titles."""
+    return json.dumps([task.info["question"], list(task.info["golden"]), list(task.info["supporting"])])
+
+
+def generator(config: SearchConfig) -> str:
+    """Version of the generated world; empty for questions from files."""
+    is_given = config.train or config.eval or config.corpus or config.retriever
+    return "" if is_given else f"generated world, version {WORLD_VERSION}"
 
 
 def check_installed(config: SearchConfig) -> None:

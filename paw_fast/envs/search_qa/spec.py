@@ -7,7 +7,7 @@ from pathlib import Path
 from paw_fast.envs.base import EnvSpec, Extra
 from paw_fast.envs.search_qa.config import SearchConfig
 from paw_fast.envs.search_qa.doctor import check_data
-from paw_fast.envs.search_qa.factory import check_installed, make, make_expert
+from paw_fast.envs.search_qa.factory import check_installed, generator, make, make_expert, task_content
 
 SPEC = EnvSpec(
     name="search",
@@ -26,5 +26,8 @@ SPEC = EnvSpec(
     ),
     doctor=check_data,
     has_state_text=False,
+    is_retrieval=True,
+    task_content=task_content,
+    generator=generator,
     keywords={"seed": "game_seed", "timeout_s": "retriever_timeout_s", "retries": "retriever_retries"},
 )

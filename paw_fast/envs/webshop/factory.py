@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 import random
@@ -24,6 +26,7 @@ from paw_fast.envs.webshop.reward import SPACY_MODEL
 from paw_fast.envs.webshop.search import SearchEngine, build_index, require
 from paw_fast.errors import UserError
 from paw_fast.runs.atomic_files import cache_folder
+from paw_fast.types import Task
 
 _LOG = logging.getLogger("paw_fast.envs")
 _PRODUCTS, _ATTRIBUTES, _HUMAN = "items_shuffle", "items_ins_v2", "items_human_ins"
@@ -79,6 +82,20 @@ def make(
         hold_out_products=generated,
     )  # fmt: skip
     return WebshopEnv(catalogue, config.mode, config.max_steps, config.brief_results)
+
+
+def task_content(env: WebshopEnv, task: Task) -> str:
+    """What makes a goal what it is: the goal, whose weight depends on the catalogue, and the product it is about."""
+    catalogue = env.catalogue
+    goal = catalogue.goals[task.info["goal"]]
+    both = [dataclasses.asdict(one) for one in (goal, catalogue.product(goal.asin))]
+    return json.dumps(both, sort_keys=True)
+
+
+def generator(config: WebshopConfig) -> str:
+    """Version of the generated catalogue; empty for a catalogue from files."""
+    is_official = config.data is not None or bool(os.environ.get("WEBSHOP_DATA"))
+    return "" if is_official else f"generated catalogue, version {generate.VERSION}, goals version {goal_rules.VERSION}"
 
 
 def check_installed(config: WebshopConfig) -> None:

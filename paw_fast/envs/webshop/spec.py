@@ -7,7 +7,7 @@ from pathlib import Path
 from paw_fast.envs.base import EnvSpec, Extra
 from paw_fast.envs.webshop.config import WebshopConfig
 from paw_fast.envs.webshop.doctor import check_data
-from paw_fast.envs.webshop.factory import check_installed, make, make_expert
+from paw_fast.envs.webshop.factory import check_installed, generator, make, make_expert, task_content
 
 SPEC = EnvSpec(
     name="webshop",
@@ -27,4 +27,6 @@ SPEC = EnvSpec(
     doctor=check_data,
     play={"mode": "text_rich"},
     keywords={"seed": "goal_seed", "catalogue_seed": "game_seed"},
+    task_content=task_content,
+    generator=generator,
 )

@@ -16,8 +16,8 @@ from paw_fast.errors import UserError
 class PawConfig(config.PawConfig):
     """Settings of the world-model loss: those of `paw_fast.config.PawConfig`, and the largest return.
 
-    `update="alternate"` and a `horizon` above 1 need a training loop of their own and are refused with `UserError`, as
-    are a `token_fraction` below 1 and values out of their range.
+    `update="alternate"`, a `target` other than "actual", `selection="surprise"`, a `horizon` above 1 and a
+    `token_fraction` below 1 are refused with `UserError`, as are values out of their range.
 
     >>> PawConfig(alpha=0.5).tau
     0.2
@@ -46,6 +46,16 @@ class PawConfig(config.PawConfig):
             raise UserError(
                 "PawConfig: update='alternate' is not supported in TRL, whose loop has no separate optimizer step for "
                 "the world model: use 'joint', or train with paw-fast"
+            )
+        if self.target != "actual":
+            raise UserError(
+                f"PawConfig: target={self.target!r} is not supported in TRL, which trains on whole episodes: use "
+                "'actual', or train with paw-fast"
+            )
+        if self.selection == "surprise":
+            raise UserError(
+                "PawConfig: selection='surprise' is not supported in TRL, which does not always compute the log-probs "
+                "of the policy before the update: use 'entropy', or train with paw-fast"
             )
         if self.horizon != 1:
             raise UserError(
