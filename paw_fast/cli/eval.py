@@ -20,7 +20,7 @@ from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_mod
 from paw_fast.learner.forward_backward import rows_per_chunk
 from paw_fast.models.policy import load_policy, resolve_device
 from paw_fast.models.smollm2 import resolve_model
-from paw_fast.rollout.factory import make_engine, make_env, make_loop
+from paw_fast.rollout.factory import make_env, make_evaluation_engine, make_loop
 from paw_fast.rollout.rollout_progress import RolloutProgress
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker
 from paw_fast.runs import console, progress, run_dir, stop_signals
@@ -161,7 +161,9 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
         stop_signals.check()
-        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config, _stage)
+        loop = make_loop(
+            policy.tokenizer, policy.model.config, make_evaluation_engine(policy, config), env, config, _stage
+        )
         worker = LocalRolloutWorker(loop, config.rollout.sync_timeout_s)
         episodes: dict[EpisodeId, Trajectory] = {}
         with progress.phase("evaluating", len(tasks), "episodes") as phase:
@@ -176,8 +178,8 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
         quality = None
         if options.world_model:
             quality = measure_world_model(
-                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.token_budget,
-                chunk=rows_per_chunk(policy, config.logits_budget_mb << 20), seed=options.seed,
+                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.batch_tokens,
+                chunk=rows_per_chunk(policy, config.logits_bytes), seed=options.seed,
                 max_transitions=options.transitions,
             )  # fmt: skip
     finally:

@@ -68,7 +68,7 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.optimizer_steps = 0
         """Number of optimizer steps in the last update, skipped ones included."""
-        self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        self.chunk = rows_per_chunk(policy, config.logits_bytes)
         self._report: Callable[[float], None] = lambda share: None
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
@@ -115,7 +115,7 @@ class Learner:
     def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[PackedBatch]:
         tables = [packing.action_rows(s) for s in sequences]
         lengths = [packing.input_length(t) for t in tables]
-        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+        for members in packing.plan_micro_batches(lengths, self.config.batch_tokens):
             yield packing.pack(sequences, tables, members, self.policy.device)
 
     def _run(
@@ -243,7 +243,7 @@ class Learner:
         """Micro-batches of the sequences that have a row."""
         live = [i for i, t in enumerate(tables) if len(t.positions)]
         lengths = [packing.input_length(tables[i]) for i in live]
-        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+        for members in packing.plan_micro_batches(lengths, self.config.batch_tokens):
             yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device)
 
 

@@ -150,12 +150,12 @@ def _lower(
     if option == "--model.gradient-checkpointing" and not config.model.gradient_checkpointing:
         yield "", replace(config, model=replace(config.model, gradient_checkpointing=True))
     elif option == "--token-budget":
-        value = config.token_budget // 2
+        value = config.batch_tokens // 2
         while value >= max(LEAST_TOKENS, work.longest):
             yield str(value), replace(config, token_budget=value)
             value //= 2
     elif option == "--logits-budget-mb":
-        value = config.logits_budget_mb // 2
+        value = (config.logits_bytes >> 20) // 2
         while value >= LEAST_LOGITS_MB:
             yield str(value), replace(config, logits_budget_mb=value)
             value //= 2

@@ -58,7 +58,7 @@ def estimate_time(config: TrainConfig, shape: ModelShape, machine: Machine, work
     own_critic = needs_critic(config) and config.critic.backbone == "own"
     scored = work.trained * layers + work.sampled * head
     statistics = scored * (1 + (config.algo.kl_coef > 0)) + own_critic * work.trained * layers
-    passes = 3 + config.model.gradient_checkpointing  # forward, backward (twice as many), and recomputation
+    passes = 3 + bool(config.model.gradient_checkpointing)  # forward, backward (twice as many), and recomputation
     update = config.algo.epochs * (work.trained * layers * passes * (1 + own_critic) + work.rows * head * 3)
     return StepTime(_rollout(config, shape, machine, work, rate, reads), statistics / rate, update / rate)
 
@@ -81,5 +81,8 @@ def _rollout(
     passes = work.sampled / replicas / in_flight
     read = shape.num_parameters * b + in_flight * work.sequence * cache_bytes(shape, b)
     computed = in_flight * (forward_flops(shape, work.sequence) + 2 * shape.head_parameters) / rate
-    each = max(read / reads, computed) / r.tensor_parallel + shape.layers * LAYER_S[machine.kind, r.engine]
+    each = (
+        max(read / reads, computed) / r.tensor_parallel
+        + shape.layers * LAYER_S[machine.kind, "vllm" if r.engine == "vllm" else "transformers"]
+    )
     return prefill + passes * each
