@@ -1,4 +1,4 @@
-"""Defines the settings of the warm start of the `tiny` model. No torch."""
+"""Defines the settings of the warm start. No torch."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from paw_fast.config import TrainConfig
+from paw_fast.envs.counters import merged
 from paw_fast.errors import UserError
 from paw_fast.models.policy import Policy
 from paw_fast.rollout.agent_loop import InFlight, Stage, untimed
@@ -329,21 +330,6 @@ class RolloutWorkerPool:
         for worker in self.__dict__.get("_workers", []):
             worker.process.join(5)
             _end(worker)
-
-
-def merged(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts of several environments as one: sums, and shares weighted by the searches they are shares of.
-
-    >>> merged([{"retrieval/queries": 1.0, "retrieval/known_share": 1.0}, {"retrieval/queries": 3.0}])
-    {'retrieval/queries': 4.0, 'retrieval/known_share': 0.25}
-    """
-    out: dict[str, float] = {}
-    for one in counts:
-        for name, value in one.items():
-            weight = one["retrieval/queries"] if name.endswith("_share") else 1.0
-            out[name] = out.get(name, 0.0) + weight * value
-    total = max(1.0, out.get("retrieval/queries", 0.0))
-    return {name: value / total if name.endswith("_share") else value for name, value in out.items()}
 
 
 def _end(worker: _Worker) -> None:
