@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/reference: configuration, command line, metrics.
+"""Writes the generated parts of docs/reference: configuration, command line, metrics, automatic settings.
 
     python docs/generate_reference.py            # rewrites what stands between the markers of each page
     python docs/generate_reference.py --check    # exits with 1 and names the pages that are out of date
@@ -264,10 +264,52 @@ def metrics() -> str:
     return "\n".join(lines)
 
 
+_MACHINES = (
+    ("CPU", "alfworld-qwen2.5-1.5b", None, {}),
+    ("1xA100-40GB", "alfworld-qwen2.5-1.5b", None, {}),
+    ("1xH100-80GB", "alfworld-qwen2.5-1.5b", "no vLLM", {}),
+    ("1xH100-80GB", "alfworld-qwen2.5-1.5b", None, {}),
+    ("1xH100-80GB", "alfworld-qwen2.5-3b", None, {}),
+    ("2xH100-80GB", "alfworld-qwen2.5-3b", None, {"placement": "process", "gpus": "1"}),
+    ("1xH200-141GB", "alfworld-qwen2.5-3b", None, {}),
+    ("1xB200-180GB", "alfworld-qwen2.5-7b", None, {}),
+)
+"""Machine, preset, what is wrong with vLLM, and settings of the rollouts that are given."""
+
+
+def automatic() -> str:
+    """What `planning.automatic` chooses on typical machines."""
+    from paw_fast.config import load_preset
+    from paw_fast.planning.automatic import choose
+    from paw_fast.planning.machine import GIB, Card, Machine, parse_gpus
+
+    lines = [
+        "| machine | preset | engine | pipeline | sleep | memory share | token budget | logits MiB | checkpointing |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, preset, problem, given in _MACHINES:
+        machine = Machine("cpu", Card("CPU", 64 * GIB)) if name == "CPU" else parse_gpus(name)
+        config = load_preset(preset)
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **given))
+        done = choose(config, machine, problem).config
+        r = done.rollout
+        where = ", ".join(
+            [name, *([problem] if problem else []), *(f"`{key} {value}`" for key, value in given.items())]
+        )
+        cells = (
+            where, preset, r.engine, done.pipeline.name, "on" if done.vllm_sleeps else "off",
+            "" if r.memory_share is None else f"{r.memory_share:g}", done.token_budget, done.logits_budget_mb,
+            "on" if done.model.gradient_checkpointing else "off",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 PAGES = {
     "reference/configuration.md": ("configuration", configuration),
     "reference/cli.md": ("commands", commands),
     "reference/metrics.md": ("metrics", metrics),
+    "reference/automatic_settings.md": ("automatic", automatic),
 }
 
 

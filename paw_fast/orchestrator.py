@@ -188,7 +188,7 @@ class AsyncOrchestrator(Orchestrator):
         """Episodes that have started go on when the generator is closed early; the step stays open, so that
         `sampler_state` counts its tasks as not learned from."""
         self._metrics = {}
-        bound, wanted = self.config.pipeline.max_staleness, self.config.rollout.groups
+        bound, wanted = self.config.pipeline.staleness_bound, self.config.rollout.groups
         for number in range(step, min(step + bound + 1, self.config.steps)):
             if number not in self._open:
                 self._open[number] = _OpenStep(self.sampler.state(), wanted)
@@ -227,7 +227,7 @@ class AsyncOrchestrator(Orchestrator):
 
     def _is_stale(self, group: Group, step: int, now: _OpenStep) -> bool:
         """Whether a token of the group is older than `max_staleness` updates; counts the group then."""
-        stale = step - oldest_version(group) > self.config.pipeline.max_staleness
+        stale = step - oldest_version(group) > self.config.pipeline.staleness_bound
         now.dropped += stale
         return stale
 
@@ -240,6 +240,7 @@ class AsyncOrchestrator(Orchestrator):
 
 
 _CLASSES: dict[str, type[Orchestrator]] = {
+    "auto": SyncOrchestrator,  # `planning.automatic` chooses when a run starts; elsewhere nothing overlaps
     "sync": SyncOrchestrator,
     "stream": StreamOrchestrator,
     "async": AsyncOrchestrator,

@@ -66,14 +66,11 @@ from paw_fast.runs.rng import capture_rng_states
 from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.runs.trace import TraceFile, evaluation_spans, idle_shares
 from paw_fast.runs.training_progress import RunShape, StepProgress, scoring_phase, show_update
-from paw_fast.sft.warm_start import read_passages, warm_start
+from paw_fast.sft.warm_start import DEMONSTRATION_STEPS, read_passages, warm_start
 from paw_fast.types import EVALUATION, EpisodeId, RolloutBatch, TokenStats, Trajectory
 
 OnStep = Callable[[int, Mapping[str, float]], object]
 """Called with the number of finished steps and the metrics of the last one; may return True to stop the run."""
-
-DEMONSTRATION_STEPS = 60
-"""Step limit of expert demonstrations: an expert with needless commands needs more steps than the policy may take."""
 
 
 class Trainer:
@@ -171,6 +168,8 @@ class Trainer:
                     groups.append((group, self.learner.compute_token_stats(group)))
         batch, stats = join_groups(groups)
         stats, metrics = off_policy.correct(batch, stats, self.config.pipeline, step, console.say)
+        if self.config.vllm_sleeps:
+            self.worker.sleep()
         with stop_signals.deferred():  # until the step's metrics are kept
             with self.timer("update"):
                 credit = self.algorithm.credit(batch, stats)
@@ -231,7 +230,7 @@ class Trainer:
                 result = evaluate(session, self.eval_tasks, self.config.seed, done)
             result = dataclasses.replace(result, text_loss=leader.text_loss(self.learner, self.config))
             quality = leader.measure(
-                self.learner, [episodes[one] for one in sorted(episodes)], token_budget=self.config.token_budget,
+                self.learner, [episodes[one] for one in sorted(episodes)], token_budget=self.config.batch_tokens,
                 chunk=self.learner.chunk, seed=self.config.seed, max_transitions=self.config.eval_transitions,
             )  # fmt: skip
         self.progress.evaluated(time.monotonic() - start)

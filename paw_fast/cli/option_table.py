@@ -33,7 +33,16 @@ class Option:
     @property
     def off(self) -> str | None:
         """The name that turns a switch off."""
-        return f"--{self.prefix}no-{self.field}".replace("_", "-") if self.hint is bool else None
+        return f"--{self.prefix}no-{self.field}".replace("_", "-") if self.is_switch else None
+
+    @property
+    def is_switch(self) -> bool:
+        return self.hint is bool or self.is_open_switch
+
+    @property
+    def is_open_switch(self) -> bool:
+        """Whether it is a switch that may also be None: neither on nor off, but chosen."""
+        return self.hint == bool | None
 
     @property
     def is_list(self) -> bool:

@@ -72,7 +72,7 @@ def _check(args: Sequence[str], options: Sequence[Option], known: set[str], comm
                 raise UserError(f"{flag} is given twice")
             hint = _owner(flag, default) or aliases.suggest(flag, known)
             raise UserError(hint if hint.startswith(flag) else f"unknown option {name}; {hint or see}")
-        if option.hint is bool:
+        if option.is_switch:
             result.append(_switch(option, flag, value if equals else None, rest))
             continue
         if option.is_list:
@@ -113,13 +113,17 @@ def _values(rest: list[str]) -> list[str]:
 
 def _switch(option: Option, flag: str, value: str | None, rest: list[str]) -> str:
     """The form of a switch that tyro reads; `--paw.enabled false` turns it off, as in other trainers."""
-    on = flag == option.name
-    if value is None and rest and rest[0].lower() in ("true", "false"):
+    on, taken = flag == option.name, ("true", "false", "none") if option.is_open_switch else ("true", "false")
+    if value is None and rest and rest[0].lower() in taken:
         value = rest.pop(0)
     if value is not None:
-        if value.lower() not in ("true", "false"):
+        if value.lower() not in taken:
             raise UserError(f"{flag} is a switch and takes no value, got {value!r}: say {option.name} or {option.off}")
+        if value.lower() == "none":
+            return f"{option.name}=None"
         on = on == (value.lower() == "true")
+    if option.is_open_switch:
+        return f"{option.name}={on}"
     return option.name if on else str(option.off)
 
 

@@ -16,6 +16,7 @@ from paw_fast.cli.options import parse, take, take_switch
 from paw_fast.cli.settings import base_config
 from paw_fast.config import TrainConfig, validate
 from paw_fast.errors import UserError
+from paw_fast.planning.automatic import Choice, choose
 from paw_fast.planning.machine import Machine, measure_cpu, parse_gpus, this_machine
 from paw_fast.planning.memory import FITS, PHASES, TIGHT, TOO_LARGE, Prediction, host_bytes
 from paw_fast.planning.plan import Change, Plan, count_text, make_plan, problem, size_text
@@ -67,9 +68,11 @@ def run_plan(args: list[str]) -> int:
     _check_gpus(config, machine)
     if machine.kind == "cpu":
         machine = measure_cpu(machine)
-    plan = make_plan(config, machine)
+    choices = choose(config, machine, _vllm_problem(config, machine, here=gpus is None))
+    plan = make_plan(choices.config, machine)
     command = _command(given, plan.changes)
-    print(json.dumps(as_dict(plan, command)) if as_json else _text(plan, why, command))
+    said = [one for one in (why, choices.line) if one]
+    print(json.dumps(as_dict(plan, command, choices.made)) if as_json else _text(plan, said, command))
     return 1 if plan.verdict == TOO_LARGE else 0
 
 
@@ -80,6 +83,15 @@ def _this_machine(device: str) -> Machine:
         raise UserError(
             f"--model.device {device}: no such device on this machine; use cpu, or plan with --gpus"
         ) from error
+
+
+def _vllm_problem(config: TrainConfig, machine: Machine, here: bool) -> str | None:
+    """Why vLLM cannot be used; another machine is taken to have the packages that are installed here."""
+    if machine.kind != "cuda" or config.rollout.engine != "auto":
+        return None
+    from paw_fast.rollout.engines.vllm_problem import vllm_problem
+
+    return vllm_problem(try_import=here)
 
 
 def _check_gpus(config: TrainConfig, machine: Machine) -> None:
@@ -119,12 +131,13 @@ def _command(args: Sequence[str], changes: Sequence[Change]) -> str:
 # ------------------------------------------------------------------------------------------------------ output
 
 
-def as_dict(plan: Plan, command: str) -> dict[str, Any]:
+def as_dict(plan: Plan, command: str, chosen: Sequence[Choice] = ()) -> dict[str, Any]:
     """The plan as plain JSON-able values; sizes in bytes, times in seconds."""
     time = plan.time
     return {
         "verdict": plan.verdict, "model": plan.shape.name, "num_parameters": plan.shape.num_parameters,
         "machine": plan.machine.words, "offloaded_bytes": host_bytes(plan.config, plan.shape),
+        "chosen": {one.option: {"value": one.value, "reason": one.reason} for one in chosen},
         "devices": [
             {
                 "device": device.device, "available_bytes": device.available, "peak_bytes": device.peak,
@@ -146,14 +159,14 @@ def as_dict(plan: Plan, command: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _text(plan: Plan, why: str, command: str) -> str:
+def _text(plan: Plan, said: Sequence[str], command: str) -> str:
     config, shape, work = plan.config, plan.shape, plan.work
     head = (
         f"{shape.name}, {count_text(shape.num_parameters)} parameters; {config.env.name}, {config.algo.name}, "
         f"{config.layout}; {work.episodes} episodes a step of about {work.turns:.0f} turns; sequences of about "
         f"{work.sequence} tokens, at most {work.longest}"
     )
-    lines = [*([why] if why else []), head, f"machine: {plan.machine.words}"]
+    lines = [*said, head, f"machine: {plan.machine.words}"]
     for device in plan.devices:
         lines += ["", *_table(device)]
     if len(plan.devices) == 1 and plan.machine.kind == "cuda" and plan.machine.count > config.trainer.gpus:

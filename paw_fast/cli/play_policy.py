@@ -26,7 +26,7 @@ from paw_fast.evaluation.success import EVAL_SEED, eval_tasks
 from paw_fast.models.policy import Policy, load_policy
 from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.engines.base import ActionRequest
-from paw_fast.rollout.factory import make_engine, make_env, make_loop
+from paw_fast.rollout.factory import make_env, make_evaluation_engine, make_loop
 from paw_fast.runs import stop_signals
 from paw_fast.types import EVALUATION, EpisodeId, EpisodeRequest, Task, Trajectory, Transition
 
@@ -157,7 +157,7 @@ def play_run(options: PlayRunOptions, console: Console | None = None, stdin: Tex
         policy = load_policy(path, config.model, trainable=False)
         # One slot for the episode and one for predictions.
         config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=2))
-        loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
+        loop = make_loop(policy.tokenizer, policy.model.config, make_evaluation_engine(policy, config), env, config)
         try:
             player = PolicyPlayer(policy, loop, config, temperature)
             of_run = not isinstance(path, str) and _has_run(path)

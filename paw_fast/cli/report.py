@@ -103,11 +103,11 @@ def write_episodes(options: ReportOptions) -> Path:
 
 def _play(policy: Any, env: Any, requests: Sequence[Any], config: TrainConfig) -> tuple[list[Any], Any]:
     """Returns the episodes in the order of the requests, and the chat format with which they were played."""
-    from paw_fast.rollout.factory import make_engine, make_loop
+    from paw_fast.rollout.factory import make_evaluation_engine, make_loop
 
     slots = min(config.rollout.slots, len(requests))
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, slots=slots))
-    loop = make_loop(policy.tokenizer, policy.model.config, make_engine(policy, config), env, config)
+    loop = make_loop(policy.tokenizer, policy.model.config, make_evaluation_engine(policy, config), env, config)
     found = {}
     with progress.phase("playing episodes", len(requests), "episodes") as advance:
         for trajectory in loop.play(requests, config.rollout.eval_temperature):

@@ -9,7 +9,9 @@ from paw_fast import registry
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
 from paw_fast.errors import UserError
+from paw_fast.planning.automatic import Choices, choose
 from paw_fast.planning.check import check_memory
+from paw_fast.planning.machine import this_machine
 from paw_fast.runs import console, hub, rollback, stop_signals
 from paw_fast.runs import run_dir as runs
 from paw_fast.runs.resume import is_finished, resume_point, write_missing
@@ -27,9 +29,11 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     upload fails, which loses nothing.
     """
     _check_upload(config)
+    choices = choose_here(config)
+    config = choices.config
     check_memory(config)
     before = rollback.look(config.run_dir or Path("runs") / "new")
-    run_dir = runs.create_run(config)
+    run_dir = runs.create_run(config, choices.notes)
     console.say(f"run directory {run_dir}")
     if caveats := registry.find("environments", config.env.name).caveats:
         console.say(f"--env {config.env.name}: {'; '.join(caveats)}")
@@ -52,9 +56,11 @@ def resume_run(
     Returns the exit status, and None; for a run that has done its steps, the names of what was missing and is there
     now: files, the upload. Raises `UserError` for changes that a resume does not allow, and if the upload fails.
     """
-    changes = changes_on_resume(run_dir, begun, config)
+    changes_on_resume(run_dir, begun, config)
     validate(config)
     _check_upload(config)
+    config = choose_here(config).config
+    changes = changes_on_resume(run_dir, begun, config)
     check_memory(config)
     runs.lock(run_dir)
     try:
@@ -84,6 +90,24 @@ def retrieval_warning(config: TrainConfig) -> str | None:
         "by heart (compare wm/repeated_passage_error and wm/new_passage_error); policies that collapse after a pass "
         "over such text have been reported: --paw.no-enabled leaves the loss out, --paw.lambda-0 lowers it"
     )
+
+
+def choose_here(config: TrainConfig) -> Choices:
+    """Chooses what the config leaves open for this machine, and says in one line what was chosen (see
+    `planning.automatic`)."""
+    try:
+        machine = this_machine(config.model.device)
+    except (RuntimeError, AssertionError):  # no such device: the model is loaded next, and says so
+        machine = this_machine("cpu")
+    problem = None
+    if machine.kind == "cuda" and config.rollout.engine == "auto":
+        from paw_fast.rollout.engines.vllm_problem import vllm_problem
+
+        problem = vllm_problem(try_import=True)
+    choices = choose(config, machine, problem)
+    if choices.line:
+        console.say(choices.line)
+    return choices
 
 
 def _check_upload(config: TrainConfig) -> None:

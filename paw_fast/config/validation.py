@@ -45,7 +45,7 @@ def _validate_rollout(c: TrainConfig, need: Callable[[bool, str, object, str], N
         len(named) in (0, wanted), "rollout.gpus", r.gpus, f"{wanted} devices (replicas times tensor-parallel), or none"
     )
     need(
-        r.engine == "vllm" or r.tensor_parallel == 1, "rollout.tensor-parallel", r.tensor_parallel,
+        r.engine != "transformers" or r.tensor_parallel == 1, "rollout.tensor-parallel", r.tensor_parallel,
         "1, or --rollout.engine vllm with it",
     )  # fmt: skip
     if r.placement == "inline":

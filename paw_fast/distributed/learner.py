@@ -54,7 +54,7 @@ class ShardedLearner(Learner):
         return self.policy.whole_weights()
 
     def _plan(self, lengths: Sequence[int]) -> list[list[int]]:
-        return plan_ranks(lengths, self.config.token_budget, self.ranks.size)[self.ranks.rank]
+        return plan_ranks(lengths, self.config.batch_tokens, self.ranks.size)[self.ranks.rank]
 
     def _join(self, columns: list[dict[int, np.ndarray]]) -> list[dict[int, np.ndarray]]:
         found: list[list[dict[int, np.ndarray]]] = self.ranks.all_gather(columns)

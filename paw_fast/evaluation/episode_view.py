@@ -67,16 +67,16 @@ def measure_expectation(policy: Policy, trajectories: Sequence[Trajectory], conf
     """
     sequences = build_sequences(trajectories, config.layout)
     count = sum(len(sequence.spans) for sequence in sequences)
-    chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+    chunk = rows_per_chunk(policy, config.logits_bytes)
     probabilities = [np.zeros(0)] * count
     tables = [packing.observation_rows(sequence, [1.0] * len(sequence.spans)) for sequence in sequences]
-    for batch in _batches(policy, sequences, tables, config.token_budget):
+    for batch in _batches(policy, sequences, tables, config.batch_tokens):
         flat = predict(policy, batch, chunk)[0].double().exp().numpy()
         for number, part in _by_transition(flat, batch, sequences, actions=False):
             probabilities[number] = part
     entropies, surprises = np.zeros(count), np.zeros(count)
     tables = [packing.action_rows(sequence) for sequence in sequences]
-    for batch in _batches(policy, sequences, tables, config.token_budget):
+    for batch in _batches(policy, sequences, tables, config.batch_tokens):
         logprobs, flat, _ = compute_token_stats(policy, batch, config.rollout.temperature, chunk)
         for column, values in ((entropies, flat), (surprises, -logprobs)):
             for number, part in _by_transition(values.cpu().numpy(), batch, sequences, actions=True):

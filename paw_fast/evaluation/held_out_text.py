@@ -82,4 +82,4 @@ def text_loss(
     """The loss on a run's text (`--eval-text`), or on another one. Raises `UserError` for a file that is unusable."""
     text = read_text(config.eval_text) if text is None else text
     window = min(WINDOW, config.rollout.max_sequence_tokens)
-    return measure_text_loss(policy, text, token_budget=config.token_budget, chunk=chunk, window=window, check=check)
+    return measure_text_loss(policy, text, token_budget=config.batch_tokens, chunk=chunk, window=window, check=check)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paw_fast import kernels
 from paw_fast.kernels import LossOutput, LossRows, LossSettings
+from paw_fast.kernels.linear_paw_loss import row_length
 from paw_fast.models.policy import Policy, logit_map
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ class RowResults:
 
 def rows_per_chunk(policy: Policy, logits_budget_bytes: int) -> int:
     """Number of rows of logits that fit into the budget, at least one."""
-    return max(1, logits_budget_bytes // (policy.lm_head.weight.shape[0] * policy.lm_head.weight.element_size()))
+    return max(1, logits_budget_bytes // _row_bytes(policy.lm_head.weight))
+
+
+def _row_bytes(weight: Tensor) -> int:
+    """Bytes of a row of logits in the buffer of `linear_paw_loss`, whose rows are aligned."""
+    return row_length(weight.shape[0], weight.dtype) * weight.element_size()
 
 
 def row_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
@@ -117,10 +123,8 @@ def _head_losses(
 ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, ...]]]:  # fmt: skip
     """The tensor from which to go backward, its gradient (None for 1), and the columns of `RowResults` in chunks."""
     if _is_plain(head) and hidden.dtype == head.weight.dtype:
-        row_bytes = head.weight.shape[0] * head.weight.element_size()
-        out = kernels.linear_paw_loss(
-            hidden, head.weight, rows, settings, bias=head.bias, chunk_bytes=chunk * row_bytes
-        )
+        size = chunk * _row_bytes(head.weight)
+        out = kernels.linear_paw_loss(hidden, head.weight, rows, settings, bias=head.bias, chunk_bytes=size)
         return out.loss if extra is None else out.loss + extra(hidden), None, [_columns(out)]
     # The head's chunks go backward one by one into this leaf, and the backbone once.
     leaf = hidden.detach().requires_grad_()

@@ -58,7 +58,7 @@ class Learner:
         self.config, self.max_tokens = config, max_tokens
         self.seen_passages = seen_passages or SeenPassages()
         o, a = config.optim, config.algo
-        rows = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        rows = rows_per_chunk(policy, config.logits_bytes)
         self.critic = make_critic(policy, config, shard)
         self.policy = shard(policy, self.critic.heads())
         self.reference = shard(reference, ()) if reference is not None else None
@@ -72,7 +72,7 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.optimizer_steps = 0
         """Number of optimizer steps in the last update, skipped ones included."""
-        self._memory = MemoryGuard(config.token_budget, rows)
+        self._memory = MemoryGuard(config.batch_tokens, rows)
         self._report: Callable[[float], None] = lambda share: None
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,

@@ -1,1 +1,1 @@
-"""Predicts memory and time of a training run from its settings, without loading anything."""
+"""Predicts memory and time of a training run from its settings, and chooses open ones by that. Loads nothing."""

@@ -42,7 +42,9 @@ back, and the share is `PINNED_SHARE`."""
 PINNED_SHARE = 0.03
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 VLLM_SHARE = 0.4
-"""Default of `rollout.memory_share` on the trainer's GPU (`rollout.factory.make_engine`); 0.9 on others."""
+"""`rollout.memory_share` on the trainer's GPU where none was chosen (`rollout.factory.make_engine`); 0.9 on others."""
+VLLM_ASLEEP = GIB
+"""Assumption: what vLLM keeps while it sleeps: CUDA graphs and workspaces."""
 VLLM_OVERHEAD = 2 * GIB
 """Assumption: vLLM's activations, CUDA graphs and context, beside its weights and cache."""
 PREFILL_TOKENS = 16384
@@ -119,7 +121,7 @@ def needs_critic(config: TrainConfig) -> bool:
 
 def rollouts_share_device(config: TrainConfig) -> bool:
     """Whether rollouts run on the trainer's device."""
-    return config.rollout.placement == "inline" or not config.rollout.gpus
+    return config.rollout.on_trainer_device
 
 
 def predict_trainer(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload) -> Prediction:
@@ -170,8 +172,8 @@ def predict_trainer(config: TrainConfig, shape: ModelShape, machine: Machine, wo
 
 def _allocator(kind: str, parts: list[Part]) -> Part:
     """What the allocator keeps beside the tensors at the peak. vLLM's share and the process are none of its own."""
-    fixed = sum(part.size for part in parts if part.name in ("vLLM", "process", "CUDA context"))
-    peak = Prediction("", 0, tuple(parts)).peak - fixed
+    fixed = ("vLLM", "vLLM asleep", "process", "CUDA context")
+    peak = Prediction("", 0, tuple(part for part in parts if part.name not in fixed)).peak
     if kind == "cuda":
         share, note = CUDA_FRAGMENTATION, f"{CUDA_FRAGMENTATION:.0%} of the tensors, an assumption"
     elif os.environ.get(MMAP_THRESHOLD):
@@ -217,7 +219,7 @@ def micro_batch_tokens(config: TrainConfig, work: Workload) -> int:
     more where a single sequence is longer."""
     a, sequences = config.algo, max(1, work.trained // max(1, work.sequence))
     steps = a.minibatches if a.minibatch_size is None else -(-sequences // a.minibatch_size)
-    return max(min(config.token_budget, work.trained // max(1, min(steps, sequences))), work.longest)
+    return max(min(config.batch_tokens, work.trained // max(1, min(steps, sequences))), work.longest)
 
 
 def _passes(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload, b: int) -> list[Part]:
@@ -229,10 +231,10 @@ def _passes(config: TrainConfig, shape: ModelShape, machine: Machine, work: Work
     """
     tokens, joined = micro_batch_tokens(config, work), machine.kind == "cpu"
     rows = max(1, min(tokens, -(-work.rows * tokens // max(1, work.trained))))
-    checkpointing = config.model.gradient_checkpointing
+    checkpointing = bool(config.model.gradient_checkpointing)
     kept = tokens * update_bytes(shape, b, checkpointing, joined, config.lora.rank)
     row_bytes = shape.vocab * b
-    logits = min(rows * row_bytes, max(row_bytes, config.logits_budget_mb * MIB))
+    logits = min(rows * row_bytes, max(row_bytes, config.logits_bytes))
     in_head = logits + 2 * rows * shape.hidden * b
     if checkpointing:  # the recomputed layer does not exist yet while the head runs
         in_head -= tokens * layer_bytes(shape, b, joined, config.lora.rank)
@@ -241,7 +243,7 @@ def _passes(config: TrainConfig, shape: ModelShape, machine: Machine, work: Work
     head_gradient = 0 if config.lora.rank else shape.head_parameters
     at_the_end = head_gradient * b + tokens * shape.hidden * b - kept
     phrase = f"{tokens} tokens x {kept / tokens / 1024:.0f} KiB" + (", checkpointed" if checkpointing else "")
-    scored = max(min(config.token_budget, work.trained // config.rollout.groups), work.longest)
+    scored = max(min(config.batch_tokens, work.trained // config.rollout.groups), work.longest)
     forward = scored * forward_bytes(shape, b) + min(rows, scored) * shape.hidden * b
     return [
         Part("activations", kept, (UPDATE,), phrase),
@@ -258,6 +260,11 @@ def vllm_shares_device(config: TrainConfig, machine: Machine) -> bool:
     return rollouts_share_device(config) and config.rollout.engine == "vllm" and machine.kind == "cuda"
 
 
+def vllm_sleeps(config: TrainConfig, machine: Machine) -> bool:
+    """Whether vLLM frees its memory on the trainer's GPU during updates: with every schedule that pauses generation."""
+    return machine.kind == "cuda" and config.vllm_sleeps
+
+
 def _rollouts(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload, b: int) -> list[Part]:
     """What rollouts hold on the trainer's device: vLLM's share, or weights and cache of the transformers engine.
 
@@ -268,7 +275,14 @@ def _rollouts(config: TrainConfig, shape: ModelShape, machine: Machine, work: Wo
     copies = r.replicas if r.placement == "process" else 1
     if vllm_shares_device(config, machine):
         share = r.memory_share or VLLM_SHARE
-        return [Part("vLLM", int(copies * share * machine.card.memory), note=f"--rollout.memory-share {share:g}")]
+        size, note = int(copies * share * machine.card.memory), f"--rollout.memory-share {share:g}"
+        if not vllm_sleeps(config, machine):
+            return [Part("vLLM", size, note=note)]
+        asleep = min(size, copies * VLLM_ASLEEP)
+        return [
+            Part("vLLM", size, (ROLLOUT, STATISTICS), note),
+            Part("vLLM asleep", asleep, (UPDATE, OPTIMIZER), "--rollout.sleep"),
+        ]
     if r.placement == "process":
         each = PROCESS_BYTES[machine.kind] + shape.num_parameters * b
         parts.append(Part("workers: process, weights", copies * each, note=f"{copies} replicas"))

@@ -156,12 +156,12 @@ def _lower(
         if config.algo.kl_coef > 0 and not config.lora.rank:
             yield "", replace(config, offload=replace(config.offload, reference=True))
     elif option == "--token-budget":
-        value = config.token_budget // 2
+        value = config.batch_tokens // 2
         while value >= max(LEAST_TOKENS, work.longest):
             yield str(value), replace(config, token_budget=value)
             value //= 2
     elif option == "--logits-budget-mb":
-        value = config.logits_budget_mb // 2
+        value = (config.logits_bytes >> 20) // 2
         while value >= LEAST_LOGITS_MB:
             yield str(value), replace(config, logits_budget_mb=value)
             value //= 2

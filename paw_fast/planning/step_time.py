@@ -59,7 +59,7 @@ def estimate_time(config: TrainConfig, shape: ModelShape, machine: Machine, work
     scored = work.trained * layers + work.sampled * head
     statistics = scored * (1 + (config.algo.kl_coef > 0)) + own_critic * work.trained * layers
     # Forward, backward (as many for the inputs, and for the weights where they are trained), recomputation.
-    passes = 2 + (not config.lora.rank) + config.model.gradient_checkpointing
+    passes = 2 + (not config.lora.rank) + bool(config.model.gradient_checkpointing)
     in_head = 2 + (not config.lora.rank)
     update = config.algo.epochs * (work.trained * layers * passes * (1 + own_critic) + work.rows * head * in_head)
     # The ranks divide the sequences; on a CPU they share its cores. What they send to each other is not counted.
@@ -85,5 +85,8 @@ def _rollout(
     passes = work.sampled / replicas / in_flight
     read = shape.num_parameters * b + in_flight * work.sequence * cache_bytes(shape, b)
     computed = in_flight * (forward_flops(shape, work.sequence) + 2 * shape.head_parameters) / rate
-    each = max(read / reads, computed) / r.tensor_parallel + shape.layers * LAYER_S[machine.kind, r.engine]
+    each = (
+        max(read / reads, computed) / r.tensor_parallel
+        + shape.layers * LAYER_S[machine.kind, "vllm" if r.engine == "vllm" else "transformers"]
+    )
     return prefill + passes * each

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import re
 import tempfile
 from pathlib import Path
@@ -22,6 +24,7 @@ from paw_fast.rollout.engines.base import RolloutEngine
 from paw_fast.rollout.engines.transformers import TransformersEngine
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.rollout.weight_sync import ModelWeights, WeightSource
+from paw_fast.runs import console
 
 
 def make_env(config: EnvConfig) -> Env:
@@ -37,8 +40,8 @@ def make_chat(policy: Policy, config: TrainConfig) -> ChatFormat:
 
 def make_engine(policy: Policy, config: TrainConfig, source: WeightSource | None = None) -> RolloutEngine:
     """The engine of a config in this process, on the policy's own weights, which `source` gives where they change
-    elsewhere."""
-    if config.rollout.engine == "transformers":
+    elsewhere; transformers where it is still open."""
+    if config.rollout.engine != "vllm":
         return transformers_engine(policy, config, source)
     with tempfile.TemporaryDirectory(prefix="paw-fast-") as folder:
         policy.model.config.save_pretrained(folder)
@@ -47,6 +50,16 @@ def make_engine(policy: Policy, config: TrainConfig, source: WeightSource | None
             Path(folder), make_chat(policy, config), ModelWeights(policy.model), config,
             dtype=str(policy.model.dtype).removeprefix("torch."), memory_share=share,
         )  # fmt: skip
+
+
+def make_evaluation_engine(policy: Policy, config: TrainConfig) -> RolloutEngine:
+    """The engine for the evaluation of a run, perhaps on another machine: without vLLM, transformers, which it says."""
+    engine = config.rollout.engine
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        console.say("vLLM, which the run used, is not installed here: episodes are generated with transformers")
+        engine = "transformers"
+    rollout = dataclasses.replace(config.rollout, engine=engine, sleep="off")
+    return make_engine(policy, dataclasses.replace(config, rollout=rollout))
 
 
 def transformers_engine(
@@ -96,6 +109,7 @@ def vllm_engine(
     settings = VllmSettings(
         slots=r.slots, max_length=max_length(model_config, config), dtype=dtype, trust_remote_code=trust,
         tensor_parallel=r.tensor_parallel, memory_share=memory_share, seed=config.seed % 2**31,
+        sleep=config.vllm_sleeps and torch.cuda.is_available(),
     )  # fmt: skip
     return VllmEngine(folder, chat, source, settings, version)
 

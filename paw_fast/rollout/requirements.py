@@ -23,7 +23,7 @@ def check_parts(config: TrainConfig) -> None:
     if (check := envs.find(config.env.name).check_installed) is not None:
         check(config.env)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}")
+        raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}; or say --rollout.engine auto")
     if config.lora.rank:
         require_peft("--lora.rank")
     if config.offload.reference:

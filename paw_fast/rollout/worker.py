@@ -35,6 +35,10 @@ class RolloutWorker(Protocol):
         """The episodes that are being played, as far as is known without waiting."""
         ...
 
+    def sleep(self) -> None:
+        """Frees the engine's GPU memory until the next `update_weights`: for an update on the same GPU."""
+        ...
+
     def update_weights(self, version: int) -> None:
         """Loads the policy's current weights, its `version`: every token after the call is sampled with them."""
         ...
@@ -70,6 +74,10 @@ class LocalRolloutWorker:
 
     def in_flight(self) -> InFlight:
         return self.loop.in_flight()
+
+    def sleep(self) -> None:
+        with time_limit(self.sync_timeout_s, "the engine of this process to sleep", "--rollout.sync-timeout-s"):
+            self.loop.engine.sleep()
 
     def update_weights(self, version: int) -> None:
         what = f"the engine of this process to load the weights of version {version}"

@@ -28,15 +28,18 @@ from paw_fast.models.policy import Policy
 from paw_fast.rollout.agent_loop import InFlight, Stage, untimed
 from paw_fast.rollout.chat_format import declared_stop_ids
 from paw_fast.rollout.engines.base import EngineError
-from paw_fast.rollout.weight_sync import IpcPublisher, NcclPublisher, Publisher, SharedMemoryPublisher, Weights
+from paw_fast.rollout.transport import make_publisher
+from paw_fast.rollout.weight_sync import Weights
 from paw_fast.rollout.worker_process import (
     Alive,
+    Asleep,
     Ended,
     Failed,
     LoadWeights,
     Play,
     Ready,
     Said,
+    Sleep,
     Stop,
     Synced,
     WorkerSpec,
@@ -65,6 +68,8 @@ class _Worker:
     waited_s: float = float("-inf")  # when it last said that it waits for a server, and so reads no messages
     restarts: int = 0
     version: int = -1
+    told_to_sleep: bool = False
+    asleep: bool = False
     playing: dict[EpisodeId, tuple[EpisodeRequest, float | None]] = field(default_factory=dict)
     unsent: list[Any] = field(default_factory=list)
     outbox: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
@@ -107,7 +112,7 @@ class RolloutWorkerPool:
         policy.tokenizer.save_pretrained(folder)
         self._stop_ids = declared_stop_ids(getattr(policy.model, "generation_config", None))
         self._folder, self._dtype = folder, str(policy.dtype).removeprefix("torch.")
-        self._publisher, self.transport = _publisher(config, policy, weights)
+        self._publisher, self.transport = make_publisher(config, policy, weights)
         self._publisher.publish(version)
         self._cores = _split_cores(config)
         self._workers = [self._start(number) for number in range(config.rollout.replicas)]
@@ -215,6 +220,8 @@ class RolloutWorkerPool:
             if worker.playing.pop(message.trajectory.episode_id, None) is not None:
                 self._ended.append(message.trajectory)
                 worker.restarts = 0
+        elif isinstance(message, Asleep):
+            worker.asleep = True
         elif isinstance(message, Synced):
             worker.version = message.version
         elif isinstance(message, Alive):
@@ -253,9 +260,42 @@ class RolloutWorkerPool:
 
     # --------------------------------------------------------------------------------------------- weights
 
+    def sleep(self) -> None:
+        """Waits until the engines of all processes have freed their memory.
+
+        Raises `EngineError` for one that has not after `sync_timeout_s`: an update beside it could run out of memory.
+        """
+        deadline = time.monotonic() + self.config.rollout.sync_timeout_s
+
+        def all_asleep() -> bool:
+            for worker in self._workers:  # also one that was started meanwhile, in place of one that ended
+                if worker.ready and not worker.told_to_sleep:
+                    worker.send(Sleep())
+                    worker.told_to_sleep = True
+            return all(worker.asleep for worker in self._workers)
+
+        def in_time() -> None:
+            stop_signals.check()
+            late = [one for one in self._workers if one.ready and not one.asleep]
+            if late and time.monotonic() > max(deadline, late[0].started_s + self.config.rollout.sync_timeout_s):
+                limit = self.config.rollout.sync_timeout_s
+                raise EngineError(f"waited {limit:g} s for {late[0].name()} to sleep (--rollout.sync-timeout-s)")
+
+        self._wait(all_asleep, in_time)
+
+    def _wake(self) -> None:
+        """Before weights are sent to processes that sleep: gives back what the trainer's allocator keeps."""
+        if any(worker.told_to_sleep for worker in self._workers) and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for worker in self._workers:
+            if worker.told_to_sleep:
+                worker.told_to_sleep = worker.asleep = False
+                worker.seen_s = time.monotonic()  # it gives no sign of life while it sleeps
+
     def update_weights(self, version: int) -> None:
         """Sends the current weights to every process and waits until all use them; restarts one that hangs."""
         limit = self.config.rollout.sync_timeout_s
+        self._wake()
         # A process that is starting still reads the previous weights.
         self._wait(lambda: all(a.ready for a in self._workers), stop_signals.check)
         self._publisher.publish(version)
@@ -304,32 +344,6 @@ def _end(worker: _Worker) -> None:
     worker.outbox.put(None)
     worker.sender.join(10)  # what it is sending fails: no process is left to read it
     worker.connection.close()
-
-
-def _publisher(config: TrainConfig, policy: Policy, weights: Weights | None) -> tuple[Publisher, str]:
-    r, kind = config.rollout, config.rollout.transport
-    if kind == "auto":
-        on_card = policy.device.type == "cuda" and r.engine == "vllm" and weights is None
-        # CUDA IPC shares tensors as they are, and adapters are merged for the engine.
-        kind = ("nccl" if r.gpus else "shared" if config.lora.rank else "ipc") if on_card else "shared"
-    if kind in ("ipc", "nccl") and policy.device.type != "cuda":
-        raise UserError(
-            f"--rollout.transport {kind} carries weights between GPUs, and the model is on the {policy.device.type}: "
-            "say shared, or auto"
-        )
-    if kind == "ipc" and r.gpus:
-        raise UserError(
-            f"--rollout.transport ipc stays on one card, and --rollout.gpus is {r.gpus}: say nccl, or leave out gpus"
-        )
-    if kind == "nccl" and (r.engine != "vllm" or not r.gpus):
-        raise UserError(
-            "--rollout.transport nccl needs --rollout.engine vllm on cards of its own (--rollout.gpus): say auto"
-        )
-    if kind == "ipc":
-        return IpcPublisher(policy.model), kind
-    if kind == "nccl":
-        return NcclPublisher(policy.model, r.tensor_parallel), kind
-    return SharedMemoryPublisher(policy.model, weights), kind
 
 
 def _split_cores(config: TrainConfig) -> list[tuple[int, ...]]:

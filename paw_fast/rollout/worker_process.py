@@ -1,7 +1,7 @@
 """Runs a worker process: agent loop, environments and engine together, apart from the trainer.
 
-    trainer ── Play (requests), LoadWeights (a version), Stop ──────────────> worker process
-    trainer <── Ready, Ended (a trajectory), Synced, Said, Alive, Failed ──── worker process
+    trainer ── Play (requests), Sleep, LoadWeights (a version), Stop ─────────────────> worker process
+    trainer <── Ready, Ended (a trajectory), Asleep, Synced, Said, Alive, Failed ────── worker process
 
 Messages are read between two steps of the engine, so new weights arrive in the middle of episodes. `main` is the
 program of the process; `worker_pool.RolloutWorkerPool` is the other side.
@@ -68,6 +68,11 @@ class Play:
 
 
 @dataclass(frozen=True)
+class Sleep:
+    """Message to a worker: free the engine's GPU memory and wait for `LoadWeights`."""
+
+
+@dataclass(frozen=True)
 class LoadWeights:
     """Message to a worker: the weights of this version can be loaded."""
 
@@ -89,6 +94,11 @@ class Ended:
     """Message from a worker: an episode has ended."""
 
     trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """Message from a worker: its engine's GPU memory is free."""
 
 
 @dataclass(frozen=True)
@@ -220,15 +230,21 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: WorkerSpec) 
     loop, env, close = _build(spec, clock)
     env.while_waiting(while_waiting)
     outbox.put(Ready())
+    asleep = False
     try:
         while True:
-            while connection.poll(0 if loop.busy else None):
+            while connection.poll(0 if loop.busy and not asleep else None):
                 message = connection.recv()
                 if isinstance(message, Stop):
                     return
                 if isinstance(message, Play):
                     loop.add(message.requests, message.temperature)
+                if isinstance(message, Sleep):
+                    loop.engine.sleep()
+                    asleep = True
+                    outbox.put(Asleep())
                 if isinstance(message, LoadWeights):
+                    asleep = False
                     with clock("sync"):
                         start = time.perf_counter()
                         loop.engine.update_weights(message.version)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -46,11 +47,12 @@ _locks: dict[Path, int] = {}
 """Run directories locked by this process, with the descriptors of their lock files."""
 
 
-def create_run(config: TrainConfig) -> Path:
+def create_run(config: TrainConfig, notes: Sequence[str] = ()) -> Path:
     """Creates the folder of a run, locks it (see `lock`), writes its first files, and returns its path.
 
     Without `config.run_dir` a new folder below `runs/` is created (see `run_name`); processes that start at the same
-    time get different folders. Raises `UserError` if the folder already contains a run.
+    time get different folders. notes: comments at the head of config.toml. Raises `UserError` if the folder already
+    contains a run.
     """
     run_dir = config.run_dir
     if run_dir is None:
@@ -63,7 +65,7 @@ def create_run(config: TrainConfig) -> Path:
     if (run_dir / "config.toml").exists():
         unlock(run_dir)
         raise UserError(f"{run_dir} already contains a run: resume it with --resume or choose another --run-dir")
-    write_config(run_dir, config)
+    write_config(run_dir, config, notes)
     write_text(run_dir / BEGUN, (run_dir / "config.toml").read_text(encoding="utf-8"))
     write_json(run_dir / VERSIONS, with_start({}))
     return run_dir
@@ -141,9 +143,17 @@ def unlock(run_dir: Path) -> None:
         os.close(handle)
 
 
-def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes config.toml, the settings that a later `--resume` uses, with masked credentials."""
-    write_text(run_dir / "config.toml", mask_credentials(to_toml(config)))
+def write_config(run_dir: Path, config: TrainConfig, notes: Sequence[str] | None = None) -> None:
+    """Writes config.toml, the settings that a later `--resume` uses, with masked credentials.
+
+    notes: comments at its head; None keeps those that the file has.
+    """
+    path = run_dir / "config.toml"
+    if notes is None and path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        notes = [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("# "), lines)]
+    comments = "".join(f"# {' '.join(note.split())}\n" for note in notes or ())
+    write_text(path, comments + mask_credentials(to_toml(config)))
 
 
 def record_start(run_dir: Path) -> None:

@@ -40,6 +40,8 @@ from paw_fast.types import EVALUATION, EpisodeId, Observation, Task, TokenSequen
 
 Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
 """The first observation, then (command, next observation, whether to imitate the command) for every turn."""
+DEMONSTRATION_STEPS = 60
+"""Step limit of expert demonstrations: an expert with needless commands needs more steps than the policy may take."""
 
 _Turns = tuple[Observation, list[tuple[str, Observation, bool]], bool]
 """A demonstration, and whether it was won."""
@@ -211,7 +213,7 @@ def imitate(
     )
     warmup = max(1, len(batches) // 10)
     ce = LossSettings(wm_loss="ce", clip_low=config.algo.clip_low, clip_high=config.algo.clip_high)
-    chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+    chunk = rows_per_chunk(policy, config.logits_bytes)
     steps, losses = checkpoint.restore(policy.model, optimizer) if checkpoint else (0, [])
     if steps:
         progress(sum(map(len, batches[:steps])), losses[-1] if losses else 0.0)
@@ -255,7 +257,7 @@ def _imitation_loss(
     # In the `window` layout a sequence may have nothing to learn: no imitated action, and no observation after it.
     live = [i for i, t in enumerate(tables) if len(t.positions)]
     loss = 0.0
-    for micro in packing.plan_micro_batches([packing.input_length(tables[i]) for i in live], config.token_budget):
+    for micro in packing.plan_micro_batches([packing.input_length(tables[i]) for i in live], config.batch_tokens):
         packed = packing.pack(chosen, tables, [live[i] for i in micro], policy.device)
         result = backward(policy, packed, ce, chunk)
         starts = np.cumsum([0, *packed.row_counts])  # of each member's rows, of which the actions' come first

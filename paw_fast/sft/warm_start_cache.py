@@ -58,7 +58,7 @@ def settings_of(config: TrainConfig, demos: Sequence[Any], num_tasks: int, exper
         "template": digest(template) if template.suffix == ".toml" else config.env.template,
         "max_sequence_tokens": config.rollout.max_sequence_tokens,
         # These decide the order in which floating-point numbers are added.
-        "token_budget": config.token_budget, "logits_budget_mb": config.logits_budget_mb,
+        "token_budget": config.batch_tokens, "logits_budget_mb": config.logits_bytes >> 20,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(),
         "kernels": native.kernel_info()["cpu_isa"], "code": _code_digest(),

@@ -156,7 +156,9 @@ def test_a_gpu_that_torch_does_not_see(monkeypatch, torch_cuda, problem, words):
     assert words in text
 
 
-@pytest.mark.parametrize(("version", "bad"), [("2.8.1", True), ("2.9.0", False), ("2.13.0+cpu", False), ("2.14", True)])
+@pytest.mark.parametrize(
+    ("version", "bad"), [("2.9.1", True), ("2.10.0", False), ("2.14.0+cu130", False), ("2.15", True)]
+)
 def test_the_range_of_torch(monkeypatch, version, bad):
     real = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: version if name == "torch" else real(name))
@@ -302,3 +304,8 @@ def test_search_indexes_are_counted_and_a_broken_one_named(tmp_path):
     assert "half is not an index" in found["why"]
     assert str(cache) in found["fix"]
     assert info["data"]["search"]["indexes"] == {"wiki-1": 1200}
+
+
+def test_the_range_of_torch_is_that_of_the_package():
+    path = Path(doctor.__file__).parents[2] / "pyproject.toml"
+    assert f'"{doctor.TORCH[1:-1]}"' in path.read_text(encoding="utf-8")

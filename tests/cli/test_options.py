@@ -99,6 +99,18 @@ def test_none_and_switches_are_taken_in_every_spelling():
     assert train_options("--layout", "Window").layout == "window"
 
 
+def test_a_switch_that_is_chosen_where_it_is_not_given():
+    def checkpointing(*args):
+        return train_options(*args).model.gradient_checkpointing
+
+    name = "--model.gradient-checkpointing"
+    assert checkpointing() is None
+    assert [checkpointing(name), checkpointing(name, "true"), checkpointing(f"{name}=True")] == [True] * 3
+    assert [checkpointing("--model.no-gradient-checkpointing"), checkpointing(name, "false")] == [False] * 2
+    assert [checkpointing(name, "none"), checkpointing(f"{name}=None")] == [None] * 2
+    assert "takes no value, got 'auto'" in refused(f"{name}=auto")
+
+
 def test_lists_take_several_values():
     config = parse(
         TrainConfig, ["--env.train", "a.json", "b.json", "--seed", "3"], "train", load_preset("tiny", "search")

@@ -1,6 +1,7 @@
 """The head's two paths, fused and through the module, give the same numbers; neither builds [tokens, V]."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from paw_fast import kernels
 from paw_fast.kernels import LossSettings
+from paw_fast.kernels.linear_paw_loss import chunk_rows
 from paw_fast.learner import forward_backward, packing
 from paw_fast.models import tiny
 from paw_fast.models.policy import Policy, logit_map, map_logits
@@ -194,3 +196,17 @@ def test_training_and_scoring_use_the_models_own_map():
     halved = dataclasses.replace(SETTINGS, temperature=SETTINGS.temperature / 2, wm_temperature=0.5)
     got = forward_backward.backward(capped, batch, halved, 7)
     torch.testing.assert_close(got.losses, forward_backward.backward(plain, batch, SETTINGS, 7).losses)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "dtype", "row"), [(50257, torch.bfloat16, 50304 * 2), (151936, torch.float32, 607744)]
+)
+def test_chunks_count_the_aligned_rows_of_the_kernel(vocab, dtype, row):
+    """The kernel's buffer rounds rows up to 128 bytes; a budget of 300 such rows holds 300, a byte less 299."""
+    with torch.device("meta"):
+        head = nn.Linear(4, vocab, bias=False, dtype=dtype)
+    policy = types.SimpleNamespace(lm_head=head)
+    assert forward_backward.rows_per_chunk(policy, 300 * row) == 300
+    assert forward_backward.rows_per_chunk(policy, 300 * row - 1) == 299
+    assert forward_backward.rows_per_chunk(policy, 1) == 1
+    assert chunk_rows(1000, head.weight, 300 * row) == 256  # the kernel takes multiples of 128

@@ -211,3 +211,14 @@ def test_the_largest_draw_gives_a_known_token(policy, chat):
     logits = torch.zeros(1, size)
     logits[0, size - 60 : size - 50] = -torch.inf
     assert engine._sample(logits, [run])[0] == [size - 61]
+
+
+def test_an_evaluation_without_the_vllm_of_the_run_uses_transformers(small_config, start, monkeypatch, capfd):
+    from paw_fast.rollout import factory
+
+    monkeypatch.setattr(factory.importlib.util, "find_spec", lambda name: None)
+    engine = factory.make_evaluation_engine(start, small_config(engine="vllm"))
+    assert isinstance(engine, TransformersEngine)
+    assert "vLLM, which the run used, is not installed here" in " ".join(capfd.readouterr().err.split())
+    factory.make_evaluation_engine(start, small_config(engine="transformers"))
+    assert capfd.readouterr().err == ""

@@ -90,6 +90,10 @@ class RolloutEngine(Protocol):
         """Frees memory and processes. Safe to call twice."""
         ...
 
+    def sleep(self) -> None:
+        """Frees GPU memory until the next `update_weights`, if the engine can. Requests are kept, and none advances."""
+        ...
+
     def update_weights(self, policy_version: int) -> None:
         """Switches to the updated weights and discards everything computed with older ones.
 

@@ -85,6 +85,9 @@ class TransformersEngine:
             self._free.append(slot)
             self._free.sort(reverse=True)  # low slots first: decoding computes all rows up to the highest slot in use
 
+    def sleep(self) -> None:
+        """Does nothing: keys and values are kept for the turns that follow."""
+
     def update_weights(self, policy_version: int) -> None:
         if self.source is not None:
             weights = named_weights(self.model)

@@ -1,8 +1,15 @@
-"""Continuous batching with vLLM (0.27 to 0.32) in this process. The only module that uses vLLM's API.
+"""Continuous batching with vLLM (0.27 to 0.33) in this process. The only module that uses vLLM's API.
 
 Each action is one vLLM request. The next request of an episode starts with the tokens of the previous one, so its
 keys and values come from the prefix cache. When the weights are updated, the requests in flight are aborted, the prefix
 cache is reset (which a probe verifies), and the requests are submitted again with the tokens sampled so far.
+
+On a GPU shared with the trainer the engine sleeps during updates (level 2: neither weights nor cache are kept):
+
+    sleep ──> the trainer updates ──> wake weights ──> load weights ──> wake cache ──> reset and probe the cache
+
+Weights must not be written before they are awake, and the cache wakes last, so that it and what loading needs for a
+moment do not exist at once.
 """
 
 from __future__ import annotations
@@ -43,6 +50,7 @@ class VllmSettings:
         values (None: 0.25); no more than the slots can need is used.
     seed: seed for requests without one.
     trust_remote_code: whether to run Python code that comes with the model.
+    sleep: whether `sleep` frees the memory, with vLLM's sleep mode; it needs CUDA.
 
     >>> VllmSettings(slots=8, max_length=512).tensor_parallel
     1
@@ -55,6 +63,7 @@ class VllmSettings:
     memory_share: float | None = None
     seed: int = 0
     trust_remote_code: bool = False
+    sleep: bool = False
 
 
 @dataclass
@@ -86,11 +95,14 @@ class VllmEngine:
     def __init__(self, folder: Path, chat: ChatFormat, source: WeightSource, settings: VllmSettings, version: int = 0):
         if _live:
             raise EngineError("this process already has a vLLM engine: vLLM keeps its state in globals")
+        if settings.sleep and not torch.cuda.is_available():
+            raise UserError("--rollout.sleep on: vLLM's sleep mode needs CUDA, which torch does not find")
         self.chat, self.source, self.settings = chat, source, settings
         self.policy_version = version
         self._running: dict[int, _Running] = {}
         self._episode_of: dict[str, int] = {}
         self._requests = 0
+        self._asleep = False
         self._cached_prompt: list[int] = []
         with _preserve_process_state():
             if settings.tensor_parallel > 1 and not torch.cuda.is_available():
@@ -119,7 +131,8 @@ class VllmEngine:
         if request.episode in self._running:
             raise ValueError(f"episode {request.episode} already has an action in flight")
         self._running[request.episode] = run = _Running(request)
-        self._add(run)
+        if not self._asleep:
+            self._add(run)
 
     def _add(self, run: _Running) -> None:
         """Submits a vLLM request for the remaining tokens of an action."""
@@ -142,7 +155,7 @@ class VllmEngine:
         )
 
     def step(self) -> list[Completion]:
-        if not self._running:
+        if not self._running or self._asleep:
             return []
         done = []
         for output in self._engine.step():
@@ -181,16 +194,35 @@ class VllmEngine:
 
     def update_weights(self, policy_version: int) -> None:
         # Requests in flight continue from their tokens with the new weights; keys and values are recomputed.
-        self._engine.abort_request(list(self._episode_of))
-        self._episode_of.clear()
-        for _ in range(4):  # finish a batch that is still running; its results are discarded
-            self._engine.step()
+        if not self._asleep:
+            self._abort()
         self._load(policy_version)
         for run in self._running.values():
             self._add(run)
 
+    def sleep(self) -> None:
+        if self._asleep or not self.settings.sleep:
+            return
+        self._abort()
+        self._engine.sleep(level=2)
+        self._asleep = True
+
+    def _abort(self) -> None:
+        """Aborts vLLM's requests; the actions in flight stay in `_running`."""
+        self._engine.abort_request(list(self._episode_of))
+        self._episode_of.clear()
+        for _ in range(4):  # finish a batch that is still running; its results are discarded
+            self._engine.step()
+
     def _load(self, version: int) -> None:
+        if self._asleep:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # what the trainer's allocator keeps of the update, in one process with it
+            self._engine.wake_up(tags=["weights"])
         self._engine.collective_rpc("paw_load_weights", args=(self.source, version))
+        if self._asleep:
+            self._engine.wake_up(tags=["kv_cache"])
+            self._asleep = False
         self._reset_cache(version)
         self.policy_version = version
 
@@ -236,7 +268,7 @@ def _engine_args(folder: Path, s: VllmSettings) -> dict[str, Any]:
         "disable_log_stats": True, "worker_extension_cls": EXTENSION,
     }  # fmt: skip
     if torch.cuda.is_available():
-        return arguments | {"gpu_memory_utilization": s.memory_share or 0.9}
+        return arguments | {"gpu_memory_utilization": s.memory_share or 0.9, "enable_sleep_mode": s.sleep}
     return arguments | {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": _cpu_cache_bytes(folder, s)}
 
 
@@ -309,6 +341,12 @@ def _import_vllm() -> Any:
         fix = f"pip uninstall -y {' '.join(broken)} (paw-fast does not need them)" if broken else vllm_hint()
         raise UserError(f"vLLM cannot be imported: {_first_line(error)}; {fix}") from error
     return vllm
+
+
+def check_import() -> None:
+    """Imports vLLM. Raises `UserError` where it, or a package that it needs, is missing or broken."""
+    with _preserve_process_state():
+        _import_vllm()
 
 
 @contextmanager
