@@ -16,6 +16,7 @@ MAY_CHANGE: dict[str, bool] = {
     "episodes_to_write": True, "push_to_hub": True, "push_private": True,
     "log": True, "profile": True, "token_budget": True, "logits_budget_mb": True, "check_memory": True,
     "model.device": True, "model.gradient_checkpointing": True, "warm_start.cache": True,
+    "offload.*": True,
     # Evaluations before and after must be of one kind.
     "rollout.eval_temperature": False,
     "rollout.*": True, "pipeline.*": True,

@@ -306,7 +306,8 @@ def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
     r, kind = config.rollout, config.rollout.transport
     if kind == "auto":
         on_card = policy.device.type == "cuda" and r.engine == "vllm"
-        kind = ("nccl" if r.gpus else "ipc") if on_card else "shared"
+        # CUDA IPC shares tensors as they are, and adapters are merged for the engine.
+        kind = ("nccl" if r.gpus else "shared" if config.lora.rank else "ipc") if on_card else "shared"
     if kind in ("ipc", "nccl") and policy.device.type != "cuda":
         raise UserError(
             f"--rollout.transport {kind} carries weights between GPUs, and the model is on the {policy.device.type}: "

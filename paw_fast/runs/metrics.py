@@ -43,6 +43,7 @@ METRICS: dict[str, str] = {
     "wm/lambda_mean": "weight of the world-model loss, mean over the groups",
     "wm/target_share": "share of transitions that are followed by an observation to predict",
     "wm/selected_share": "share of those transitions that are selected for the world-model loss",
+    "wm/token_share": "with --paw.token-fraction below 1: share of their observation tokens that are learned from",
     "wm/clipped_token_ratio": "share of selected observation tokens whose probability is at least tau",
     "wm/next_observation_error": "mean of 1 - p over the selected observation tokens",
     "wm/repeated_passage_error": "the same over tokens of retrieved passages that also occurred in an earlier step",
