@@ -41,6 +41,7 @@ _GROUPS = {
             "gymnasium": "paw_fast.envs.gymnasium_text.spec:spec_of",
             "openenv": "paw_fast.envs.openenv_server.spec:spec_of",
             "textworld": "paw_fast.envs.textworld_games.spec:spec_of",
+            "verifiers": "paw_fast.envs.refused_kinds:verifiers",
         },
     ),
     "algorithms": _Group(
