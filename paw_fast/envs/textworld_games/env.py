@@ -123,7 +123,7 @@ class PolicyExpert(BaseExpert):
     """Follows TextWorld's own winning policy, which is found anew from the state after each command. Games of Jericho
     have none."""
 
-    noop_command = "look"
+    noop_command: str | None = "look"
 
     def reset(self, observation: Observation) -> None:
         """Starts an episode. Raises `ValueError` for a game without a winning policy."""
