@@ -74,7 +74,8 @@ class OpenEnvEnv(BaseEnv):
         if self._client is None:
             self._connect()
         result = self._request("reset", lambda: self._client.reset(seed=task.info["seed"]))
-        self._socket = self._client.async_client._ws
+        client: Any = self._client
+        self._socket = client.async_client._ws
         self._num_steps, self._done = 0, False
         return self._observe(result, first=True)
 
