@@ -37,7 +37,12 @@ _GROUPS = {
             "scienceworld": "paw_fast.envs.scienceworld.spec:SPEC",
         },
         adapt="paw_fast.envs.user_class:as_spec",
-        kinds={"gymnasium": "paw_fast.envs.gymnasium_text.spec:spec_of"},
+        kinds={
+            "gymnasium": "paw_fast.envs.gymnasium_text.spec:spec_of",
+            "openenv": "paw_fast.envs.openenv_server.spec:spec_of",
+            "textworld": "paw_fast.envs.textworld_games.spec:spec_of",
+            "verifiers": "paw_fast.envs.refused_kinds:verifiers",
+        },
     ),
     "algorithms": _Group(
         "algorithm",
@@ -59,8 +64,9 @@ _found: dict[tuple[str, str], Any] = {}
 def find(group: str, name: str) -> Any:
     """Returns the `EnvSpec` of an environment (group "environments") or the class of an algorithm ("algorithms").
 
-    name: a built-in name, `gymnasium:ID`, `module:Name` (also searched in the current folder), or the name of an entry
-    point. Results are cached. Raises `UserError` for a name that does not exist or cannot be imported.
+    name: a built-in name, `KIND:ARGUMENT` (as in `gymnasium:ID`), `module:Name` (also searched in the current folder),
+    or the name of an entry point. Results are cached. Raises `UserError` for a name that does not exist or cannot be
+    imported.
 
     >>> find("environments", "alfworld").name
     'alfworld'

@@ -36,6 +36,7 @@ def test_built_in_names_come_first():
         ("1 / 0", "mine_b:X", "importing mine_b failed: ZeroDivisionError: division by zero"),
         ("class Corridor: pass", "mine_c:Coridor", "mine_c has no 'Coridor'; did you mean Corridor"),
         ("X = 3", "mine_d:X", "expected an EnvSpec or a class"),
+        ("", "verifiers:gsm8k", "--env verifiers:gsm8k: environments of verifiers are not supported"),
     ],
 )
 def test_what_cannot_be_found_says_why(tmp_path, monkeypatch, text, name, message):

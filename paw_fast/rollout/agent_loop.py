@@ -201,8 +201,7 @@ class AgentLoop:
             try:
                 episode = self._start(request, temperature, self._free[-1])
             except EpisodeLost as error:
-                self._retries.add(request, error)
-                self._queue.append((request, temperature))
+                self._queue.append((self._retries.add(request, error), temperature))
                 continue
             self._free.pop()
             if not self.settings.has_room(episode.prompt):
@@ -222,8 +221,7 @@ class AgentLoop:
                 with self.stage("prompt"):
                     trajectory = self._act(episode, completion, action)
             except EpisodeLost as error:
-                self._retries.add(episode.request, error)
-                self._queue.append((episode.request, episode.temperature))
+                self._queue.append((self._retries.add(episode.request, error), episode.temperature))
                 self._abandon(episode)
                 continue
             if trajectory is None:

@@ -4,6 +4,7 @@ often."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from paw_fast.envs.base import EpisodeLost
@@ -42,8 +43,12 @@ class Retries:
         self._failures: dict[EpisodeId, tuple[int, int]] = {}
         self._num_new = self._num_said = 0
 
-    def add(self, request: EpisodeRequest, error: EpisodeLost) -> None:
-        """Counts a failure of the episode. Raises `UserError` if it has failed too often to be played again."""
+    def add(self, request: EpisodeRequest, error: EpisodeLost) -> EpisodeRequest:
+        """Counts a failure of the episode; returns the request by which it is played again.
+
+        One that may be the cause itself gets another seed: what its policy said may be what the environment cannot
+        bear. Raises `UserError` if it has failed too often to be played again.
+        """
         own, others = self._failures.get(request.episode_id, (0, 0))
         own, others = own + error.caused, others + (not error.caused)
         self._failures[request.episode_id] = own, others
@@ -57,6 +62,7 @@ class Retries:
             self._num_said += 1
             last = "; further failures are only counted, in rollout/retried_episodes" if self._num_said == SAID else ""
             console.say(f"{error}: the episode is played again{last}")
+        return replace(request, seed=(*request.seed, own)) if error.caused else request
 
     def ended(self, request: EpisodeRequest) -> None:
         """Forgets the failures of an episode that has ended: an evaluation plays it again under the same id."""

@@ -12,6 +12,7 @@ from paw_fast.envs.base import BaseEnv, BaseExpert, EpisodeLost, StepResult
 from paw_fast.errors import UserError
 from paw_fast.rollout.agent_loop import AgentLoop
 from paw_fast.rollout.engines.base import Completion
+from paw_fast.rollout.episode_retries import Retries
 from paw_fast.rollout.prompts import PromptTemplate
 from paw_fast.runs.metrics import read_metrics
 from paw_fast.sft.warm_start import demonstrate
@@ -93,6 +94,17 @@ def test_an_episode_that_always_fails_stops_the_run(chat):
     assert [t.won for t in loop.play([request_for(Task("a"), 0)])] == [True]
     with pytest.raises(UserError, match="failed 101 times"):
         list(loop_of(chat, {"b": [("step", False)] * 200}).play([request_for(Task("b"), 0)]))
+
+
+def test_only_an_episode_that_may_be_the_cause_is_sampled_anew(chat):
+    retries = Retries(2)
+    request = request_for(Task("a"), 0, seed=(7, 0))
+    bystander = retries.add(request, EpisodeLost("x", caused=False))
+    assert bystander == request
+    again = retries.add(bystander, EpisodeLost("x"))
+    assert (again.seed, again.episode_id) == ((7, 0, 1), request.episode_id)
+    retries.ended(again)
+    assert retries.add(request, EpisodeLost("x")).seed == (7, 0, 1)
 
 
 class Looking(BaseExpert):

@@ -145,7 +145,3 @@ def _write(sink: IO[bytes], message: Any) -> None:
         data = frame(("failed", f"its answer cannot be sent to another process: {described(error)}", {}))
     sink.write(data)
     sink.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,7 @@ START_LIMIT_S = 300.0
 """Seconds in which a process must have made its environment, or listed its tasks."""
 KILL_LIMIT_S = 30.0
 LOOK_S = 0.2
+PROGRAM = "from paw_fast.envs.isolated.host import main; main()"
 MAX_LOG_BYTES = 1 << 20
 
 
@@ -104,7 +105,7 @@ class HostProcess:
         self._log = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115  # read when the process ends
         with stop_signals.blocked():  # Ctrl-C is handled by this process only
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "paw_fast.envs.isolated.host"], bufsize=0, stdin=subprocess.PIPE,
+                [sys.executable, "-c", PROGRAM], bufsize=0, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=self._log, env=environment, start_new_session=True,
             )  # fmt: skip
         assert self._process.stdin is not None

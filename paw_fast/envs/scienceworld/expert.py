@@ -19,7 +19,7 @@ class GoldExpert(BaseExpert):
     takes 1 to 15 s to find a sequence, in a JVM of the expert's own; sequences are kept by task.
     """
 
-    noop_command = LOOK
+    noop_command: str | None = LOOK
 
     def __init__(self, config: ScienceWorldConfig) -> None:
         self._jvm, self._simulator = Jvm(config.jvm_memory_mb), None

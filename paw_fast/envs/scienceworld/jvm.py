@@ -61,7 +61,8 @@ class Jvm:
         """
         if self._gateway is None:
             self._start()
-        return self.call(self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface)
+        gateway: Any = self._gateway
+        return self.call(gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface)
 
     def call(self, function: Any, *args: Any) -> Any:
         """Calls a function of a simulator. Raises `EpisodeLost`, and forgets the JVM, if it does not answer."""

@@ -1,0 +1,1 @@
+"""Games of TextWorld and Jericho in files: `--env textworld:FILE`."""
