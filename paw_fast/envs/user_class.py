@@ -58,6 +58,8 @@ def as_spec(found: Any, name: str) -> EnvSpec:
         play=getattr(found, "play", {}),
         check_installed=getattr(found, "check_installed", None),
         has_state_text=getattr(found, "has_state_text", True),
+        task_content=getattr(found, "task_content", None),
+        is_retrieval=getattr(found, "is_retrieval", False),
     )
 
 

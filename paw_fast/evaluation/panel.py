@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -96,13 +96,10 @@ def _canonical(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------- making
 
 
-def task_hash(env: Env, task: Task) -> str:
-    """Hash of what a task contains.
-
-    The environment says what that is (`EnvSpec.task_content`). Without that it is the task's key, else the bytes of its
-    file, else its `info` and first observation.
+def task_hash(env: Env, task: Task, content: Callable[[Any, Task], str] | None = None) -> str:
+    """Hash of what a task contains: of `content(env, task)` (`EnvSpec.task_content`); without that, of the task's key,
+    else of the bytes of its file, else of its `info` and first observation. Raises `UserError` for an unreadable file.
     """
-    content = envs.find(task.env or env.name).task_content if (task.env or env.name) else None
     if content is not None:
         return digest(content(env, task))
     if task.key:
@@ -141,7 +138,7 @@ def make_panel(name: str, config: EnvConfig, env: Env, split: str, tasks: Sequen
     with different contents."""
     check_name(name)
     generator = envs.find(config.name).generator
-    rows = _hashed(env, tasks)
+    rows = _hashed(env, config.name, tasks)
     by_id: dict[tuple[str, str], str] = {}
     for row in rows:
         if by_id.setdefault((row.id, row.type), row.hash) != row.hash:
@@ -150,12 +147,13 @@ def make_panel(name: str, config: EnvConfig, env: Env, split: str, tasks: Sequen
     return Panel(name, config.name, split, panel_settings(config), version, tuple(rows))
 
 
-def _hashed(env: Env, tasks: Sequence[Task]) -> list[PanelTask]:
-    rows = []
+def _hashed(env: Env, name: str, tasks: Sequence[Task]) -> list[PanelTask]:
+    """name: of the environment for `--env`, by which its spec is found."""
+    content, rows = envs.find(name).task_content, []
     with progress.phase("reading tasks", len(tasks), "tasks") as advance:
         for task in tasks:
             stop_signals.check()
-            rows.append(PanelTask(task.task_id, task.task_type, task_hash(env, task)))
+            rows.append(PanelTask(task.task_id, task.task_type, task_hash(env, task, content)))
             advance()
     return rows
 
@@ -246,7 +244,7 @@ def compare(panel: Panel, env: Env) -> tuple[list[Task], list[Difference]]:
             if len(found) == len(wanted):
                 break
     present = [one for one in panel.tasks if (one.id, one.type) in found]
-    rows = dict(zip(present, _hashed(env, [found[one.id, one.type] for one in present]), strict=True))
+    rows = dict(zip(present, _hashed(env, panel.env, [found[one.id, one.type] for one in present]), strict=True))
     differences = []
     for one in panel.tasks:
         if one not in rows:

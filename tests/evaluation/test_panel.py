@@ -11,8 +11,8 @@ import pytest
 
 from paw_fast import envs
 from paw_fast.cli import main
-from paw_fast.config import load_preset
-from paw_fast.envs.base import BaseEnv
+from paw_fast.config import EnvConfig, load_preset
+from paw_fast.envs.base import BaseEnv, EnvSpec
 from paw_fast.errors import UserError
 from paw_fast.evaluation.panel import (
     Panel,
@@ -34,6 +34,9 @@ SMALL = ["--env.num-unseen", "6", "--env.num-train", "6"]
 
 @pytest.fixture(autouse=True)
 def _generated(monkeypatch, tmp_path):
+    find = envs.find
+    spec = EnvSpec("numbers", EnvConfig, make=lambda config: Numbers())
+    monkeypatch.setattr(envs, "find", lambda name: spec if name == "numbers" else find(name))
     for name in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -102,7 +105,7 @@ class Numbers(BaseEnv):
 def listed(env, *numbers):
     tasks = env.tasks("unseen")
     rows = tuple(PanelTask(t.task_id, t.task_type, task_hash(env, t)) for t in (tasks[i] for i in numbers))
-    return Panel("mine", "", "unseen", {}, "", rows)
+    return Panel("mine", "numbers", "unseen", {}, "", rows)
 
 
 def test_tasks_come_in_the_order_of_the_panel_and_differences_are_named():
@@ -150,15 +153,17 @@ def test_a_game_is_the_same_with_and_without_the_extra(tmp_path):
     for number, change in enumerate(({}, {"grammar": "h"}, {"walkthrough": ["look"]})):
         paths.append(tmp_path / f"official{number}")
         paths[-1].write_text(json.dumps(official | change))
-    hashes = [task_hash(Numbers(), Task("1", env="alfworld", path=path)) for path in paths]
+    content = envs.find("alfworld").task_content
+    hashes = [task_hash(Numbers(), Task("1", path=path), content) for path in paths]
     assert hashes[0] == hashes[1] != hashes[2]
     assert hashes[3] == hashes[5] != hashes[4]
     assert hashes[3] != hashes[0]
 
 
 def test_a_question_is_its_text_and_answers():
+    content = envs.find("search").task_content
     of = lambda **info: task_hash(  # noqa: E731
-        Numbers(), Task("1", env="search", info={"question": "who?", "golden": ("a",), "supporting": (), **info})
+        Numbers(), Task("1", info={"question": "who?", "golden": ("a",), "supporting": (), **info}), content
     )
     assert of() == of()
     assert len({of(), of(golden=("a", "b")), of(question="where?"), of(supporting=("x",))}) == 4
@@ -222,7 +227,7 @@ def test_mistakes_on_the_command_line(args, message):
 
 
 def test_ids_that_occur_twice_are_refused_and_repeated_questions_are_not(tmp_path):
-    config = envs.find("alfworld").make_config()
+    config = EnvConfig(name="numbers")
     env = Numbers(("a", "b"))
     first, second = env.tasks("unseen")
     same = dataclasses.replace(first, info={"i": 0})
