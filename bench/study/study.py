@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -116,6 +117,8 @@ def action_gap_and_gain(comparisons: Sequence[Comparison]) -> str:
     if len(gaps) < 4:
         return "Too few runs to relate the action gap to the gain."
     r, low, high = correlation_interval(gaps, gains)
+    if math.isnan(r):
+        return f"The action gap or the gain is the same in all {len(gaps)} runs: nothing to relate."
     return (
         f"Growth of the action gap against the gain in success over {len(gaps)} runs: correlation {r:.2f} (95 % "
         f"interval {low:.2f} to {high:.2f}; runs of one seed share their start, so it is rather too narrow)."
