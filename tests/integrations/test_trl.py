@@ -527,6 +527,7 @@ def test_no_observations_are_refused_unless_paw_is_off(model_path, tmp_path):
         ({"success_reward": 0.0}, "success_reward is 0.0, expected more than 0"),
         ({"update": "alternate"}, "update='alternate' is not supported in TRL"),
         ({"horizon": 2}, "horizon is 2: .* use 1"),
+        ({"token_fraction": 0.5}, "token_fraction is 0.5: .* use 1"),
     ],
 )
 def test_settings_of_paw_are_checked(values, message):
