@@ -529,6 +529,7 @@ def test_no_observations_are_refused_unless_paw_is_off(model_path, tmp_path):
         ({"horizon": 2}, "horizon is 2: .* use 1"),
         ({"target": "noise"}, "target='noise' is not supported in TRL"),
         ({"selection": "surprise"}, "selection='surprise' is not supported in TRL"),
+        ({"token_fraction": 0.5}, "token_fraction is 0.5: .* use 1"),
     ],
 )
 def test_settings_of_paw_are_checked(values, message):
