@@ -197,7 +197,7 @@ def _statistics(logits: Tensor, at: Tensor, here: Tensor, mapping: _Map, split: 
 
 
 def _write_gradient(
-    logits: Tensor, at: Tensor, here: Tensor, mapping: _Map, stats: tuple[Tensor, ...], by: tuple[Tensor, Tensor],
+    logits: Tensor, at: Tensor, here: Tensor, mapping: _Map, stats: tuple[Tensor, ...], by: tuple[Tensor, ...],
     scale: float,
 ) -> None:  # fmt: skip
     """Overwrites logits [C, V_r] by d(loss)/d(logits). by: d(loss)/d(log-prob) and d(loss)/d(entropy), [C] each.
