@@ -76,7 +76,7 @@ def test_python_does_not_start_processes(tmp_path):
 def test_models_that_cannot_be_sharded_are_refused(change, message):
     model = tiny.build_model(60, hidden=32, layers=1, heads=2, kv_heads=1, ffn=32)
     if change == "head":
-        model.lm_head = torch.nn.Sequential(model.lm_head)
+        model.lm_head = torch.nn.Sequential(model.lm_head)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         model.get_input_embeddings().requires_grad_(False)
     policy = Policy(model, None)
