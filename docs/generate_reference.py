@@ -210,6 +210,7 @@ def option_classes() -> dict[str, type]:
                 found.setdefault(name.removesuffix("Options").lower(), typing.cast(type, value))
     retriever = importlib.import_module("paw_fast.cli.retriever")
     found["play RUN"] = found.pop("playrun")
+    found["serve-env"] = found.pop("serveenv")
     for name in ("index", "serve"):
         found.pop(name, None)
         found[f"retriever {name}"] = retriever.OPTIONS[name]

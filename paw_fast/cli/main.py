@@ -1,4 +1,4 @@
-"""Runs the command line: `paw-fast train | eval | play | retriever | report | push | doctor | plan | recipes`.
+"""Runs the command line: `paw-fast train`, `eval`, `play`, `serve-env` and the others of `COMMANDS`.
 
 Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
@@ -266,6 +266,12 @@ def _recipes(args: list[str]) -> int:
     return 0
 
 
+def _serve_env(args: list[str]) -> int:
+    from paw_fast.cli.serve_env import serve_env
+
+    return serve_env(args)
+
+
 def _retriever(args: list[str]) -> int:
     from paw_fast.cli import retriever
 
@@ -283,6 +289,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train an agent: rollouts, GRPO and the world-model loss"),
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
     "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
+    "serve-env": (_serve_env, "let other programs play an environment, with OpenEnv's protocol"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
     "push": (_push, "upload the model of a run to the Hugging Face Hub, with a model card"),
