@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from paw_fast import envs
 from paw_fast.envs.base import Env
 from paw_fast.errors import UserError
 from paw_fast.types import Observation, Task
 
+Result = TypeVar("Result")
 _shared: dict[tuple[str, tuple[tuple[str, Any], ...]], Env] = {}
 _lock = threading.Lock()
 
@@ -24,14 +26,20 @@ def make_slot(name: str, settings: dict[str, Any]) -> Env:
     try:
         hash(key)
     except TypeError:  # a list among the settings
+        check(name, settings)
         return envs.make(name, **settings)
     with _lock:
         if key not in _shared:
-            spec = envs.find(name)
-            if spec.check_installed is not None:
-                spec.check_installed(spec.make_config())
+            check(name, settings)
             _shared[key] = envs.make(name, **settings)
         return _shared[key].spawn()
+
+
+def check(name: str, settings: dict[str, Any]) -> None:
+    """Raises `UserError` for settings that do not exist, and if packages or data that they need are missing."""
+    spec, config = envs.find(name), envs.configure(name, settings)[0]
+    if spec.check_installed is not None:
+        spec.check_installed(config)
 
 
 def find_task(tasks: Sequence[Task], which: int | str, split: str) -> tuple[int, Task]:
@@ -58,3 +66,29 @@ def find_task(tasks: Sequence[Task], which: int | str, split: str) -> tuple[int,
 def shown_text(observation: Observation) -> str:
     """The text of an observation in the form in which policies read it."""
     return observation.text if observation.shown is None else observation.shown
+
+
+class TimeLimit(UserError):
+    """A call of an environment took too long; its thread may still be at work."""
+
+
+class OneAtATime:
+    """Calls environments from an event loop: each call in a thread, one after the other, with a time limit.
+
+    Environments are not thread-safe, and slots share data. A call that exceeds `limit_s` gives up its turn; its slot
+    must not be used again.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s, self._turn = limit_s, asyncio.Lock()
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Returns what the function returns. Raises `TimeLimit`, and what the function raises."""
+        import anyio
+
+        async with self._turn:
+            try:
+                with anyio.fail_after(self.limit_s):
+                    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+            except TimeoutError:
+                raise TimeLimit(f"the request took more than {self.limit_s:g} s") from None

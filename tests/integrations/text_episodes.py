@@ -33,7 +33,8 @@ ENVS = [env_param(name) for name in SETTINGS]
 class Player:
     """An expert, which in every third episode plays random admissible commands and text that is no command."""
 
-    def __init__(self, name, number):
+    def __init__(self, name, number, garbage=True):
+        self.garbage = garbage
         self.expert = envs.make_expert(envs.find(name).make_config(), careful=True)
         self.random = random.Random(number) if number % 3 == 2 else None
 
@@ -43,15 +44,17 @@ class Player:
     def act(self, observation):
         if self.random is None:
             return self.expert.act(observation)
-        if observation.admissible and self.random.random() < 0.8:
+        if observation.admissible and (not self.garbage or self.random.random() < 0.8):
             return self.random.choice(observation.admissible)
+        if not self.garbage:
+            return f"search[{self.random.randrange(1000)}]"
         return "".join(self.random.choices(string.ascii_letters + " äß[]<>|/", k=12))
 
 
-def play(env, name, number):
+def play(env, name, number, garbage=True):
     """Plays task `number` of the training tasks. Returns (task, first observation, [(command, StepResult), ...])."""
     task = env.tasks("train")[number]
-    player = Player(name, number)
+    player = Player(name, number, garbage)
     first = observation = env.reset(task)
     player.reset(first)
     turns = []

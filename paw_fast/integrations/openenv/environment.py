@@ -6,9 +6,8 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
 import numpy as np
 from openenv.core.env_server import Action, Environment, State
 from openenv.core.env_server import Observation as OpenEnvObservation
@@ -18,13 +17,12 @@ from pydantic import Field
 from paw_fast.envs.base import Env, StepResult
 from paw_fast.envs.json_files import replace_surrogates
 from paw_fast.errors import UserError
-from paw_fast.integrations.text_env import find_task, shown_text
+from paw_fast.integrations.text_env import OneAtATime, Result, TimeLimit, find_task, shown_text
 from paw_fast.types import Observation, Task
 
 MAX_COMMAND_CHARS = 8192
 MAX_LISTED_TASKS = 1000
 SPLITS = ("train", "unseen")
-Result = TypeVar("Result")
 
 
 class TextAction(Action):
@@ -65,23 +63,12 @@ class EnvironmentHost:
     request_timeout_s  time limit of a reset or a step in seconds
     idle_timeout_s     for the error of a session that was closed, in seconds
 
-    Environments are not thread-safe, so one request runs at a time. A request that exceeds its time limit gives up its
-    turn and ends its session.
+    One request runs at a time (see `OneAtATime`). One that exceeds its time limit ends its session.
     """
 
     def __init__(self, env: Env, split: str = "train", request_timeout_s: float = 60.0, idle_timeout_s: float = 900.0):
-        self.env, self.split = env, split
-        self.request_timeout_s, self.idle_timeout_s = request_timeout_s, idle_timeout_s
-        self._turn = asyncio.Lock()
-
-    async def call(self, function: Callable[[], Result]) -> Result:
-        """Runs a function in a thread when it is its turn. Raises `UserError` if that exceeds the time limit."""
-        async with self._turn:
-            try:
-                with anyio.fail_after(self.request_timeout_s):
-                    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
-            except TimeoutError:
-                raise UserError(f"the request took more than {self.request_timeout_s:g} s") from None
+        self.env, self.split, self.idle_timeout_s = env, split, idle_timeout_s
+        self.turns = OneAtATime(request_timeout_s)
 
     def tasks(self, split: str) -> Sequence[Task]:
         return self.env.tasks(split)
@@ -165,20 +152,11 @@ class PawFastEnvironment(Environment[TextAction, TextObservation, TextState]):
         return await self._limited(functools.partial(self.step, action))
 
     async def _limited(self, function: Callable[[], Result]) -> Result:
-        finished = False
         try:
-            result = await self._host.call(function)
-            finished = True
-            return result
-        except UserError as error:
-            finished = not str(error).startswith("the request took")
+            return await self._host.turns.call(function)
+        except (TimeLimit, asyncio.CancelledError):  # the thread may still be at work in the slot
+            self._closed_because = "a request did not come to its end"
             raise
-        except RuntimeError:  # of an environment: a step after the end of an episode
-            finished = True
-            raise
-        finally:
-            if not finished:  # the thread may still be at work in the slot
-                self._closed_because = "a request did not come to its end"
 
     def _check_open(self) -> None:
         if self._closed_because:
@@ -224,7 +202,7 @@ class PawFastEnvironment(Environment[TextAction, TextObservation, TextState]):
         return [describe(tasks[number], number, split) for number in numbers]
 
     async def _tasks(self, split: str) -> Sequence[Task]:
-        return await self._host.call(lambda: self._host.tasks(split))
+        return await self._host.turns.call(lambda: self._host.tasks(split))
 
 
 def describe(task: Task, number: int, split: str) -> dict[str, Any]:
