@@ -71,7 +71,7 @@ def test_a_seed_draws_a_task_and_environments_share_their_games():
 
 def test_vector_environments():
     env = gymnasium.make_vec("paw_fast/ALFWorld-v0", num_envs=2, vectorization_mode="sync", **SETTINGS["alfworld"])
-    texts, infos = env.reset(seed=0)
+    texts, _ = env.reset(seed=0)
     assert len(texts) == 2
     assert all("Your task is to" in text for text in texts)
     texts, rewards, *_ = env.step(["look", "inventory"])

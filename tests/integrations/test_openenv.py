@@ -108,7 +108,9 @@ def test_the_command_serves_alfworld_until_sigterm(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ})
     try:
         line = process.stderr.readline()
-        found = re.fullmatch(r"alfworld, 100 tasks of the split train, at http://127\.0\.0\.1:(\d+); Ctrl-C stops\n", line)
+        found = re.fullmatch(
+            r"alfworld, 100 tasks of the split train, at http://127\.0\.0\.1:(\d+); Ctrl-C stops\n", line
+        )
         assert found, line
         port = int(found[1])
         with client_of(port) as client:
@@ -184,7 +186,7 @@ def test_wrong_resets_are_told_and_the_session_goes_on(server, data, message):
         with pytest.raises(RuntimeError, match="send reset first"):
             client.step({"command": "look"})
         assert client.reset(index=1).observation["text"]
-        with pytest.raises(RuntimeError, match="VALIDATION_ERROR|Invalid message"):
+        with pytest.raises(RuntimeError, match=r"VALIDATION_ERROR|Invalid message"):
             client.step({"comand": "look"})
         half = client.step({"command": "half \ud83d"}).observation  # text that UTF-8 cannot hold
         assert half["admissible"] is False
@@ -242,7 +244,8 @@ def test_bad_requests_get_a_status(server, path, body, headers, status):
 
 
 @pytest.mark.parametrize(
-    "frame", ["no json", "[]", "3", '{"type": 3}', '{"type": "nope"}', "[" * 3000, b"\x00\xff", '{"type":"step","data":[]}',
+    "frame", ["no json", "[]", "3", '{"type": 3}', '{"type": "nope"}', "[" * 3000, b"\x00\xff",
+              '{"type":"step","data":[]}',
               '{"type": "mcp", "data": {"method": "tools/list", "jsonrpc": "2.0", "id": 1}}'],
 )  # fmt: skip
 def test_bad_frames_get_an_error_and_harm_nobody(server, frame, capfd):

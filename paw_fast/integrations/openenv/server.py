@@ -1,6 +1,6 @@
 """Serves an environment over OpenEnv's protocol: WebSocket sessions at /ws; health, schema and tasks over HTTP.
 
-    client ── Guard (size, origin, one-line errors) ── OpenEnv's routes and sessions ── PawFastEnvironment ── slot
+client ── Guard (size, origin, one-line errors) ── OpenEnv's routes and sessions ── PawFastEnvironment ── slot
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from paw_fast.integrations.openenv.environment import (
 )
 
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 
 @dataclass(frozen=True)

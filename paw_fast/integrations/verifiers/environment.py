@@ -1,32 +1,10 @@
-"""The environments for verifiers (and prime-rl): a taskset, an environment and a harness. Needs the extra `verifiers`.
-
-    from paw_fast.integrations.verifiers import load_environment
-
-    env = load_environment("alfworld", split="unseen", template="verl", size="small")
-
-On the command line of verifiers, and in prime-rl, the plugin is `paw-fast-verifiers`:
-
-    eval paw-fast-verifiers --env.taskset.env alfworld --env.taskset.split unseen -n 20
-
-The environment plays the user of a chat: its observations, in the prompt template of the environment's settings, are
-the user's turns, and the model's replies are parsed as in paw-fast's own rollouts.
-"""
+"""Defines the taskset, the environment and the harness by which verifiers plays the environments."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
-
-try:
-    import verifiers as _verifiers  # noqa: F401
-except ModuleNotFoundError as e:
-    if e.name != "verifiers":
-        raise
-    from paw_fast.extras import install_hint
-
-    message = f"paw_fast.integrations.verifiers needs verifiers: {install_hint('verifiers')}"
-    raise ModuleNotFoundError(message, name="verifiers") from e
 
 import httpx
 import verifiers.v1 as vf

@@ -1,42 +1,19 @@
-"""Registers the environments with gymnasium: importing this module adds `paw_fast/ALFWorld-v0` and others.
-
-    import gymnasium
-    import paw_fast.integrations.gymnasium
-
-    env = gymnasium.make("paw_fast/ALFWorld-v0", split="unseen")
-    text, info = env.reset(seed=0)
-    text, reward, terminated, truncated, info = env.step(info["admissible_commands"][0])
-
-Observations and actions are texts. Needs gymnasium.
-"""
+"""Defines `PawFastEnv`, an environment of paw-fast as a gymnasium environment of texts."""
 
 from __future__ import annotations
 
 import string
 from typing import Any, ClassVar
 
-try:
-    import gymnasium
-    from gymnasium import spaces
-except ModuleNotFoundError as e:
-    if e.name != "gymnasium":
-        raise
-    from paw_fast.extras import install_hint
+import gymnasium
+from gymnasium import spaces  # pyright: ignore[reportAttributeAccessIssue]  # where it is not installed
 
-    message = f"paw_fast.integrations.gymnasium needs gymnasium: {install_hint('gymnasium')}"
-    raise ModuleNotFoundError(message, name="gymnasium") from e
-
-from paw_fast import registry
 from paw_fast.envs.base import StepResult
 from paw_fast.errors import UserError
 from paw_fast.integrations.text_env import find_task, make_slot, shown_text
 from paw_fast.types import Observation
 
 MAX_ACTION_CHARS, MAX_OBSERVATION_CHARS = 4096, 1 << 24
-_TITLES = {
-    "alfworld": "ALFWorld", "webshop": "WebShop", "search": "Search", "babyai": "BabyAI",
-    "scienceworld": "ScienceWorld", "textworld": "TextWorld",
-}  # fmt: skip
 
 
 class AnyText(spaces.Text):
@@ -49,7 +26,7 @@ class AnyText(spaces.Text):
         return isinstance(x, str) and len(x) <= self.max_length
 
 
-class PawFastEnv(gymnasium.Env[str, str]):
+class PawFastEnv(gymnasium.Env[str, str]):  # pyright: ignore[reportAttributeAccessIssue]
     """An environment of paw-fast as a gymnasium environment.
 
     name      `alfworld`, `webshop`, `search`, `babyai`, `module:Class` or another name that `--env` takes
@@ -114,13 +91,3 @@ class PawFastEnv(gymnasium.Env[str, str]):
 
     def close(self) -> None:
         self._env.close()
-
-
-def ids() -> dict[str, str]:
-    """The id for each environment that is built in or installed, by its name in paw-fast."""
-    return {name: f"paw_fast/{_TITLES.get(name, name)}-v0" for name in registry.names("environments")}
-
-
-for _name, _id in ids().items():
-    if _id not in gymnasium.registry:
-        gymnasium.register(_id, entry_point="paw_fast.integrations.gymnasium:PawFastEnv", kwargs={"name": _name})
