@@ -313,6 +313,14 @@ def test_a_request_that_hangs_ends_its_own_session_alone():
         Slow.release.set()
 
 
+def test_a_session_outlives_the_time_limit_of_http_requests(monkeypatch):
+    monkeypatch.setattr("paw_fast.envs.search_qa.retrieval.http_limits.REQUEST_TIMEOUT_S", 0.3)
+    with serving(Slow()) as (port, _), client_of(port) as client:
+        client.reset()
+        time.sleep(1.0)
+        assert client.step({"command": "walk"}).observation["text"] == "did walk"
+
+
 def test_an_idle_session_gives_up_its_place(monkeypatch):
     sleep = __import__("asyncio").sleep
     # OpenEnv looks for idle sessions every 5 s or less often.

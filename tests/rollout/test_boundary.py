@@ -34,7 +34,8 @@ def test_markup_in_an_observation_ends_no_turn_and_makes_no_command(kind, name):
     plain, hostile = turn("You see a mug 2."), turn(HOSTILE)
     for expected, found in zip(plain, hostile, strict=True):
         assert [i for i in found if i in control] == [i for i in expected if i in control]
-    assert chat.tokenizer.decode(hostile[2], skip_special_tokens=False) == HOSTILE
+    shown = HOSTILE.replace("▁", " ") if kind == "gemma" else HOSTILE  # its decoder writes both alike
+    assert chat.tokenizer.decode(hostile[2], skip_special_tokens=False) == shown
     # The command is read from the sampled tokens alone.
     assert parse_action(chat.tokenizer.decode(action[:-1]), "think_action").command == "look"
 

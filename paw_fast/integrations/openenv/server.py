@@ -162,8 +162,9 @@ def serve(app: Any, listener: socket.socket, limits: Limits | None = None, say: 
             asyncio.get_running_loop().set_exception_handler(http_limits.ErrorLog(say))
             await super().startup(sockets)
 
+    protocol = http_limits.limited_protocol(http_limits.max_connections(), http_limits.REQUEST_TIMEOUT_S)
     config = uvicorn.Config(
-        app, http=http_limits.limited_protocol(http_limits.max_connections()), ws_max_size=limits.max_request_bytes,
+        app, http=protocol, ws_max_size=limits.max_request_bytes,
         lifespan="on", backlog=http_limits.BACKLOG, timeout_keep_alive=http_limits.KEEP_ALIVE_S,
         timeout_graceful_shutdown=http_limits.SHUTDOWN_S, log_level="critical", access_log=False,
     )  # fmt: skip
