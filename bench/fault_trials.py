@@ -72,6 +72,8 @@ class Trial:
     """The metrics are those of the undisturbed run; None in modes that are not `REPRODUCIBLE`."""
     left: int = 0
     text: str = ""
+    alters: bool = False
+    """The fault changes the metrics of a run that goes on: they are not compared."""
 
     @property
     def survived(self) -> bool:
@@ -183,7 +185,7 @@ class Laboratory:
         trial.resumed = ended.status == 0 and finished(run)
         trial.whole = trial.whole and damaged(run) == []
         same = trial.resumed and numbers(run, trial.mode) == self.undisturbed[trial.mode]
-        trial.equal = same if trial.mode in REPRODUCIBLE else None
+        trial.equal = same if trial.mode in REPRODUCIBLE and not trial.alters else None
         return trial
 
     def note(self, trial: Trial, ended: Ended) -> None:

@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import fault_injections
 from fault_trials import MODES, REPRODUCIBLE, Laboratory, Trial, plain, session, shim, shorten
 
 HERE = Path(__file__).resolve().parent
@@ -184,6 +185,37 @@ class Faults:
     def worker_hangs(self, mode: str) -> Trial:
         return self.worker("SIGSTOP of the worker process", mode, signal.SIGSTOP)
 
+    def injected(self, fault: str, mode: str, inject: Callable[[random.Random], str], alters: bool = False) -> Trial:
+        """A fault of `fault_injections`; `alters`: a run that goes on has other metrics from there on."""
+        run, seed = self.new_run(), self.rng.randrange(1 << 30)
+        note = self.lab.folder / "injected"
+
+        def set_up() -> None:
+            note.write_text(inject(random.Random(seed)), encoding="utf-8")
+
+        note.write_text("not begun", encoding="utf-8")
+        ended = self.lab.train(mode, run, set_up)
+        trial = Trial(fault, mode, note.read_text(encoding="utf-8"), alters=alters and ended.status == 0)
+        return self.lab.finish(trial, run, ended)
+
+    def nan_gradient(self, mode: str) -> Trial:
+        return self.injected("NaN in a gradient", mode, fault_injections.nan_in_gradient, alters=True)
+
+    def nan_weight(self, mode: str) -> Trial:
+        return self.injected("NaN in a weight", mode, fault_injections.nan_in_weights)
+
+    def nan_logit(self, mode: str) -> Trial:
+        return self.injected("NaN in the logits", mode, fault_injections.nan_in_logits, alters=True)
+
+    def nan_reward(self, mode: str) -> Trial:
+        return self.injected("a reward that is not finite", mode, fault_injections.nan_in_reward)
+
+    def environment_fails(self, mode: str) -> Trial:
+        return self.injected("the environment raises an exception", mode, fault_injections.environment_fails)
+
+    def out_of_memory(self, mode: str) -> Trial:
+        return self.injected("out of memory", mode, fault_injections.out_of_memory, alters=True)
+
     def mount_vanishes(self, mode: str) -> Trial:
         real, mounted, after = self.new_run(), self.lab.folder / "mounted", self.moment(mode)
         real.mkdir()
@@ -208,7 +240,8 @@ class Faults:
 INLINE = [
     Faults.killed, Faults.killed_at_point, Faults.terminated, Faults.interrupted, Faults.suspended, Faults.disk_full,
     Faults.io_error, Faults.short_writes, Faults.hanging_disk, Faults.file_limit, Faults.clock,
-    Faults.damaged_checkpoint, Faults.mount_vanishes,
+    Faults.damaged_checkpoint, Faults.mount_vanishes, Faults.nan_gradient, Faults.nan_weight, Faults.nan_logit,
+    Faults.nan_reward, Faults.environment_fails, Faults.out_of_memory,
 ]  # fmt: skip
 WITH_WORKERS = ("process", "async")
 WORKERS = [Faults.killed, Faults.terminated, Faults.worker_killed, Faults.worker_hangs, Faults.disk_full]
@@ -286,6 +319,7 @@ def plan(args: argparse.Namespace, folder: Path) -> list[tuple[Callable[[Faults,
     mounts = can_mount(folder)
     kinds = [(fault, mode) for mode in args.modes for fault in (WORKERS if mode in WITH_WORKERS else INLINE)]
     kinds = [(fault, mode) for fault, mode in kinds if mounts or fault is not Faults.mount_vanishes]
+    kinds = [(fault, mode) for fault, mode in kinds if args.only in fault.__name__]
     return [one for _ in range(args.trials) for one in kinds]
 
 
@@ -293,6 +327,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one trial of a few faults, in the mode sync")
     parser.add_argument("--trials", type=int, default=4, help="trials of each fault in each mode")
+    parser.add_argument("--only", default="", help="only faults whose method's name contains this")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600, help="begin no trial after so many minutes")

@@ -50,6 +50,7 @@ class Case:
     observation: int = 60
     kl: bool = False
     logits_mb: int = 64
+    lora: int = 0
 
     def shape(self) -> ModelShape:
         return ModelShape(
@@ -60,7 +61,8 @@ class Case:
     def config(self) -> TrainConfig:
         base = load_preset("tiny")
         return dataclasses.replace(
-            base, layout=self.layout, token_budget=self.token_budget, logits_budget_mb=self.logits_mb,
+            base, lora=dataclasses.replace(base.lora, rank=self.lora),
+            layout=self.layout, token_budget=self.token_budget, logits_budget_mb=self.logits_mb,
             model=dataclasses.replace(base.model, device="cpu", gradient_checkpointing=self.checkpointing),
             algo=dataclasses.replace(base.algo, minibatches=1, kl_coef=0.01 if self.kl else 0.0),
             paw=dataclasses.replace(base.paw, selection="all", alpha=1.0, balance="fixed"),
@@ -84,6 +86,7 @@ CASES = {
     "30m-checkpointed": Case(512, 8, 8, 4, 1536, 8192, "trajectory", True, 1536, episodes=5),
     "135m-window-kl": Case(576, 30, 9, 3, 1536, 49152, token_budget=320, episodes=1, turns=2, kl=True),
     "135m-checkpointed": Case(576, 30, 9, 3, 1536, 49152, "window", True, 512, episodes=1, turns=3),
+    "135m-lora-kl": Case(576, 30, 9, 3, 1536, 49152, token_budget=320, episodes=1, turns=2, kl=True, lora=16),
 }
 
 
@@ -142,16 +145,22 @@ def learner_of(case: Case) -> Any:
     import copy
 
     from paw_fast.learner import Learner
-    from paw_fast.models.policy import Policy
+    from paw_fast.models.lora import add_adapters
+    from paw_fast.models.policy import BasePolicy, Policy
     from paw_fast.models.tiny import build_model
 
+    config = case.config()
     model = build_model(
         case.vocab, hidden=case.hidden, layers=case.layers, heads=case.heads, kv_heads=case.kv_heads, ffn=case.ffn
     )
-    reference = Policy(copy.deepcopy(model).requires_grad_(False), None) if case.kl else None
+    adapter = add_adapters(model, config.lora, "case") if case.lora else None
+    reference = Policy(copy.deepcopy(model).requires_grad_(False), None) if case.kl and not case.lora else None
     if case.checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
-    return Learner(Policy(model, None), reference, case.config())
+    policy = Policy(model, None, adapter)
+    if case.kl and case.lora:
+        reference = BasePolicy(model, None, adapter)
+    return Learner(policy, reference, config)
 
 
 def take_steps(case: Case) -> None:

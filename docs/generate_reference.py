@@ -42,6 +42,7 @@ UNITS = {
     r"async/staleness_(mean|max)": "updates",
     r"async/dropped_groups": "groups",
     r"rollout/rounds": "rounds",
+    r"rollout/retried_episodes": "episodes",
     r"optim/skipped_steps": "optimizer steps",
     r"retrieval/queries": "queries",
     r"retrieval/failures": "requests",

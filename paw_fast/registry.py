@@ -34,6 +34,7 @@ _GROUPS = {
             "webshop": "paw_fast.envs.webshop.spec:SPEC",
             "search": "paw_fast.envs.search_qa.spec:SPEC",
             "babyai": "paw_fast.envs.babyai.spec:SPEC",
+            "scienceworld": "paw_fast.envs.scienceworld.spec:SPEC",
         },
         adapt="paw_fast.envs.user_class:as_spec",
         kinds={"gymnasium": "paw_fast.envs.gymnasium_text.spec:spec_of"},

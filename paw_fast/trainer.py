@@ -41,8 +41,8 @@ from paw_fast.evaluation.world_model import WorldModelQuality, measure_world_mod
 from paw_fast.learner import Learner, join_groups
 from paw_fast.learner.seen_passages import SeenPassages
 from paw_fast.learner.skipped_steps import MAX_IN_A_ROW, SkippedSteps
-from paw_fast.models.policy import load_policy
 from paw_fast.models.smollm2 import resolve_model
+from paw_fast.models.trained import load_reference, load_trained_policy
 from paw_fast.orchestrator import make_orchestrator
 from paw_fast.rollout.agent_loop import check_first_prompts
 from paw_fast.rollout.engines.base import EngineError
@@ -108,13 +108,13 @@ class Trainer:
         first_model = self._first_model()
         stop_signals.check()
         with progress.phase("loading the model"):
-            self.policy = load_policy(checkpoint.path if checkpoint else first_model, config.model)
+            self.policy = load_trained_policy(config, first_model, checkpoint.path if checkpoint else None)
         template = PromptTemplate.load(config.env.template, config.env.name)
         agent = agent_settings(self.policy.model.config, config)
         example = check_first_prompts(self.env, self.sampler.tasks, make_chat(self.policy, config), template, agent)
         runs.write_json(run_dir / runs.PROMPT, {"message": example, "stop": list(template.stop)})
         # The KL term's reference is the policy that training starts with.
-        reference = load_policy(first_model, config.model, trainable=False) if config.algo.kl_coef > 0 else None
+        reference = load_reference(config, first_model, self.policy)
         stop_signals.check()
         passages = SeenPassages(run_dir / "passages.jsonl", resumed)
         max_tokens = max_length(self.policy.model.config, config)
@@ -189,7 +189,7 @@ class Trainer:
             self._stop_without_gradient(batch, stats)
         self.step += 1
         self.writer.check_in_place()
-        runs.write_episodes(self.run_dir, self.step, batch.trajectories[: self.config.episodes_to_write])
+        runs.write_step(self.run_dir, self.step, batch.trajectories, self.config.episodes_to_write)
         self.pending = {name: float(value) for name, value in metrics.items()}
 
     def _stop_without_gradient(self, batch: RolloutBatch, stats: TokenStats) -> None:
@@ -303,7 +303,7 @@ class Trainer:
             return self.run_dir / "checkpoints" / f"step_{self.step:06d}"
         with progress.phase("saving", name="saving a checkpoint"):
             path = save_checkpoint(
-                self.run_dir, model=self.policy.model, tokenizer=self.policy.tokenizer,
+                self.run_dir, model=self.policy.saved_model, tokenizer=self.policy.tokenizer,
                 **self.learner.stateful_parts(), **(state or self._state()),
             )  # fmt: skip
         best = self.summary.get("best_step")

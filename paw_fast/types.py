@@ -15,9 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -261,18 +264,33 @@ class TokenStats:
     old_logprobs   M arrays [A_m]: log-probs under the policy before the update, at the sampling temperature
     ref_logprobs   the same under the reference policy, None without a KL term
     values         the critic's values of the states before each token, None without a critic
-    entropies      [M]: mean full-vocabulary entropy over an action's tokens, nats
+    token_entropies  full-vocabulary entropies of the action tokens, nats: tensors on the device that computed them,
+                   which hold all tokens, transition after transition, when they are concatenated
     importance     M arrays [A_m]: truncated importance weights of the rollouts, None if they are on-policy
 
-    >>> TokenStats([np.zeros(2)], None, None, np.array([0.5])).entropies
-    array([0.5])
+    >>> TokenStats([np.zeros(2)], None, None, []).num_action_tokens
+    [2]
     """
 
     old_logprobs: list[np.ndarray]
     ref_logprobs: list[np.ndarray] | None
     values: list[np.ndarray] | None
-    entropies: np.ndarray
+    token_entropies: Sequence[Tensor]
     importance: list[np.ndarray] | None = None
+
+    @property
+    def num_action_tokens(self) -> list[int]:
+        """A_m of each of the M transitions."""
+        return [len(logprobs) for logprobs in self.old_logprobs]
+
+    @property
+    def entropies(self) -> np.ndarray:
+        """[M] float64: mean of each action's entropies. Copies them to the host, which waits for the device."""
+        if not self.old_logprobs:
+            return np.zeros(0)
+        flat = np.concatenate([part.cpu().numpy() for part in self.token_entropies])
+        parts = np.split(flat, np.cumsum(self.num_action_tokens)[:-1])
+        return np.array([float(part.mean()) if len(part) else 0.0 for part in parts])
 
     @staticmethod
     def join(parts: Sequence[TokenStats]) -> TokenStats:
@@ -284,6 +302,6 @@ class TokenStats:
 
         return TokenStats(
             column("old_logprobs") or [], column("ref_logprobs"), column("values"),
-            np.concatenate([p.entropies for p in parts]) if parts else np.zeros(0),
+            [entropies for p in parts for entropies in p.token_entropies],
             column("importance") if parts else None,
         )  # fmt: skip

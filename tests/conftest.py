@@ -1,7 +1,11 @@
 """Shared fixtures: the location of the test data, and Hypothesis settings. Makes helper modules here importable."""
 
+import os
 import sys
 from pathlib import Path
+
+# A second thread only waits where models are tiny. torch reads this when it is imported, and so do child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest

@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "integrations": "algorithms config envs errors extras kernels models registry rollout types",
     "sft": "config envs errors kernels learner models rollout runs types",
     "evaluation": "algorithms config envs errors learner models rollout runs types",
+    "compare": "__init__ config errors runs",
     "orchestrator": "algorithms config errors learner rollout types",
     "trainer": "algorithms config envs errors evaluation extras learner models orchestrator rollout runs sft types",
-    "cli": "algorithms config envs errors extras evaluation integrations learner models planning registry rollout runs "
-    "sft trainer types",
+    "cli": "algorithms compare config envs errors extras evaluation integrations learner models planning registry "
+    "rollout runs sft trainer types",
     "api": "cli config errors evaluation models rollout runs trainer",
 }
 """For each folder or module of the package, what it may import, in the order in which they are built."""
@@ -42,7 +43,7 @@ NO_TORCH = {"errors", "extras", "types", "registry", "config", "envs"}
 NO_TORCH_AT_IMPORT = {
     "cli.main", "cli.options", "cli.settings", "cli.help", "cli.failures",
     "cli.doctor", "cli.plan", "cli.play", "cli.push", "cli.report", "cli.retriever", "cli.serve_env", "planning.check",
-    "runs.atomic_files",
+    "cli.compare", "compare.arms", "compare.plan", "compare.report", "compare.schedule", "runs.atomic_files",
     "runs.console", "runs.episodes_page", "runs.figures", "runs.live_curve", "runs.metrics", "runs.model_card",
     "runs.report",
     "runs.run_dir", "runs.stop_signals",

@@ -90,7 +90,7 @@ def test_by_hand(folder):
     won = Trajectory(Task("t"), EpisodeId(0, 0, 0), (transition(0.0, 1), transition(8.0, 2)), 8.0, 8.0, True)
     lost = Trajectory(Task("t"), EpisodeId(0, 1, 0), (transition(0.0, 1),), 0.0, 0.0, False)
     stats = TokenStats([np.zeros(1), np.zeros(2), np.zeros(1)], [np.zeros(1), np.zeros(2), np.zeros(1)], None,
-                       np.zeros(3))  # fmt: skip
+                       [])  # fmt: skip
     credit = make_algorithm(config).credit(RolloutBatch((won, lost), ()), stats)
     values = np.array([4.0, 8.0, 8.0, 0.0])
     expected = (values - 5.0) / values.std(ddof=1)

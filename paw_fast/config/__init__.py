@@ -10,6 +10,8 @@ from paw_fast.config.choice import (
     with_env,
     with_full_paths,
 )
+from paw_fast.config.lora import LoraConfig
+from paw_fast.config.offload import OffloadConfig
 from paw_fast.config.resume import changes_on_resume
 from paw_fast.config.schema import (
     AlgoConfig,
@@ -21,16 +23,18 @@ from paw_fast.config.schema import (
     PipelineConfig,
     RolloutConfig,
     TrainConfig,
-    WarmStartConfig,
 )
 from paw_fast.config.toml import describe, from_mapping, load_preset, load_toml, read_toml, recipes, to_toml
 from paw_fast.config.validation import validate
+from paw_fast.config.warm_start import WarmStartConfig
 
 __all__ = [
     "AlgoConfig",
     "CriticConfig",
     "EnvConfig",
+    "LoraConfig",
     "ModelConfig",
+    "OffloadConfig",
     "OptimConfig",
     "PawConfig",
     "PipelineConfig",

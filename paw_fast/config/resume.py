@@ -16,9 +16,11 @@ MAY_CHANGE: dict[str, bool] = {
     "episodes_to_write": True, "push_to_hub": True, "push_private": True,
     "log": True, "profile": True, "token_budget": True, "logits_budget_mb": True, "check_memory": True,
     "model.device": True, "model.gradient_checkpointing": True, "warm_start.cache": True,
+    "offload.*": True,
     # Evaluations before and after must be of one kind.
     "rollout.eval_temperature": False,
     "rollout.*": True, "pipeline.*": True,
+    "env.time_limit_s": True, "env.processes": True, "env.max_retries": True,
     # Coefficients are read at every update, and optimizer settings are put over the restored ones.
     "algo.name": False, "algo.*": True, "critic.backbone": False, "critic.*": True, "paw.*": True, "optim.*": True,
     # Everything else makes another run of it: the model, the tasks, the seed, the layout, the warm start.

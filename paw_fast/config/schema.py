@@ -9,73 +9,26 @@ summary of it, the verl-agent recipe that the paper's baselines follow, or our c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
-
 from paw_fast import registry
+from paw_fast.config.env import EnvConfig, TopLevel
+from paw_fast.config.env import EnvName as EnvName
+from paw_fast.config.lora import LoraConfig
+from paw_fast.config.offload import OffloadConfig
 from paw_fast.config.ranges import (
     COEFFICIENT,
     LARGEST_COEFFICIENT,
     LEARNING_RATE,
-    LEAST_VOCAB,
     POSITIVE,
     SECONDS,
     SEED,
     TEMPERATURE,
     Range,
 )
-
-TopLevel = lambda name: tyro.conf.arg(name=name, prefix_name=False)  # noqa: E731
-
-
-EnvName = Annotated[str, TopLevel("env")]
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """Settings that every environment has. An environment's own settings are the fields of a subclass."""
-
-    name: EnvName = ""
-    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
-    from a Python file in the current folder."""
-    max_steps: Annotated[int, Range(1, 1 << 16)] = 50
-    """An episode ends after this many actions."""
-    template: str = "verl"
-    """Prompt template: `verl` (thinks, then acts), `compact` (action only), or the path of a TOML file."""
-    history: Annotated[int, Range(0, 1 << 16)] = 2
-    """Earlier turns shown in the prompt, in the `window` layout (default from the verl-agent recipe)."""
-    max_observation_chars: Annotated[int, Range(0, 1 << 30)] = 0
-    """Longer observations are cut to this many characters in the prompt; 0 cuts none."""
-    max_observation_tokens: Annotated[int, Range(0, 1 << 24)] = 0
-    """The same in tokens of the policy's tokenizer; a closing tag at the end is kept."""
-
-    CHANGEABLE_ON_RESUME: ClassVar[tuple[str, ...]] = ()
-    """Fields that a resumed run may change, because they do not change what the run learns from."""
-    MAIN_FIELDS: ClassVar[tuple[str, ...]] = ()
-    """Own settings that `paw-fast train --help` shows; empty shows the first."""
-    CONSENT_FIELDS: ClassVar[tuple[str, ...]] = ()
-    """Fields by which a command line allows code from data files to run (see `code_in_data`)."""
-
-    def check(self) -> None:
-        """Raises `UserError` for fields that contradict each other; ranges of single fields are checked before."""
-
-    def with_full_paths(self) -> EnvConfig:
-        """The same with absolute paths, so that they mean the same in another folder."""
-        paths = {f.name: getattr(self, f.name) for f in fields(self)}
-        full = {name: path.expanduser().absolute() for name, path in paths.items() if isinstance(path, Path)}
-        template = str(Path(self.template).absolute()) if self.template.endswith(".toml") else self.template
-        return replace(self, template=template, **full)
-
-    def code_in_data(self) -> str:
-        """What code from data files these settings run, as the start of a sentence; empty where they run none."""
-        return ""
-
-    def with_consent(self, given: bool) -> EnvConfig:
-        """The same with or without permission to run code from data files."""
-        return self
+from paw_fast.config.warm_start import WarmStartConfig
 
 
 @dataclass(frozen=True)
@@ -268,11 +221,9 @@ class PawConfig:
     """Which transitions are selected: those with the highest action entropy (default from the PaW paper), those with
     the lowest, random ones, or all."""
     loss: Literal["cmae", "mae", "ce"] = "cmae"
-    """Loss of an observation token with probability p: `cmae` is 1 - p while p < tau (default from the PaW paper),
-    `mae` is 1 - p, `ce` is the cross-entropy."""
+    """Loss of a token of probability p: `cmae` 1 - p while p < tau (as in the paper), `mae` 1 - p, `ce` -log p."""
     tau: Annotated[float, Range(0, 1, open_low=True)] = 0.2
-    """With `cmae`: tokens predicted with at least this probability give no gradient (default from a summary of the
-    paper)."""
+    """With `cmae`: tokens of at least this probability give no gradient (default from a summary of the paper)."""
     balance: Literal["adaptive", "fixed"] = "adaptive"
     """Weight of the world-model loss. `adaptive` (default from the PaW paper) decreases it as the episodes of a group
     succeed: lambda_0 * clamp(1 - mean return of the group / --algo.success-reward, 0, 1). `fixed` is lambda_0."""
@@ -286,8 +237,10 @@ class PawConfig:
     deduplicate: bool = False
     """Among transitions with the same history, action and observation, use only the first."""
     horizon: Annotated[int, Range(1, 1 << 10)] = 1
-    """Number of following observations that each transition predicts, given the actions in between. More than 1
-    requires --layout window."""
+    """Number of following observations that each transition predicts; more than 1 requires --layout window."""
+    token_fraction: Annotated[float, Range(0, 1, open_low=True)] = 1.0
+    """Share of the selected observation tokens that an optimizer step learns from, drawn at random. Their weights are
+    divided by it, so that the gradient is the same in expectation, and the LM head computes fewer logits."""
 
 
 @dataclass(frozen=True)
@@ -311,40 +264,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class WarmStartConfig:
-    """Imitation of expert demonstrations, for the `tiny` model only; deliberately weak, so that RL has room."""
-
-    episodes: Annotated[int, Range(1, 1 << 24)] = 1600
-    """Number of demonstrations (episodes of the expert) that are imitated, each on another training task."""
-    epochs: Annotated[int, Range(1, 1 << 16)] = 1
-    """Number of passes over the demonstrations."""
-    learning_rate: Annotated[float, LEARNING_RATE] = 2e-3
-    """Maximum learning rate, with linear warm-up over a tenth of the steps and linear decay."""
-    noop_share: Annotated[float, Range(0, 1, open_high=True)] = 0.15
-    """Share of the episodes, the last ones, with needless commands: a habit for the training to break."""
-    noop_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.7
-    """In those episodes, the probability that a command that does nothing is put before a command of the expert; it is
-    imitated too. Only for environments that have such a command."""
-    mistake_prob: Annotated[float, Range(0, 1, open_high=True)] = 0.15
-    """Probability that a useless command is put before a command of the expert. It is not imitated; the model learns
-    from what the expert does after it how to recover from mistakes."""
-    vocab_size: Annotated[int, Range(LEAST_VOCAB, 1 << 20)] = 1024
-    """Vocabulary size of the tokenizer that is trained on the text of the demonstrations."""
-    layers: Annotated[int, Range(1, 1 << 10)] = 2
-    """Number of layers of the model."""
-    copying: bool = False
-    """Initialize the model's last layer so that it copies the tokens it attends to."""
-    batch_tokens: Annotated[int, Range(1, 1 << 24)] = 1024
-    """Number of tokens per optimizer step."""
-    observation_weight: Annotated[float, COEFFICIENT] = 1.0
-    """Weight of the language-modeling loss on observation tokens, relative to action tokens."""
-    seed: Annotated[int, SEED] = 0
-    """Seed of the warm start. The run's seed does not change it, so that runs that differ in --seed share one."""
-    cache: bool = True
-    """Take the warm start from the cache where another run built the same, and keep it there."""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """All settings of a training run."""
 
@@ -356,6 +275,8 @@ class TrainConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     paw: PawConfig = field(default_factory=PawConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     layout: Literal["window", "trajectory"] = "window"
     """How episodes become training sequences. `window`: one sequence per transition, with a limited history (as in the

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable
 
 from paw_fast import registry
+from paw_fast.config.lora import LoraConfig
 from paw_fast.config.ranges import check_ranges
 from paw_fast.config.schema import TrainConfig
 from paw_fast.config.services import log_services
@@ -94,6 +95,24 @@ def _validate_combinations(c: TrainConfig) -> None:
         c.model.dtype == "float16",
         "--model.dtype is float16, in which most of a loss's gradient underflows to zero: train in bfloat16 or float32 "
         "(float16 is for paw-fast eval)",
+    )
+    for option, wrong in (
+        ("alpha", c.lora.alpha != LoraConfig.alpha), ("dropout", c.lora.dropout > 0), ("head", c.lora.head)
+    ):  # fmt: skip
+        refuse(wrong and not c.lora.rank, f"--lora.{option} has no effect without --lora.rank")
+    refuse(
+        c.lora.rank > 0 and c.rollout.transport == "ipc",
+        "--rollout.transport ipc shares the weights as they are, and with --lora.rank they are merged for the engine: "
+        "say shared, or auto",
+    )
+    refuse(
+        c.lora.rank > 0 and c.offload.reference,
+        "--offload.reference: with --lora.rank the reference is the model without its adapters, and there is nothing "
+        "to offload: leave it out",
+    )
+    refuse(
+        c.offload.reference and c.algo.kl_coef == 0,
+        "--offload.reference has no effect: --algo.kl-coef is 0, so there is no reference model",
     )
     refuse(
         c.paw.horizon > 1 and c.layout == "trajectory",

@@ -16,8 +16,9 @@ from typing import Any
 from paw_fast import registry
 from paw_fast.config.ranges import check_ranges
 from paw_fast.config.schema import EnvConfig
-from paw_fast.envs.base import BaseEnv, BaseExpert, Env, EnvSpec, Expert, StepResult
+from paw_fast.envs.base import BaseEnv, BaseExpert, Env, EnvSpec, EpisodeLost, Expert, StepResult
 from paw_fast.envs.batch import BatchEnv, make_batch
+from paw_fast.envs.isolated.env import IsolatedEnv
 from paw_fast.errors import UserError
 from paw_fast.types import Observation, Task
 
@@ -28,6 +29,7 @@ __all__ = [
     "Env",
     "EnvConfig",
     "EnvSpec",
+    "EpisodeLost",
     "Expert",
     "Observation",
     "StepResult",
@@ -92,10 +94,14 @@ def _as_written(config: type[EnvConfig], values: dict[str, Any]) -> dict[str, An
 
 
 def make_env(config: EnvConfig, **more: Any) -> Env:
-    """Creates the environment of a config. Raises `UserError` for invalid settings or unusable data."""
+    """Creates the environment of a config, in processes of its own if the config has a time limit. Raises `UserError`
+    for invalid settings or unusable data."""
     check_ranges(config, "env.")
     config.check()
-    return find(config.name).make(config, **more)
+    spec = find(config.name)
+    if config.time_limit_s is not None and not spec.own_limits:
+        return IsolatedEnv(config, more)
+    return spec.make(config, **more)
 
 
 def make_expert(env: str | EnvConfig, seed: int = 0, careful: bool = False, **settings: Any) -> Expert:

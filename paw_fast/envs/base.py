@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from paw_fast.config.schema import EnvConfig
+from paw_fast.errors import UserError
 from paw_fast.types import Observation, Task
 
 
@@ -59,6 +60,18 @@ class StepResult:
         if self.admissible is not None:
             return self.admissible
         return not before.admissible or command in before.admissible
+
+
+class EpisodeLost(UserError):
+    """The environment cannot go on with this episode, through no fault of the policy: the agent loop plays it again.
+
+    Raised by `reset` and `step` (or their second halves) when a process has ended, a server is gone or a time limit is
+    exceeded. `caused`: whether this episode may be the cause; if not, it does not count toward --env.max-retries.
+    """
+
+    def __init__(self, message: str, caused: bool = True) -> None:
+        super().__init__(message)
+        self.caused = caused
 
 
 @runtime_checkable
@@ -285,6 +298,8 @@ class EnvSpec:
     play            settings for `paw-fast play` that differ from the defaults
     read_task       reads the task in a file, for `paw-fast play --game FILE`; None if tasks have no files
     has_state_text  whether equal states have equal texts, which the anchor groups of GiGPO require
+    own_limits      whether it keeps to `config.time_limit_s` itself, without `envs.isolated`
+    caveats         what it cannot do, in a few words each; told when a run starts
     keywords        other names that `envs.make` accepts for settings
     """
 
@@ -300,6 +315,8 @@ class EnvSpec:
     play: Mapping[str, Any] = field(default_factory=dict)
     read_task: Callable[[Path], Task] | None = None
     has_state_text: bool = True
+    own_limits: bool = False
+    caveats: tuple[str, ...] = ()
     keywords: Mapping[str, str] = field(default_factory=dict)
 
     def make_config(self, **changes: Any) -> EnvConfig:

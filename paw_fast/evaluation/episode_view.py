@@ -75,7 +75,7 @@ def measure_expectation(policy: Policy, trajectories: Sequence[Trajectory], conf
     entropies = np.zeros(count)
     tables = [packing.action_rows(sequence) for sequence in sequences]
     for batch in _batches(policy, sequences, tables, config.token_budget):
-        flat = compute_token_stats(policy, batch, config.rollout.temperature, chunk)[1].numpy()
+        flat = compute_token_stats(policy, batch, config.rollout.temperature, chunk)[1].cpu().numpy()
         for number, part in _by_transition(flat, batch, sequences, actions=True):
             entropies[number] = float(part.mean())
     return Expectation(probabilities, entropies)

@@ -17,7 +17,7 @@ class PawConfig(config.PawConfig):
     """Settings of the world-model loss: those of `paw_fast.config.PawConfig`, and the largest return.
 
     `update="alternate"` and a `horizon` above 1 need a training loop of their own and are refused with `UserError`, as
-    are values out of their range.
+    are a `token_fraction` below 1 and values out of their range.
 
     >>> PawConfig(alpha=0.5).tau
     0.2
@@ -51,6 +51,11 @@ class PawConfig(config.PawConfig):
             raise UserError(
                 f"PawConfig: horizon is {self.horizon}: other trainers train on whole episodes, which needs 1; use 1, "
                 "or train with paw-fast --layout window"
+            )
+        if self.token_fraction != 1.0:
+            raise UserError(
+                f"PawConfig: token_fraction is {self.token_fraction}: in other trainers all selected observation "
+                "tokens are used; use 1, or train with paw-fast"
             )
 
 

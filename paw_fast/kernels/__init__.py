@@ -22,6 +22,7 @@ from paw_fast.kernels.paw_loss import (
 )
 from paw_fast.kernels.select_transitions import SELECTION_MODES, Selection, select_transitions
 from paw_fast.kernels.token_logprobs import TokenLogprobs, token_logprobs
+from paw_fast.kernels.vocab_parallel_paw_loss import vocab_parallel_paw_loss, vocab_slice
 
 # Every module of this folder declares its ops when it is imported, so a new one needs no line here.
 for _module in pkgutil.iter_modules(__path__):
@@ -49,4 +50,6 @@ __all__ = [
     "select_transitions",
     "token_logprobs",
     "unavailable_reason",
+    "vocab_parallel_paw_loss",
+    "vocab_slice",
 ]

@@ -127,7 +127,7 @@ def _weight_gradient_dtype(weight: Tensor, num: int, size: int) -> torch.dtype:
     return weight.dtype if weight.is_cuda and num <= size else torch.float32
 
 
-def _accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, first: bool) -> None:
+def accumulate(total: Tensor, gradient: Tensor, hidden: Tensor, first: bool) -> None:
     """total [V, H] = or += gradient^T [V, C] @ hidden [C, H], products and sums in fp32."""
     same = total.dtype == gradient.dtype
     if same and first:
@@ -211,7 +211,7 @@ def _run(
         elif need_hidden:
             torch.mm(logits, weight, out=d_hidden[part])
         if need_weight:
-            _accumulate(d_weight, logits, chunk, start == 0)
+            accumulate(d_weight, logits, chunk, start == 0)
         if need_bias:
             d_bias += logits.sum(0, dtype=torch.float32)
     if outputs:

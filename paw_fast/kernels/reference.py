@@ -45,9 +45,8 @@ def token_logprobs_reference(
 
 def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -> LossOutput:
     """As `paw_loss`, in the logits' own precision, out of place: `loss` is differentiable in `logits` by autograd."""
-    s = settings
-    policy, world_model = rows.kinds == POLICY, rows.kinds == WORLD_MODEL
-    live = policy | world_model
+    s, world_model = settings, rows.kinds == WORLD_MODEL
+    live = (rows.kinds == POLICY) | world_model
     # Ignored rows may hold anything: they are replaced before the maths, so that their gradient is zero.
     safe = torch.where(live[:, None], logits, torch.zeros_like(logits))
     targets = torch.where(live, rows.targets, torch.zeros_like(rows.targets))
@@ -55,6 +54,23 @@ def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -
     logp, entropies, _ = token_logprobs_reference(
         safe, targets, temperatures[:, None], softcap=s.softcap, valid_vocab=s.valid_vocab
     )
+    out = row_losses(logp, entropies, rows, s)
+    zero = torch.zeros_like(logp)
+    return out._replace(
+        losses=out.losses.detach(), logprobs=torch.where(live, logp, zero).detach(),
+        entropies=torch.where(live, entropies, zero).detach(), kl=out.kl.detach(),
+    )  # fmt: skip
+
+
+def row_losses(logp: Tensor, entropies: Tensor, rows: LossRows, settings: LossSettings) -> LossOutput:
+    """The losses of rows, given the log-prob of the target and the entropy of each, in their precision.
+
+    logp, entropies: [N], any finite value on ignored rows. `loss`, `losses` and `kl` are differentiable in both by
+    autograd; they and the flags are zero on ignored rows.
+    """
+    s = settings
+    policy, world_model = rows.kinds == POLICY, rows.kinds == WORLD_MODEL
+    live = policy | world_model
     zero = torch.zeros_like(logp)
 
     def column(x: Tensor | None, where: Tensor, other: float) -> Tensor:
@@ -98,14 +114,7 @@ def paw_loss_reference(logits: Tensor, rows: LossRows, settings: LossSettings) -
         + SATURATED * saturated.to(torch.uint8)
         + DUAL_CLIPPED * is_dual.to(torch.uint8)
     )
-    return LossOutput(
-        losses.sum(),
-        losses.detach(),
-        torch.where(live, logp, zero).detach(),
-        torch.where(live, entropies, zero).detach(),
-        kl.detach(),
-        flags,
-    )
+    return LossOutput(losses.sum(), losses, logp, entropies, kl, flags)
 
 
 def select_transitions_reference(

@@ -84,7 +84,8 @@ def _noise(
     num: int, dtype: torch.dtype, device: torch.device, candidates: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """Returns [M] random scores. Those of candidates do not depend on the transitions between them."""
-    noise = torch.rand(num, generator=generator, device=device).to(dtype)
+    # Numbers of a generator on the host are the same for every device.
+    noise = torch.rand(num, generator=generator, device=generator.device if generator else device).to(device, dtype)
     return noise if candidates is None else noise[(candidates.cumsum(0) - 1).clamp(min=0)]
 
 

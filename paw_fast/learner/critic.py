@@ -17,7 +17,7 @@ from torch import Tensor
 from paw_fast.algorithms.base import algorithm_class
 from paw_fast.config import CriticConfig, OptimConfig, TrainConfig
 from paw_fast.learner.forward_backward import row_hidden
-from paw_fast.learner.optim import MasterAdamW
+from paw_fast.learner.optim import MasterAdamW, make_optimizer, trained_parameters
 from paw_fast.learner.packing import PackedBatch
 from paw_fast.learner.update_metrics import UpdateMetrics
 from paw_fast.models.policy import Policy
@@ -27,6 +27,9 @@ Values = Callable[[Tensor], Tensor]
 """Maps hidden states [N, H] to values [N]."""
 Step = Callable[[], tuple[float, bool]]
 """A step of the policy's optimizer: gives the gradient's norm and whether the step was taken."""
+
+Accumulate = Callable[[Callable[[], None]], None]
+"""Calls a function that accumulates gradients, from the beginning again where memory runs out."""
 
 
 def value_loss(
@@ -79,12 +82,13 @@ class NoCritic:
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Updates the critic on an optimizer batch, apart from the policy's update.
 
         batches: the micro-batches of the optimizer batch; their policy rows have value targets. warming_up: whether the
-        policy is not updated in this training step. step: takes a step of the policy's optimizer.
+        policy is not updated in this training step. step: takes a step of the policy's optimizer. accumulate: calls the
+        function that accumulates the gradients.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,15 +124,19 @@ class SharedCritic(NoCritic):
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Updates the head during the warm-up. Later the loss is part of the policy's update."""
         if not warming_up:
             return
-        for batch in batches():
-            with torch.no_grad():
-                hidden = row_hidden(policy, batch)
-            self._loss(hidden, batch, metrics, 1.0).backward()
+
+        def add_gradients() -> None:
+            for batch in batches():
+                with torch.no_grad():
+                    hidden = row_hidden(policy, batch)
+                self._loss(hidden, batch, metrics, 1.0).backward()
+
+        accumulate(add_gradients)
         # The policy's parameters have no gradient here, and AdamW leaves such parameters alone.
         norm, stepped = step()
         metrics.count_step(stepped)
@@ -147,20 +155,21 @@ class SharedCritic(NoCritic):
 
 
 class SeparateCritic(NoCritic):
-    """A value head on a separate copy of the policy, with its own optimizer."""
+    """A value head on a separate copy of the policy, with its own optimizer.
+
+    Of a policy with adapters the adapters alone are copied and trained; the copies share the frozen weights.
+    """
 
     needed = True
     has_own_pass = True
 
-    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig):
+    def __init__(self, policy: Policy, config: CriticConfig, optim: OptimConfig, offload: bool = False):
         self.config, self.warmup_steps, self.max_grad_norm = config, config.warmup_steps, optim.max_grad_norm
         self.head = _new_head(policy)
-        self.backbone = Policy(copy.deepcopy(policy.model), policy.tokenizer)
-        parameters = [*self.backbone.model.base_model.parameters(), *self.head.parameters()]
-        self.optimizer = MasterAdamW(
-            [{"params": parameters}], lr=config.learning_rate, betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-        )  # fmt: skip
+        frozen = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
+        self.backbone = Policy(copy.deepcopy(policy.model, frozen), policy.tokenizer)
+        parameters = [*trained_parameters(self.backbone.model.base_model), *self.head.parameters()]
+        self.optimizer = make_optimizer([{"params": parameters}], config.learning_rate, optim, offload)
 
     def own_optimizers(self) -> list[MasterAdamW]:
         return [self.optimizer]
@@ -174,12 +183,16 @@ class SeparateCritic(NoCritic):
 
     def update(
         self, policy: Policy, batches: Callable[[], Iterator[PackedBatch]], metrics: UpdateMetrics, warming_up: bool,
-        step: Step,
+        step: Step, accumulate: Accumulate,
     ) -> None:  # fmt: skip
         """Takes a step of the critic's own optimizer, during the warm-up and after it."""
-        for batch in batches():
-            hidden = row_hidden(self.backbone, batch)
-            _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
+
+        def add_gradients() -> None:
+            for batch in batches():
+                hidden = row_hidden(self.backbone, batch)
+                _weighted_loss(self.values, hidden, batch, metrics, 1.0, self.config.value_clip).backward()
+
+        accumulate(add_gradients)
         norm = self.step()
         metrics.count_step(math.isfinite(norm))
         metrics.critic_norms.append(norm)
@@ -195,15 +208,23 @@ class SeparateCritic(NoCritic):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "head": self.head.state_dict(), "backbone": self.backbone.model.base_model.state_dict(),
+            "head": self.head.state_dict(), "backbone": self._backbone_state(),
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
+
+    def _backbone_state(self) -> dict[str, Tensor]:
+        """The backbone's weights; of a backbone with adapters, these alone."""
+        backbone = self.backbone.model.base_model
+        frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+        return {name: tensor for name, tensor in backbone.state_dict().items() if name not in frozen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["backbone"] is None:
             raise ValueError("the critic was saved with another --critic.backbone")
         self.head.load_state_dict(state["head"])
-        self.backbone.model.base_model.load_state_dict(state["backbone"])
+        if state["backbone"].keys() != self._backbone_state().keys():
+            raise ValueError("the critic was saved with other parameters")
+        self.backbone.model.base_model.load_state_dict(state["backbone"], strict=False)
         restore_optimizer(self.optimizer, state["optimizer"])
 
 
@@ -213,7 +234,7 @@ def make_critic(policy: Policy, config: TrainConfig) -> NoCritic:
         return NoCritic()
     if config.critic.backbone == "shared":
         return SharedCritic(policy, config.critic)
-    return SeparateCritic(policy, config.critic, config.optim)
+    return SeparateCritic(policy, config.critic, config.optim, config.offload.optimizer)
 
 
 def _new_head(policy: Policy) -> torch.nn.Linear:

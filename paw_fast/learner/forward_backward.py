@@ -46,7 +46,8 @@ def row_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
 def compute_token_stats(
     policy: Policy, batch: PackedBatch, temperature: float, chunk: int, values: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probabilities of the rows' targets and full-vocabulary entropies, [N] each, on the CPU. No gradient.
+    """Log-probabilities of the rows' targets, on the CPU, and full-vocabulary entropies, on the model's device: [N]
+    each. No gradient.
 
     `values` maps the rows' hidden states [N, H] to a third result [N] (a critic on the same backbone).
     """
@@ -57,7 +58,7 @@ def compute_token_stats(
         out = kernels.token_logprobs(policy.lm_head(part), targets, temperature * divisor, softcap=softcap)
         logprobs.append(out.logprobs)
         entropies.append(out.entropies)
-    return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu(), values(hidden).cpu() if values else None
+    return torch.cat(logprobs).cpu(), torch.cat(entropies), values(hidden).cpu() if values else None
 
 
 @torch.no_grad()

@@ -18,19 +18,20 @@ import numpy as np
 import torch
 
 from paw_fast.algorithms.base import Credit, has_reward_variance
-from paw_fast.algorithms.world_model import WorldModelWeights
+from paw_fast.algorithms.world_model import WorldModelWeights, token_weights
 from paw_fast.config import OptimConfig, TrainConfig
 from paw_fast.kernels import LossSettings
 from paw_fast.learner import packing
 from paw_fast.learner.critic import Values, make_critic
 from paw_fast.learner.forward_backward import backward, compute_token_stats, rows_per_chunk
-from paw_fast.learner.loss_rows import build_tables, longest_action
-from paw_fast.learner.optim import MasterAdamW
+from paw_fast.learner.loss_rows import build_tables, choose_tokens, longest_action
+from paw_fast.learner.memory_guard import MemoryGuard
+from paw_fast.learner.optim import make_optimizer, trained_parameters
 from paw_fast.learner.packing import PackedBatch, RowTable
 from paw_fast.learner.seen_passages import SeenPassages, shown_passages
 from paw_fast.learner.sequences import build_sequences
 from paw_fast.learner.update_metrics import UpdateMetrics
-from paw_fast.models.policy import Policy
+from paw_fast.models.policy import Policy, check_finite
 from paw_fast.types import RolloutBatch, TokenSequence, TokenStats, Trajectory
 
 
@@ -58,8 +59,8 @@ class Learner:
         self.seen_passages = seen_passages or SeenPassages()
         o, a = config.optim, config.algo
         self.critic = make_critic(policy, config)
-        groups = [{"params": list(policy.model.parameters())}, *self.critic.parameter_groups()]
-        self.optimizer = MasterAdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
+        groups = [{"params": trained_parameters(policy.model)}, *self.critic.parameter_groups()]
+        self.optimizer = make_optimizer(groups, o.learning_rate, o, config.offload.optimizer)
 
         # Counts training steps, whose number of optimizer steps may vary, without those of the critic's warm-up. A
         # critic's learning rate is constant.
@@ -68,13 +69,18 @@ class Learner:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.optimizer_steps = 0
         """Number of optimizer steps in the last update, skipped ones included."""
-        self.chunk = rows_per_chunk(policy, config.logits_budget_mb << 20)
+        self._memory = MemoryGuard(config.token_budget, rows_per_chunk(policy, config.logits_budget_mb << 20))
         self._report: Callable[[float], None] = lambda share: None
         self.settings = LossSettings(
             clip_low=a.clip_low, clip_high=a.clip_high, dual_clip=a.dual_clip,
             kl_coef=a.kl_coef if a.kl_in == "loss" else 0.0, entropy_coef=a.entropy_coef, wm_loss=config.paw.loss,
             kl_clamp=a.kl_clamp, tau=config.paw.tau, temperature=config.rollout.temperature,
         )  # fmt: skip
+
+    @property
+    def chunk(self) -> int:
+        """Number of rows of logits that exist at a time."""
+        return self._memory.chunk
 
     def stateful_parts(self) -> dict[str, Any]:
         """What a checkpoint saves and restores beside the weights, by the names that it takes."""
@@ -107,28 +113,41 @@ class Learner:
 
         The batch may be a part of the step's: `TokenStats.join` joins the parts.
         """
-        old, entropies, values = self._run(self.policy, batch.sequences, self.critic.shared_values())
+        return self._memory.run(lambda: self._token_stats(batch))
+
+    def _token_stats(self, batch: RolloutBatch) -> TokenStats:
+        old, values, entropies = self._run(self.policy, batch.sequences, self.critic.shared_values())
         ref = self._run(self.reference, batch.sequences)[0] if self.reference is not None else None
         values = values or self._separate_values(batch.sequences)
-        return TokenStats(old, ref, values or None, np.array([float(e.mean()) for e in entropies]))
+        return TokenStats(old, ref, values or None, [entropies])
 
     def _micro_batches(self, sequences: Sequence[TokenSequence]) -> Iterator[PackedBatch]:
         tables = [packing.action_rows(s) for s in sequences]
         lengths = [packing.input_length(t) for t in tables]
-        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
+        for members in packing.plan_micro_batches(lengths, self._memory.tokens):
             yield packing.pack(sequences, tables, members, self.policy.device)
 
     def _run(
         self, policy: Policy, sequences: Sequence[TokenSequence], values_of: Values | None = None
-    ) -> list[list[np.ndarray]]:
-        """Log-probs, entropies and (with `values_of`) values of the policy: M arrays [A_m] each."""
-        columns: list[dict[int, np.ndarray]] = [{}, {}, {}]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], torch.Tensor]:
+        """Log-probs and (with `values_of`) values of the policy, M arrays [A_m] each; entropies of all action tokens,
+        on the policy's device."""
+        columns: list[dict[int, np.ndarray]] = [{}, {}]
+        places: dict[int, np.ndarray] = {}
+        entropies, total = [torch.zeros(0, device=policy.device)], 0
         for batch in self._micro_batches(sequences):
-            found = compute_token_stats(policy, batch, self.config.rollout.temperature, self.chunk, values_of)
-            for column, flat in zip(columns, found, strict=True):
-                if flat is not None:
-                    _scatter(column, flat.numpy(), batch, sequences)
-        return [[column[m] for m in sorted(column)] for column in columns]
+            logprobs, entropy, values = compute_token_stats(
+                policy, batch, self.config.rollout.temperature, self.chunk, values_of
+            )
+            _scatter(columns[0], logprobs.numpy(), batch, sequences)
+            if values is not None:
+                _scatter(columns[1], values.numpy(), batch, sequences)
+            _scatter(places, np.arange(total, total + len(entropy)), batch, sequences)
+            entropies.append(entropy)
+            total += len(entropy)
+        order = np.concatenate([np.zeros(0, np.int64), *(places[m] for m in sorted(places))])
+        logprobs, values = ([column[m] for m in sorted(column)] for column in columns)
+        return logprobs, values, torch.cat(entropies)[torch.from_numpy(order).to(policy.device)]
 
     @torch.no_grad()
     def _separate_values(self, sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
@@ -164,10 +183,13 @@ class Learner:
             self._report(0.0)
             self._critic_step(inputs, chosen, metrics, warming_up)
             if not warming_up:
-                self._policy_step(inputs, chosen, credit, joint, metrics)
+                self._policy_step(inputs, chosen, credit, joint, metrics, (step, number))
         if alternate:
             self._report = partial(report, total, total)
-            self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics)
+            self._policy_step(inputs, range(len(batch.sequences)), None, world_model, metrics, (step, total))
+        if metrics.skipped:  # else the last gradient was finite, and so are the weights it was computed from
+            advice = "nothing of this step is kept; go on from the last checkpoint with --resume"
+            check_finite(self.policy.model, f"step {step + 1}", advice)
         self.seen_passages.add(step + 1, shown_passages(batch.trajectories))
         metrics.learning_rate = float(self.scheduler.get_last_lr()[0])
         if metrics.moved:  # training steps in which the policy did not change do not count
@@ -196,23 +218,33 @@ class Learner:
 
     def _policy_step(
         self, inputs: _UpdateInputs, chosen: Sequence[int], credit: Credit | None,
-        world_model: WorldModelWeights | None, metrics: UpdateMetrics,
+        world_model: WorldModelWeights | None, metrics: UpdateMetrics, number: tuple[int, int],
     ) -> None:  # fmt: skip
         """One step of the policy's optimizer; the denominators of its losses are those of the whole optimizer batch.
 
-        credit: None leaves out the policy loss and a shared critic's. world_model: None leaves out its loss.
+        credit: None leaves out the policy loss and a shared critic's. world_model: None leaves out its loss. number:
+        that of the training step, from 0, and of the optimizer step in it, from 1.
         """
         c, picked = self.config, [inputs.sequences[i] for i in chosen]
         longest = longest_action(c.rollout, c.env, c.layout)
-        tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest)
+        subset = weights = None
+        if world_model is not None:
+            weights = token_weights(world_model, picked, self.policy.device)
+            subset = choose_tokens(picked, world_model, c.paw.token_fraction, (c.seed, 6, *number))
+            metrics.add_subset(subset)
+        tables = build_tables(picked, inputs.stats, credit, world_model, c.algo.aggregation, longest, subset)
         metrics.policy_steps += credit is not None
         metrics.wm_steps += world_model is not None
-        learned = 0
-        for batch in self._packed(picked, tables):
-            value_loss = self.critic.loss_in_policy_update(batch, metrics) if credit else None
-            metrics.add(batch, backward(self.policy, batch, self.settings, self.chunk, value_loss), chosen)
-            learned += len(batch.members)
-            self._report(learned / len(picked))
+
+        def accumulate() -> None:
+            learned = 0
+            for batch in self._packed(picked, tables, weights):
+                value_loss = self.critic.loss_in_policy_update(batch, metrics) if credit else None
+                metrics.add(batch, backward(self.policy, batch, self.settings, self.chunk, value_loss), chosen)
+                learned += len(batch.members)
+                self._report(learned / len(picked))
+
+        self._within_memory(accumulate, metrics)
         norm, stepped = self._step()
         metrics.moved |= stepped
         metrics.count_step(stepped)
@@ -227,7 +259,19 @@ class Learner:
             picked = [inputs.sequences[i] for i in chosen]
             return self._packed(picked, build_tables(picked, inputs.stats, inputs.credit, None))
 
-        self.critic.update(self.policy, micro_batches, metrics, warming_up, self._step)
+        accumulate = partial(self._within_memory, metrics=metrics)
+        self.critic.update(self.policy, micro_batches, metrics, warming_up, self._step, accumulate)
+
+    def _within_memory(self, accumulate: Callable[[], None], metrics: UpdateMetrics) -> None:
+        """Accumulates an optimizer batch's gradients; where memory runs out, from the beginning with less at a time."""
+        before = metrics.snapshot()
+
+        def undo() -> None:
+            metrics.restore(before)
+            for optimizer in (self.optimizer, *self.critic.own_optimizers()):
+                optimizer.zero_grad(set_to_none=True)
+
+        self._memory.run(accumulate, undo)
 
     def _step(self) -> tuple[float, bool]:
         """A step of the policy's optimizer, skipped where the gradient is not finite; its norm, whether it was
@@ -239,12 +283,14 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm), finite
 
-    def _packed(self, sequences: Sequence[TokenSequence], tables: Sequence[RowTable]) -> Iterator[PackedBatch]:
+    def _packed(
+        self, sequences: Sequence[TokenSequence], tables: Sequence[RowTable], weights: torch.Tensor | None = None
+    ) -> Iterator[PackedBatch]:
         """Micro-batches of the sequences that have a row."""
         live = [i for i, t in enumerate(tables) if len(t.positions)]
         lengths = [packing.input_length(tables[i]) for i in live]
-        for members in packing.plan_micro_batches(lengths, self.config.token_budget):
-            yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device)
+        for members in packing.plan_micro_batches(lengths, self._memory.tokens):
+            yield packing.pack(sequences, tables, [live[i] for i in members], self.policy.device, weights)
 
 
 def learning_rate_factor(step: int, optim: OptimConfig, steps: int) -> float:

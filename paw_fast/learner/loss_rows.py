@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,32 +44,87 @@ def action_weights(counts: Sequence[int], aggregation: str, longest: int) -> lis
     raise ValueError(f"aggregation is {aggregation!r}, expected token-mean, sequence-mean or constant-length")
 
 
+@dataclass(frozen=True)
+class TokenSubset:
+    """The observation tokens of an optimizer batch that have a row. Produced by `choose_tokens`, consumed by
+    `build_tables`.
+
+    kept [W] bool, among all observation tokens of the sequences; num_eligible: those that could have been drawn, each
+    with probability `fraction`.
+
+    >>> TokenSubset(np.array([True, False]), 2, 0.5).kept.sum()
+    np.int64(1)
+    """
+
+    kept: np.ndarray
+    num_eligible: int
+    fraction: float
+
+
+def choose_tokens(
+    picked: Sequence[TokenSequence], world_model: WorldModelWeights, fraction: float, seed: Sequence[int]
+) -> TokenSubset | None:
+    """Draws the share `fraction` of the observation tokens whose weight is not zero, without replacement; None for 1.
+
+    Of n tokens floor(n * fraction + u) are drawn, u uniform in [0, 1): each with probability `fraction` exactly, so
+    that the loss with weights divided by it has the same expected gradient (Horvitz and Thompson, 1952).
+    """
+    if fraction == 1.0:
+        return None
+    parts = [
+        np.full(len(span.observation), one)
+        for q in picked for span, one in zip(q.spans, _eligible(q, world_model), strict=True)
+    ]  # fmt: skip
+    kept = np.zeros(sum(map(len, parts)), dtype=bool)
+    numbers = np.flatnonzero(np.concatenate([kept[:0], *parts]))
+    rng = np.random.default_rng(seed)
+    count = int(len(numbers) * fraction + rng.random())
+    kept[rng.choice(numbers, count, replace=False)] = True
+    return TokenSubset(kept, len(numbers), fraction)
+
+
 def build_tables(
     picked: Sequence[TokenSequence], stats: TokenStats, credit: Credit | None, world_model: WorldModelWeights | None,
-    aggregation: str = "token-mean", longest: int = 1,
+    aggregation: str = "token-mean", longest: int = 1, subset: TokenSubset | None = None,
 ) -> list[RowTable]:  # fmt: skip
     """Row tables of the sequences of one optimizer batch.
 
-    Policy rows weigh as `action_weights` says; world-model rows weigh lambda / N_WM, where N_WM counts the selected
-    observation tokens of the batch. Trajectories outside `credit.policy_mask` have world-model rows only; without a
-    credit there are no policy rows at all, without a world model no world-model rows.
+    Policy rows weigh as `action_weights` says. World-model rows are those of the selected transitions whose lambda is
+    not 0; their `sources` number the weights that `world_model.token_weights` computes for `picked` on the device. Of
+    a `subset`, only its tokens have rows, and their weights are divided by its fraction. Trajectories outside
+    `credit.policy_mask` have world-model rows only; without a credit there are no policy rows at all, without a world
+    model no world-model rows.
     """
     counts = [_num_actions(q) if credit and credit.policy_mask[q.trajectory] else 0 for q in picked]
     weights = action_weights(counts, aggregation, longest)
-    num_observed = 0
-    if world_model:
-        num_observed = sum(len(s.observation) for q in picked for s in q.spans if world_model.selected[s.transition])
-    tables = []
+    tables, first = [], 0
     for sequence, weight, count in zip(picked, weights, counts, strict=True):
         policy, observed = RowTable.empty(0), RowTable.empty(0)
         if credit and count:
             policy = _policy_rows(sequence, stats, credit, weight)
         if world_model:
-            scale = float(world_model.lambdas[sequence.trajectory]) / max(1, num_observed)
-            scales = [scale * bool(world_model.selected[s.transition]) for s in sequence.spans]
-            observed = packing.observation_rows(sequence, scales)
+            observed = _world_model_rows(sequence, world_model, first, subset)
+            first += sum(len(span.observation) for span in sequence.spans)
         tables.append(packing.join_rows(policy, observed))
     return tables
+
+
+def _world_model_rows(
+    sequence: TokenSequence, world_model: WorldModelWeights, first: int, subset: TokenSubset | None
+) -> RowTable:
+    """first: number of the sequence's first observation token among all of the optimizer batch."""
+    eligible = _eligible(sequence, world_model)
+    rows = packing.observation_rows(sequence, [1.0 if one else 0.0 for one in eligible])
+    sizes = [len(span.observation) for span in sequence.spans]
+    chosen = np.flatnonzero(np.repeat(eligible, sizes))
+    rows = dataclasses.replace(rows, sources=first + chosen)
+    return rows if subset is None else packing.take_rows(rows, subset.kept[rows.sources], 1.0 / subset.fraction)
+
+
+def _eligible(sequence: TokenSequence, world_model: WorldModelWeights) -> list[bool]:
+    """For each span: whether its observation has a nonzero weight."""
+    weighs = world_model.lambdas[sequence.trajectory] != 0
+    return [bool(weighs and world_model.selected[span.transition]) for span in sequence.spans]
 
 
 def _num_actions(sequence: TokenSequence) -> int:

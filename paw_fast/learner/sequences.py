@@ -28,9 +28,11 @@ def build_sequences(
         if layout == "trajectory" and trajectory.transitions:
             last = trajectory.transitions[-1]
             ids = last.prompt_ids + last.action_ids + last.observation_ids
-            spans = []
+            spans, known = [], 0
             for t in trajectory.transitions:
-                assert t.prompt_ids == ids[: len(t.prompt_ids)], "a prompt does not continue the previous one"
+                end = len(t.prompt_ids)
+                assert t.prompt_ids[known:end] == ids[known:end], "a prompt does not continue the previous one"
+                known = end
                 spans.append(_span(number, t))
                 number += 1
             sequences.append(TokenSequence(index, ids, tuple(spans)))

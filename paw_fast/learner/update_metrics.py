@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from paw_fast.kernels import CLIPPED, POLICY, SATURATED, WORLD_MODEL
 from paw_fast.learner.forward_backward import RowResults
+from paw_fast.learner.loss_rows import TokenSubset
 from paw_fast.learner.packing import PackedBatch
 from paw_fast.learner.seen_passages import NEW, REPEATED
 
@@ -39,9 +42,18 @@ class UpdateMetrics:
         self.tokens = 0
         names = ("policy", "wm", "clipped", "kl", "rows", "saturated", "error", "wm_rows")
         self._sums = dict.fromkeys(names, 0.0)
+        self._subset_tokens = np.zeros(2, dtype=np.int64)
         self._value_loss, self._value_clipped = 0.0, 0
         self._values: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    def snapshot(self) -> dict[str, Any]:
+        """What has been accumulated so far, for `restore`."""
+        return {name: copy.copy(value) for name, value in vars(self).items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what was accumulated since `snapshot` returned `state`."""
+        vars(self).update({name: copy.copy(value) for name, value in state.items()})
 
     def count_step(self, stepped: bool) -> None:
         """Counts an optimizer step of the policy or the critic, taken or skipped."""
@@ -73,6 +85,11 @@ class UpdateMetrics:
                 self._passage_tokens[label] += int((labels == label).sum())
         self.tokens += sum(batch.lengths)
 
+    def add_subset(self, subset: TokenSubset | None) -> None:
+        """Adds the observation tokens that an optimizer step drew from those of the selected transitions."""
+        if subset is not None:
+            self._subset_tokens += (int(subset.kept.sum()), subset.num_eligible)
+
     def add_values(self, values: Tensor, targets: Tensor, clipped: Tensor, loss: float) -> None:
         """Adds a micro-batch of the critic's update; `loss` is weighted over the optimizer batch already."""
         self._values.append(values.cpu())
@@ -99,6 +116,8 @@ class UpdateMetrics:
             if s["wm_rows"]:
                 out["wm/clipped_token_ratio"] = s["saturated"] / s["wm_rows"]
                 out["wm/next_observation_error"] = s["error"] / s["wm_rows"]
+            if self._subset_tokens[1]:
+                out["wm/token_share"] = float(self._subset_tokens[0] / self._subset_tokens[1])
             for name, label in (("repeated", REPEATED), ("new", NEW)):
                 if self._passage_tokens[label]:
                     error = self._passage_errors[label] / self._passage_tokens[label]

@@ -106,9 +106,13 @@ def _compare(got: Tensor, want: Tensor, model: Any, what: str, against: str) -> 
 
 def tolerance_of(model: Any) -> float:
     """Returns the tolerance for a model: the maximum mean difference of its log-probs, in nats per token."""
+    return TOLERANCES[model.dtype] * (MOE_FACTORS[model.dtype] if has_experts(model) else 1)
+
+
+def has_experts(model: Any) -> bool:
+    """Whether a model is a mixture of experts."""
     config = model.config.get_text_config()
-    experts = any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
-    return TOLERANCES[model.dtype] * (MOE_FACTORS[model.dtype] if experts else 1)
+    return any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
 
 
 def _sequences(policy: PackedModel) -> list[Tensor]:

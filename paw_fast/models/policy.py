@@ -14,12 +14,14 @@ import torch
 import transformers
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from paw_fast.config import ModelConfig
+from paw_fast.config import LoraConfig, ModelConfig
 from paw_fast.errors import UserError
 from paw_fast.models import packed_attention
 from paw_fast.models.forward_check import check_forward, reject_stateful
 from paw_fast.models.hub import check_model, use_cache_only
+from paw_fast.models.lora import AdapterFiles, add_adapters, base_layer, without_adapters
 from paw_fast.runs import console
+from paw_fast.runs.adapter import base_of, is_adapter, load_adapter
 from paw_fast.runs.memory_errors import describe_out_of_memory
 
 
@@ -92,11 +94,14 @@ class Policy:
     """A model and its tokenizer.
 
     Dropout is disabled in all forward passes, including those of the update. Raises `UserError` for models whose layer
-    types show that they cannot run packed sequences.
+    types show that they cannot run packed sequences. adapter: the `peft.PeftModel` around a model with LoRA adapters,
+    which alone are trained then; base: the name of the model without them.
     """
 
     model: Any
     tokenizer: Any
+    adapter: Any = None
+    base: str = ""
 
     def __post_init__(self) -> None:
         reject_stateful(self.model)
@@ -130,27 +135,34 @@ class Policy:
         )
         return map_logits(self.model, self.lm_head(out.last_hidden_state[0]))
 
+    @property
+    def saved_model(self) -> Any:
+        """What a checkpoint saves, with a method `save_pretrained`: the model, or its adapter."""
+        return self.model if self.adapter is None else AdapterFiles(self.adapter, self.base)
+
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def check_finite(model: torch.nn.Module, name: str) -> None:
+def check_finite(model: torch.nn.Module, what: str, advice: str) -> None:
     """Raises `UserError`, which names the first parameter that contains NaN or infinite values. Makes no copies."""
     for key, parameter in model.named_parameters():
         if parameter.numel() and not all(bool(torch.isfinite(one)) for one in torch.aminmax(parameter.detach())):
-            raise UserError(
-                f"--model {name}: the parameter {key} contains NaN or infinite values: the model is damaged or its "
-                "training has diverged; use an earlier checkpoint"
-            )
+            raise UserError(f"{what}: the parameter {key} contains NaN or infinite values: {advice}")
 
 
-def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -> Policy:
+def load_policy(
+    path: str | Path, config: ModelConfig, trainable: bool = True, lora: LoraConfig | None = None,
+    saved: Path | None = None, seed: int = 0,
+) -> Policy:  # fmt: skip
     """Loads a causal LM and its tokenizer from a folder or the Hugging Face hub.
 
     Args:
-        path: model folder or hub name.
+        path: model folder or hub name. The adapter in a folder of PEFT's is merged into its base model.
         config: device, dtype and further settings.
         trainable: whether the parameters require gradients.
+        lora: settings of adapters, which alone are trained then; None for none.
+        saved, seed: where the adapters are loaded from, or the seed that they are drawn with (see `add_adapters`).
 
     The packed forward pass is compared with the standard one (`forward_check`). Raises `UserError` if the model does
     not exist, is damaged or is not supported.
@@ -161,15 +173,20 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
     check_model(name)
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        trust, offline = config.trust_remote_code, use_cache_only(name)
+        base = base_of(Path(name)) if is_adapter(Path(name)) else name
+        trust, offline = config.trust_remote_code, use_cache_only(base)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust, local_files_only=offline)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            name,
+            base,
             dtype=dtype,
             attn_implementation=packed_attention.ATTENTION_NAME,
             trust_remote_code=trust,
             local_files_only=offline,
         )
+        if base != name:
+            model = load_adapter(model, Path(name), trainable=False).merge_and_unload()
+    except UserError:
+        raise
     except KeyError as e:
         if e.args != (packed_attention.ATTENTION_NAME,):
             raise UserError(f"--model {name}: cannot be loaded as a causal LM: no {e}") from e
@@ -187,9 +204,17 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
             ) from e
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"--model {name}: cannot be loaded as a causal LM: {first}") from e
-    check_finite(model, name)
+    check_finite(
+        model, f"--model {name}", "the model is damaged or its training has diverged; use an earlier checkpoint"
+    )
     model.to(device)
     model.requires_grad_(trainable)
+    adapter = None
+    if lora is not None:
+        if base != name:
+            raise UserError(f"--lora.rank: {name} is a LoRA adapter itself: merge it into its base model {base} first")
+        adapter = add_adapters(model, lora, name, saved, seed)
+        base = str(Path(base).absolute()) if Path(base).is_dir() else base
     if trainable and config.gradient_checkpointing:
         # Newer releases of transformers warn about the old name.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -198,10 +223,23 @@ def load_policy(path: str | Path, config: ModelConfig, trainable: bool = True) -
         except ValueError as e:
             raise UserError(f"--model.gradient-checkpointing: {e}; use --model.no-gradient-checkpointing") from e
     try:
-        policy = Policy(model, tokenizer)
+        policy = Policy(model, tokenizer, adapter, base)
     except UserError as e:
         raise UserError(f"--model {name}: {e}") from e
     check_forward(policy, name)
     if trainable and (rates := _dropout_rates(model.config.get_text_config().to_dict())):
         console.say(f"--model {name}: dropout is disabled ({', '.join(rates)} in its config)")
     return policy
+
+
+class BasePolicy(Policy):
+    """The base model of a policy with adapters, on the same weights: the reference of the KL term."""
+
+    @property
+    def lm_head(self) -> torch.nn.Linear:
+        return base_layer(self.model.get_output_embeddings())
+
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+        """As `Policy.hidden`, without the adapters. Without gradient."""
+        with torch.no_grad(), without_adapters(self.adapter):
+            return super().hidden(input_ids, position_ids, lengths)

@@ -18,8 +18,11 @@ def _norm(width: int, rows: int, b: int) -> int:
     return width * (FLOAT32 + b) + rows * FLOAT32
 
 
-def layer_bytes(shape: ModelShape, b: int, joined: bool = True) -> int:
+def layer_bytes(shape: ModelShape, b: int, joined: bool = True, rank: int = 0) -> int:
     """Bytes a token that a layer keeps for its backward pass.
+
+    rank: of LoRA adapters on its seven linear layers, each of which keeps `rank` elements more; the norms, whose
+    weights are frozen then, do not keep their normalized inputs.
 
     joined: whether the attention of several sequences is computed one by one and concatenated, as on the CPU; the input
     of the output projection is then a copy.
@@ -35,6 +38,9 @@ def layer_bytes(shape: ModelShape, b: int, joined: bool = True) -> int:
     # Queries, repeated keys and values, output; the log-sum-exp of each head in float32.
     attention = (4 + joined) * queries * b + shape.heads * FLOAT32
     mlp = 4 * shape.ffn * b  # gate, its activation, up, their product
+    if rank:
+        normalized = 2 * shape.hidden + (queries + keys if shape.model_type == "qwen3" else 0)
+        return norms + attention + mlp + (7 * rank - normalized) * b
     return norms + attention + mlp
 
 
@@ -48,9 +54,10 @@ def outer_bytes(shape: ModelShape, b: int) -> int:
     return 8 + 2 * shape.head_size * b + _norm(shape.hidden, 1, b) + shape.hidden * b
 
 
-def update_bytes(shape: ModelShape, b: int, checkpointing: bool, joined: bool = True) -> int:
-    """Bytes a token of the whole forward pass of an update; with checkpointing, also the layer that is recomputed."""
-    layer = layer_bytes(shape, b, joined)
+def update_bytes(shape: ModelShape, b: int, checkpointing: bool, joined: bool = True, rank: int = 0) -> int:
+    """Bytes a token of the whole forward pass of an update; with checkpointing, also the layer that is recomputed.
+    rank: of LoRA adapters."""
+    layer = layer_bytes(shape, b, joined, rank)
     layers = shape.layers * checkpoint_bytes(shape, b) + layer if checkpointing else shape.layers * layer
     return layers + outer_bytes(shape, b)
 

@@ -129,23 +129,31 @@ def predict_trainer(
 
     shards: devices among which weights, gradients and optimizer states are split (FSDP); the trainer has 1 today.
 
-    Weights and reference: P b. Gradients: P b. AdamW: two moments, 8 P, and for 16-bit weights float32 copies, 4 P. The
-    passes: see `_passes`; rollouts on the same device: `_rollouts`.
+    Weights and reference: P b. Gradients: P b. AdamW: two moments, 8 P, and for 16-bit weights float32 copies, 4 P.
+    With LoRA, gradients and AdamW are of the adapters alone, and there is no reference model. The passes: see
+    `_passes`; rollouts on the same device: `_rollouts`.
     """
     cuda, b = machine.kind == "cuda", element_size(config, machine.kind)
-    parameters = shape.num_parameters // shards
+    parameters, lora = shape.num_parameters // shards, config.lora
+    trained, largest, offloaded = parameters, shape.largest_parameter, config.offload.optimizer and cuda
     count = f"{shape.num_parameters / 1e9:.3g} B parameters x {b} bytes"
     parts = [
         Part("CUDA context" if cuda else "process", PROCESS_BYTES[machine.kind]),
         Part("weights", parameters * b, note=count),
     ]
-    if config.algo.kl_coef > 0:
+    if lora.rank:
+        trained = shape.adapter_parameters(lora.rank, lora.head) // shards
+        largest = lora.rank * (shape.vocab if lora.head else max(shape.hidden, shape.ffn))
+        parts.append(Part("adapters", trained * b, note=f"{trained / 1e6:.3g} M parameters, --lora.rank {lora.rank}"))
+    elif config.algo.kl_coef > 0 and config.offload.reference and cuda:
+        parts.append(Part("reference model", largest * b, (STATISTICS,), "offloaded: its largest layer"))
+    elif config.algo.kl_coef > 0:
         parts.append(Part("reference model", parameters * b, note="for --algo.kl-coef"))
-    parts += _optimizer(parameters, shape.largest_parameter, b, "")
+    parts += _optimizer(trained, largest, b, "", offloaded)
     if needs_critic(config) and config.critic.backbone == "own":
-        parts.append(Part("critic: weights", parameters * b))
-        learned = shape.backbone_parameters // shards
-        parts += _optimizer(learned, shape.largest_parameter, b, "critic: ")
+        learned = trained if lora.rank else shape.backbone_parameters // shards
+        parts.append(Part("critic: weights", trained * b, note="adapters" if lora.rank else ""))
+        parts += _optimizer(learned, largest, b, "critic: ", offloaded)
     parts += _passes(config, shape, machine, work, b, shards)
     if rollouts_share_device(config):
         parts += _rollouts(config, shape, machine, work, b)
@@ -166,8 +174,24 @@ def _allocator(kind: str, parts: list[Part]) -> Part:
     return Part("allocator", int(share * peak), note=note, estimated=True)
 
 
-def _optimizer(parameters: int, largest: int, b: int, name: str) -> list[Part]:
+def host_bytes(config: TrainConfig, shape: ModelShape) -> int:
+    """Bytes of the CPU's memory that `offload` needs: for each parameter two moments, a float32 copy and a float32
+    gradient, and the reference model in 16 bits."""
+    rank, own = config.lora.rank, needs_critic(config) and config.critic.backbone == "own"
+    trained = shape.adapter_parameters(rank, config.lora.head) if rank else shape.num_parameters
+    states = 4 * FLOAT32 * trained * (1 + own) if config.offload.optimizer else 0
+    return states + (2 * shape.num_parameters if config.offload.reference and not rank else 0)
+
+
+def _optimizer(parameters: int, largest: int, b: int, name: str, offloaded: bool) -> list[Part]:
     """Gradients, AdamW's states, and what its step holds for a moment (`learner.optim.MasterAdamW`)."""
+    if offloaded:
+        # A parameter's update is copied in float32 and rounded on the device.
+        note = "states: --offload.optimizer"
+        return [
+            Part(f"{name}gradients", parameters * b, (UPDATE, OPTIMIZER)),
+            Part(f"{name}temporaries of AdamW", largest * FLOAT32, (OPTIMIZER,), note),
+        ]
     masters = [Part(f"{name}master weights", FLOAT32 * parameters, note="float32")] if b != FLOAT32 else []
     # 16-bit gradients give way to float32 copies. Parameters are updated one after another, in two temporaries.
     step = ((parameters if b != FLOAT32 else 0) + 2 * largest) * FLOAT32
@@ -194,28 +218,29 @@ def _passes(
 ) -> list[Part]:
     """Activations, logits and temporaries of the passes over packed tokens.
 
-    Update: T `update_bytes`, the LM head's gradient in float32 (4 V H), and the largest of what is held in turn: a
-    chunk of logits with the rows' states and their gradients (chunk + 2 N H b); a layer's backward (T
+    Update: T `update_bytes`, the LM head's gradient in float32 (4 V H; none with LoRA), and the largest of what is held
+    in turn: a chunk of logits with the rows' states and their gradients (chunk + 2 N H b); a layer's backward (T
     `backward_bytes`). Token statistics: T `forward_bytes` + N H b, and two chunks of logits.
     """
     tokens, joined = micro_batch_tokens(config, work), machine.kind == "cpu"
     rows = max(1, min(tokens, -(-work.rows * tokens // max(1, work.trained))))
     checkpointing = config.model.gradient_checkpointing
-    kept = tokens * update_bytes(shape, b, checkpointing, joined)
+    kept = tokens * update_bytes(shape, b, checkpointing, joined, config.lora.rank)
     row_bytes = shape.vocab * b
     logits = min(rows * row_bytes, max(row_bytes, config.logits_budget_mb * MIB))
     in_head = logits + 2 * rows * shape.hidden * b
     if checkpointing:  # the recomputed layer does not exist yet while the head runs
-        in_head -= tokens * layer_bytes(shape, b, joined)
+        in_head -= tokens * layer_bytes(shape, b, joined, config.lora.rank)
     in_layers = tokens * backward_bytes(shape, b) + (shape.layer_parameters * b if shards > 1 else 0)
     # At the end the activations are free, and the embedding's gradient is added to the head's.
-    at_the_end = shape.head_parameters * b + tokens * shape.hidden * b - kept
+    head_gradient = 0 if config.lora.rank else shape.head_parameters
+    at_the_end = head_gradient * b + tokens * shape.hidden * b - kept
     phrase = f"{tokens} tokens x {kept / tokens / 1024:.0f} KiB" + (", checkpointed" if checkpointing else "")
     scored = max(min(config.token_budget, work.trained // config.rollout.groups), work.longest)
     forward = scored * forward_bytes(shape, b) + min(rows, scored) * shape.hidden * b
     return [
         Part("activations", kept, (UPDATE,), phrase),
-        Part("gradient of the LM head", shape.head_parameters * FLOAT32, (UPDATE,), "float32"),
+        Part("gradient of the LM head", head_gradient * FLOAT32, (UPDATE,), "float32"),
         Part("logits chunk, temporaries", max(0, in_head, in_layers, at_the_end), (UPDATE,),
              f"{logits / MIB:.0f} MiB of logits"),
         Part("forward pass", forward, (STATISTICS,)),

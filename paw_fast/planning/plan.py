@@ -88,7 +88,7 @@ def make_plan(config: TrainConfig, machine: Machine) -> Plan:
         devices.append(predict_rollout(config, shape, machine, work))
     alone = together = ()
     if trainer.verdict != FITS:
-        alone = tuple(_alone(config, shape, machine, work))
+        alone = _alone(config, shape, machine, work)
         together = () if alone else tuple(_together(config, shape, machine, work))
     time = estimate_time(config, shape, machine, work)
     return Plan(config, shape, machine, work, tuple(devices), time, alone, together)
@@ -120,7 +120,8 @@ def remedy(plan: Plan) -> str:
         last = plan.together[-1]
         may = "it fits" if last.verdict == FITS else "it may fit"
         return f"{may} with {' '.join(change.text for change in plan.together)} ({size_text(last.peak)})"
-    return "no setting of its memory makes it fit: take a smaller --model or a device with more memory"
+    adapters = "" if plan.config.lora.rank else "train adapters (--lora.rank 32), or "
+    return f"no setting of its memory makes it fit: {adapters}take a smaller --model or a device with more memory"
 
 
 def count_text(count: int) -> str:
@@ -149,6 +150,11 @@ def _lower(
     r = config.rollout
     if option == "--model.gradient-checkpointing" and not config.model.gradient_checkpointing:
         yield "", replace(config, model=replace(config.model, gradient_checkpointing=True))
+    elif option == "--offload.optimizer" and machine.kind == "cuda" and not config.offload.optimizer:
+        yield "", replace(config, offload=replace(config.offload, optimizer=True))
+    elif option == "--offload.reference" and machine.kind == "cuda" and not config.offload.reference:
+        if config.algo.kl_coef > 0 and not config.lora.rank:
+            yield "", replace(config, offload=replace(config.offload, reference=True))
     elif option == "--token-budget":
         value = config.token_budget // 2
         while value >= max(LEAST_TOKENS, work.longest):
@@ -175,18 +181,23 @@ def _lower(
 
 _OPTIONS = (
     "--token-budget", "--rollout.memory-share", "--rollout.slots", "--logits-budget-mb",
-    "--model.gradient-checkpointing",
+    "--model.gradient-checkpointing", "--offload.reference", "--offload.optimizer",
 )  # fmt: skip
 """In the order in which they are proposed: those that cost the least time first."""
 
 
-def _alone(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload) -> Iterator[Change]:
+def _alone(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload) -> tuple[Change, ...]:
+    """The changes each of which makes the run fit; to the CPU's memory only where no other does."""
+    made: list[Change] = []
     for option in _OPTIONS:
+        if made and option.startswith("--offload"):
+            break
         for value, changed in _lower(config, option, shape, machine, work):
             found = predict_trainer(changed, shape, machine, work)
             if found.verdict == FITS:
-                yield Change(option, value, changed, found.peak, found.verdict)
+                made.append(Change(option, value, changed, found.peak, found.verdict))
                 break
+    return tuple(made)
 
 
 def _together(config: TrainConfig, shape: ModelShape, machine: Machine, work: Workload) -> list[Change]:

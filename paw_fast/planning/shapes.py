@@ -61,6 +61,19 @@ class ModelShape:
         """All parameters but those of an LM head of its own."""
         return self.layers * self.layer_parameters + self.hidden + self.head_parameters
 
+    def adapter_parameters(self, rank: int, head: bool = False) -> int:
+        """Parameters of LoRA adapters: rank x (inputs + outputs) of the seven linear layers of each layer, and of the
+        LM head.
+
+        >>> ModelShape("m", "llama", hidden=8, layers=1, heads=2, kv_heads=1, head_size=4, ffn=16, vocab=10).\
+                adapter_parameters(2)
+        256
+        """
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
+        each = attention + 3 * (self.hidden + self.ffn)
+        return rank * (self.layers * each + (self.hidden + self.vocab if head else 0))
+
     @property
     def largest_parameter(self) -> int:
         """Elements of the largest weight matrix."""

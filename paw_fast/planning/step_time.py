@@ -58,8 +58,10 @@ def estimate_time(config: TrainConfig, shape: ModelShape, machine: Machine, work
     own_critic = needs_critic(config) and config.critic.backbone == "own"
     scored = work.trained * layers + work.sampled * head
     statistics = scored * (1 + (config.algo.kl_coef > 0)) + own_critic * work.trained * layers
-    passes = 3 + config.model.gradient_checkpointing  # forward, backward (twice as many), and recomputation
-    update = config.algo.epochs * (work.trained * layers * passes * (1 + own_critic) + work.rows * head * 3)
+    # Forward, backward (as many for the inputs, and for the weights where they are trained), recomputation.
+    passes = 2 + (not config.lora.rank) + config.model.gradient_checkpointing
+    in_head = 2 + (not config.lora.rank)
+    update = config.algo.epochs * (work.trained * layers * passes * (1 + own_critic) + work.rows * head * in_head)
     return StepTime(_rollout(config, shape, machine, work, rate, reads), statistics / rate, update / rate)
 
 

@@ -73,5 +73,6 @@ def estimate(config: TrainConfig, max_positions: int | None = None) -> Workload:
         longest = min(limit, 2 * lengths.prompt + r.max_action_tokens + lengths.observation * config.paw.horizon)
         trained = round(episodes * turns * sequence)
     sampled = round(episodes * turns * lengths.action)
-    observed = episodes * turns * lengths.observation * (config.paw.alpha if config.paw.enabled else 0.0)
+    share = config.paw.alpha * config.paw.token_fraction if config.paw.enabled else 0.0
+    observed = episodes * turns * lengths.observation * share
     return Workload(episodes, turns, lengths, sequence, longest, trained, sampled, round(sampled + observed))

@@ -13,10 +13,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from paw_fast.envs.base import Env, StepResult
+from paw_fast.envs.base import Env, EpisodeLost, StepResult
 from paw_fast.errors import UserError
 from paw_fast.rollout.chat_format import ChatFormat
 from paw_fast.rollout.engines.base import ActionRequest, Completion, RolloutEngine
+from paw_fast.rollout.episode_retries import Retries
 from paw_fast.rollout.prompts import ParsedAction, PromptTemplate, parse_action
 from paw_fast.types import EpisodeRequest, Observation, Task, Trajectory, Transition
 
@@ -41,7 +42,7 @@ class AgentSettings:
 
     max_action_tokens, max_sequence_tokens: lengths in tokens, where the model has positions for them. max_steps: in
     actions. An episode that has lasted `max_episode_s` seconds or sampled `max_episode_tokens` tokens is cut and
-    marked; None is no limit.
+    marked; None is no limit. max_retries: how often an episode is played again when its environment fails.
     """
 
     layout: str
@@ -56,6 +57,7 @@ class AgentSettings:
     max_episode_tokens: int | None
     max_observation_chars: int
     max_observation_tokens: int
+    max_retries: int = 2
 
     def has_room(self, prompt: Sequence[int]) -> bool:
         """Whether the longest action fits after a prompt."""
@@ -145,6 +147,7 @@ class AgentLoop:
         self._queue: deque[tuple[EpisodeRequest, float | None]] = deque()
         self._free = list(self.envs)
         self._live: dict[int, _Episode] = {}
+        self._retries = Retries(settings.max_retries)
 
     def play(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> Iterator[Trajectory]:
         """Plays every episode once; yields each trajectory when it ends, in the order they end."""
@@ -168,6 +171,10 @@ class AgentLoop:
             out[step] = episodes + 1, turns + len(episode.transitions)
         return out
 
+    def take_metrics(self) -> dict[str, float]:
+        """What the environments have counted since the last call, and the episodes that were played again."""
+        return {**self.envs[0].take_metrics(), **self._retries.take_metrics()}  # the first counts for all slots
+
     def add(self, requests: Sequence[EpisodeRequest], temperature: float | None = None) -> None:
         """Queues more episodes; `temperature` None is that of the settings."""
         self._queue.extend((request, temperature) for request in requests)
@@ -178,6 +185,7 @@ class AgentLoop:
             self.engine.release(number)
         self._live.clear()
         self._queue.clear()
+        self._retries.forget()
         self._free = list(self.envs)
 
     def step(self) -> list[Trajectory]:
@@ -188,7 +196,14 @@ class AgentLoop:
         """
         over = []
         while self._queue and self._free:
-            episode = self._start(*self._queue.popleft(), self._free.pop())
+            request, temperature = self._queue.popleft()
+            try:
+                episode = self._start(request, temperature, self._free[-1])
+            except EpisodeLost as error:
+                self._retries.add(request, error)
+                self._queue.append((request, temperature))
+                continue
+            self._free.pop()
             if not self.settings.has_room(episode.prompt):
                 self._free.append(episode.env)
                 over.append(self._trajectory(episode, won=False, truncated=True))
@@ -202,8 +217,14 @@ class AgentLoop:
             actions = [self._begin(self._live[completion.episode], completion) for completion in completions]
         for completion, action in zip(completions, actions, strict=True):
             episode = self._live[completion.episode]
-            with self.stage("prompt"):
-                trajectory = self._act(episode, completion, action)
+            try:
+                with self.stage("prompt"):
+                    trajectory = self._act(episode, completion, action)
+            except EpisodeLost as error:
+                self._retries.add(episode.request, error)
+                self._queue.append((episode.request, episode.temperature))
+                self._abandon(episode)
+                continue
             if trajectory is None:
                 self._ask(episode)
             else:
@@ -218,10 +239,14 @@ class AgentLoop:
         return [self._leave(e, self._trajectory(e, won=False, truncated=True, overrun="time")) for e in late]
 
     def _leave(self, episode: _Episode, trajectory: Trajectory) -> Trajectory:
+        self._abandon(episode)
+        self._retries.ended(episode.request)
+        return trajectory
+
+    def _abandon(self, episode: _Episode) -> None:
         self.engine.release(episode.number)
         self._free.append(episode.env)
         del self._live[episode.number]
-        return trajectory
 
     def _overrun(self, episode: _Episode) -> str:
         """The budget that the episode has spent: `time`, `tokens` or empty."""

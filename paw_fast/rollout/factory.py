@@ -129,5 +129,5 @@ def agent_settings(model_config: Any, config: TrainConfig) -> AgentSettings:
         temperature=r.temperature, success_reward=a.success_reward, invalid_penalty=a.invalid_penalty,
         max_observation_chars=config.env.max_observation_chars,
         max_observation_tokens=config.env.max_observation_tokens, max_episode_s=r.max_episode_s,
-        max_episode_tokens=r.max_episode_tokens,
+        max_episode_tokens=r.max_episode_tokens, max_retries=config.env.max_retries,
     )  # fmt: skip

@@ -10,7 +10,9 @@ from paw_fast.config.services import log_services
 from paw_fast.errors import UserError
 from paw_fast.extras import vllm_hint
 from paw_fast.models.policy import resolve_device
+from paw_fast.models.trained import require_accelerate
 from paw_fast.rollout.prompts import PromptTemplate
+from paw_fast.runs.adapter import require_peft
 from paw_fast.runs.log_services import check_services
 
 
@@ -22,4 +24,8 @@ def check_parts(config: TrainConfig) -> None:
         check(config.env)
     if config.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(f"--rollout.engine vllm needs vLLM: {vllm_hint()}")
+    if config.lora.rank:
+        require_peft("--lora.rank")
+    if config.offload.reference:
+        require_accelerate()
     check_services(log_services(config.log))

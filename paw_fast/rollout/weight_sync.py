@@ -17,13 +17,14 @@ import math
 import mmap
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from paw_fast.errors import UserError
+from paw_fast.models.lora import has_adapters, merged_weights
 
 _ALIGN = 64  # bytes: a cache line, and more than any dtype needs
 _HEADER = 64
@@ -66,6 +67,15 @@ def named_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def weights_to_send(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the weights that an engine needs, by their names in a checkpoint: adapters are merged one by one, so that
+    engines run plain models."""
+    if has_adapters(model):
+        yield from merged_weights(model)
+    else:
+        yield from named_weights(model).items()
+
+
 @dataclass(frozen=True)
 class ModelWeights:
     """Weights of a model in the same process."""
@@ -73,7 +83,7 @@ class ModelWeights:
     model: torch.nn.Module
 
     def tensors(self, version: int) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from named_weights(self.model).items()
+        yield from weights_to_send(self.model)
 
 
 # ---------------------------------------------------------------------------------------------- shared memory
@@ -125,9 +135,9 @@ class SharedMemoryPublisher:
     def __init__(self, model: torch.nn.Module):
         if not hasattr(os, "memfd_create"):
             raise UserError("rollouts in separate processes require Linux: use --rollout.placement inline")
-        self._weights: Callable[[], Mapping[str, torch.Tensor]] = lambda: named_weights(model)
+        self._model = model
         layouts, offset = [], _HEADER
-        for name, tensor in self._weights().items():
+        for name, tensor in weights_to_send(model):
             num_bytes = tensor.numel() * tensor.element_size()
             layouts.append(_TensorLayout(name, tensor.dtype, tuple(tensor.shape), offset, num_bytes))
             offset += -(-num_bytes // _ALIGN) * _ALIGN
@@ -141,7 +151,7 @@ class SharedMemoryPublisher:
 
     def publish(self, version: int) -> None:
         self._memory[:8] = _WRITING.to_bytes(8, "little", signed=True)
-        for one, tensor in zip(self._layouts, self._weights().values(), strict=True):
+        for one, (_, tensor) in zip(self._layouts, weights_to_send(self._model), strict=True):
             if one.num_bytes:
                 target = torch.frombuffer(self._memory, dtype=one.dtype, count=tensor.numel(), offset=one.offset).view(
                     one.shape
@@ -233,7 +243,7 @@ class NcclPublisher:
         with socket.socket() as free:
             free.bind((self.host, 0))
             port = free.getsockname()[1]
-        infos = tuple((name, t.dtype, tuple(t.shape)) for name, t in named_weights(self.model).items())
+        infos = tuple((name, t.dtype, tuple(t.shape)) for name, t in weights_to_send(self.model))
         return NcclWeights(self.host, port, self.workers, infos)
 
     def publish(self, version: int) -> None:
@@ -242,6 +252,6 @@ class NcclPublisher:
     def transmit(self, source: WeightSource, version: int) -> None:
         assert isinstance(source, NcclWeights)
         group = _nccl_group(source.host, source.port, 0, source.workers + 1)
-        for tensor in named_weights(self.model).values():
+        for _, tensor in weights_to_send(self.model):
             group.broadcast(tensor.contiguous(), src=0)
         torch.cuda.synchronize()

@@ -81,7 +81,7 @@ class LocalRolloutWorker:
         return {}
 
     def take_metrics(self) -> dict[str, float]:
-        return self.loop.envs[0].take_metrics()  # its count is that of all slots
+        return self.loop.take_metrics()
 
     def close(self) -> None:
         self.loop.engine.close()

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from paw_fast.config import TrainConfig
+from paw_fast.envs.counters import merged
 from paw_fast.errors import UserError
 from paw_fast.models.policy import Policy
 from paw_fast.rollout.agent_loop import InFlight, Stage, untimed
@@ -292,21 +293,6 @@ class RolloutWorkerPool:
             _end(worker)
 
 
-def merged(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts of several environments as one: sums, and shares weighted by the searches they are shares of.
-
-    >>> merged([{"retrieval/queries": 1.0, "retrieval/known_share": 1.0}, {"retrieval/queries": 3.0}])
-    {'retrieval/queries': 4.0, 'retrieval/known_share': 0.25}
-    """
-    out: dict[str, float] = {}
-    for one in counts:
-        for name, value in one.items():
-            weight = one["retrieval/queries"] if name.endswith("_share") else 1.0
-            out[name] = out.get(name, 0.0) + weight * value
-    total = max(1.0, out.get("retrieval/queries", 0.0))
-    return {name: value / total if name.endswith("_share") else value for name, value in out.items()}
-
-
 def _end(worker: _Worker) -> None:
     if worker.process.is_alive():
         worker.process.kill()
@@ -320,7 +306,8 @@ def _publisher(config: TrainConfig, policy: Policy) -> tuple[Publisher, str]:
     r, kind = config.rollout, config.rollout.transport
     if kind == "auto":
         on_card = policy.device.type == "cuda" and r.engine == "vllm"
-        kind = ("nccl" if r.gpus else "ipc") if on_card else "shared"
+        # CUDA IPC shares tensors as they are, and adapters are merged for the engine.
+        kind = ("nccl" if r.gpus else "shared" if config.lora.rank else "ipc") if on_card else "shared"
     if kind in ("ipc", "nccl") and policy.device.type != "cuda":
         raise UserError(
             f"--rollout.transport {kind} carries weights between GPUs, and the model is on the {policy.device.type}: "

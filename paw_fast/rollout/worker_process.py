@@ -197,7 +197,7 @@ def _serve(connection: Connection, outbox: queue.SimpleQueue, spec: WorkerSpec) 
 
     def show_life(waits: bool = False) -> None:
         nonlocal last
-        outbox.put(Alive(clock.take(), env.take_metrics(), waits, loop.in_flight()))
+        outbox.put(Alive(clock.take(), loop.take_metrics(), waits, loop.in_flight()))
         last = time.monotonic()
 
     def while_waiting() -> None:

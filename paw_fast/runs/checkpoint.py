@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_000040/
         config.json  generation_config.json  model.safetensors  tokenizer.json ...    Hugging Face format
+        adapter_config.json  adapter_model.safetensors         with LoRA in place of model.safetensors: PEFT's format
         optimizer.pt  scheduler.pt  critic.pt  rng.pt                                 tensors and plain values only
         state.json                                                                    schema, step, the caller's `extra`
         manifest.json                                                                 size and SHA-256 of every file
@@ -181,7 +182,7 @@ def save_checkpoint(
     An existing checkpoint of the same step is replaced.
 
     Args:
-        model, tokenizer: objects with `save_pretrained`.
+        model, tokenizer: objects with `save_pretrained` (of a policy, its `saved_model`).
         optimizer, scheduler, critic: objects with `state_dict`.
         extra: JSON-serializable values, such as the task sampler's state, counters and the policy version.
         rng_states: defaults to `capture_rng_states()`. States of further generators can be stored under other keys.

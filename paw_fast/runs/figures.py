@@ -29,7 +29,7 @@ from paw_fast.runs.statistics import mean_interval
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#ca8a04", "#06b6d4", "#ec4899", "#84cc16", "#78716c")
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _INK = "#010203"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -182,7 +182,7 @@ def draw_panel(panel: Panel, lines: Sequence[Line]) -> Figure | None:
     if not present:
         return None
     several = len(lines) > 1
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
         for order, (ax, metrics) in enumerate(zip(axes, present, strict=True)):
@@ -224,7 +224,7 @@ def draw_success(lines: Sequence[Line], size: tuple[float, float] | None = None)
     if not any(run.evaluations() or len(run.series("success/rate")[0]) for line in lines for run in line):
         return None
     single, groups = len(lines) == 1, any(len(line) > 1 for line in lines)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=size or _SIZE, layout="constrained")
         ax = figure.subplots()
         shown = set()
@@ -295,7 +295,7 @@ def draw_stages(lines: Sequence[Line], most: int = 8) -> Figure | None:
     kept, rest = named[:most], [*named[most:], *(["other"] if "other" in totals else [])]
     labels = [stage.replace("_", " ") for stage in kept] + (["other"] if rest else [])
     colours = [*COLOURS[: len(kept)], "#9ca3af"]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_SIZE[0], max(_SIZE[1], 1.3 + 0.4 * len(runs))), layout="constrained")
         ax = figure.subplots()
         groups = [[stage] for stage in kept] + ([rest] if rest else [])
@@ -348,7 +348,7 @@ def _stage_table(run: Run, groups: Sequence[Sequence[str]]) -> tuple[np.ndarray,
 def to_svg(figure: Figure, name: str) -> str:
     """Returns the figure as an SVG element for an HTML page. `name` makes its ids unique within the page."""
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
@@ -359,6 +359,6 @@ def to_svg(figure: Figure, name: str) -> str:
 
 def to_png(figure: Figure, path: Path) -> None:
     """Writes the figure as a PNG on a white background at 150 dpi. Raises `UserError` when it cannot be written."""
-    with user_errors("write the figure", path), mpl.rc_context(_STYLE):
+    with user_errors("write the figure", path), mpl.rc_context(STYLE):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})

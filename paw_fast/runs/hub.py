@@ -1,6 +1,7 @@
 """Uploads the model of a run to the Hugging Face Hub, with a model card (see `model_card`).
 
-Uploaded are the Hugging Face files of a checkpoint and the card, in one commit. The state for resuming (optimizer,
+Uploaded are the Hugging Face files of a checkpoint and the card, in one commit; of a LoRA run the merged model, and
+the adapter in the folder `adapter` where its base model is on the Hub. The state for resuming (optimizer,
 random generators), and local paths in the files stay on this machine. RUN/hub.json records the last upload.
 """
 
@@ -11,9 +12,11 @@ import json
 import math
 import shlex
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any, TypeVar
 from paw_fast.errors import UserError
 from paw_fast.runs import console, progress, stop_signals
 from paw_fast.runs import run_dir as runs
+from paw_fast.runs.adapter import BASE, is_adapter, merge_adapter
 from paw_fast.runs.atomic_files import build_folder, user_errors
 from paw_fast.runs.checkpoint import STATE, find_checkpoint, step_of, verify_checkpoint
 from paw_fast.runs.manifest import MANIFEST, read_manifest
@@ -36,7 +40,7 @@ _OWN_FILES = frozenset({STATE, MANIFEST})
 _OWN_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl"})
 """Pickled tensors: the state for resuming. Weights are saved as safetensors."""
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
-_LOCAL_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file",
+_LOCAL_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", BASE,
                "special_tokens_map_file", "added_tokens_file")  # fmt: skip
 """Keys of config files that may name the place that a model was loaded from."""
 
@@ -199,25 +203,43 @@ def _is_local(text: str) -> bool:
     return text.startswith(("/", "~", ".", "\\")) or text[1:3] in (":\\", ":/") or Path(text).exists()
 
 
-def prepare(path: Path, name: str, license: str | None = None) -> tuple[Path, int, Callable[[str], Files]]:
-    """Returns the run directory, the step of the checkpoint, and a function that gives the files for a repository.
+def _merged_files(checkpoint: Path, merged: Path) -> dict[str, Path | bytes]:
+    """The files of a checkpoint with an adapter: the merged model, which is written to the folder `merged`, in place of
+    the adapter, which is in the folder `adapter` if others can load its base model."""
+    own = model_files(checkpoint)
+    adapter = {name: content for name, content in own.items() if name.startswith("adapter_")}
+    merge_adapter(checkpoint, merged)
+    files = {name: content for name, content in own.items() if name not in adapter}
+    for path in sorted(merged.iterdir()):
+        files[path.name] = _without_paths(path) if path.name.endswith("config.json") else path
+    config = adapter["adapter_config.json"]
+    text = config if isinstance(config, bytes) else config.read_bytes()
+    if BASE in json.loads(text):  # a local one has been taken out
+        files |= {f"adapter/{name}": content for name, content in adapter.items()}
+    return files
+
+
+@contextmanager
+def prepare(path: Path, name: str, license: str | None = None) -> Iterator[tuple[Path, int, Callable[[str], Files]]]:
+    """Yields the run directory, the step of the checkpoint, and a function that gives the files for a repository.
 
     Raises `UserError` for a run without a checkpoint, a damaged checkpoint, and a run whose card cannot be made.
     """
     run_dir, checkpoint, choice = choose_checkpoint(path)
-    step, model = step_of(checkpoint), model_files(checkpoint)
+    step = step_of(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="paw-fast-push-") as merged:
+        model = _merged_files(checkpoint, Path(merged)) if is_adapter(checkpoint) else model_files(checkpoint)
 
-    def files(repo_id: str) -> Files:
-        return {**model, CARD: make_card(run_dir, step, repo_id, choice, license).encode()}
+        def files(repo_id: str) -> Files:
+            return {**model, CARD: make_card(run_dir, step, repo_id, choice, license).encode()}
 
-    files(name)  # before anything is created
-    return run_dir, step, files
+        files(name)  # before anything is created
+        yield run_dir, step, files
 
 
 def write_folder(path: Path, name: str, folder: Path, license: str | None = None) -> None:
     """Writes what would be uploaded into a new folder. Raises `UserError` if it exists and is not empty."""
-    _, _, make_files = prepare(path, name, license)
-    with user_errors("write the files", folder):
+    with prepare(path, name, license) as (_, _, make_files), user_errors("write the files", folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} already exists: choose a new folder, or remove it")
         build_folder(folder, lambda hidden: _write(make_files(name), hidden))
@@ -249,8 +271,7 @@ def push(path: Path, name: str, private: bool = False, license: str | None = Non
 
     Raises `UserError` if nothing can be uploaded, and `stop_signals.Interrupted` if a stop was requested meanwhile.
     """
-    run_dir, step, make_files = prepare(path, name, license)
-    with progress.phase(f"uploading to {name}"):
+    with prepare(path, name, license) as (run_dir, step, make_files), progress.phase(f"uploading to {name}"):
         repo_id, url, commit = _in_thread(lambda: _upload(name, private, f"paw-fast: step {step}", make_files))
     done = Uploaded(name, repo_id, url, step, commit)
     try:

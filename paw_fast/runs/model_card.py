@@ -205,11 +205,12 @@ def _types(run: Run, step: int) -> list[tuple[str, str]]:
 
 def _training(run: Run, step: int, base: BaseModel) -> list[str]:
     about = facts(run)
-    parameters = run.number("num_parameters")
+    parameters, rank = run.number("num_parameters"), run.setting("lora", "rank")
     rows = {
         "environment": about["environment"],
         "base model": base.text,
         "parameters": f"{parameters:,.0f}" if parameters else "-",
+        "adapters": f"LoRA of rank {rank}, merged into the weights" if rank else "-",
         "algorithm": about["algorithm"],
         "KL term": about["KL term"],
         "world model (PaW)": _world_model(run),

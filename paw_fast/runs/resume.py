@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from paw_fast.runs.retention import recover_replaced
 def resume_point(run_dir: Path) -> Checkpoint | None:
     """Returns the checkpoint to resume from, or None if the run stopped before its first one and must start over.
 
-    Checkpoints that a killed process was replacing are restored. Raises `UserError` when the metrics show that there
-    were checkpoints which are missing now: starting over would discard those metrics.
+    Checkpoints that a killed process was replacing are restored. Raises `UserError` when the checkpoint is not one of a
+    training run, and when the metrics show that there were checkpoints which are missing now: starting over would
+    discard those metrics.
     """
     recover_replaced(run_dir)
     if find_checkpoint(run_dir) is not None:
-        return load_checkpoint(run_dir)
+        checkpoint = load_checkpoint(run_dir)
+        check_training_state(checkpoint)
+        return checkpoint
     # The row of step 0 is written before the first checkpoint, and is written again when the run starts over.
     last = max((int(row["step"]) for row in read_metrics(run_dir)), default=0)
     if last > 0:
@@ -33,6 +37,30 @@ def resume_point(run_dir: Path) -> Checkpoint | None:
             f"folder, or start a new run with --config {run_dir / 'config.toml'}"
         )
     return None
+
+
+def check_training_state(checkpoint: Checkpoint) -> None:
+    """Raises `UserError` if the checkpoint's `extra` lacks values that training goes on with, or has others."""
+    extra = checkpoint.extra
+    sampler = extra.get("sampler")
+    elapsed = extra.get("elapsed_s")
+    fits = {
+        "sampler": isinstance(sampler, dict) and all(_is_count(sampler.get(n)) for n in ("drawn", "seed", "num_tasks")),
+        "summary": isinstance(extra.get("summary"), dict),
+        "elapsed_s": isinstance(elapsed, int | float) and math.isfinite(elapsed),
+        "pending": extra.get("pending") is None or isinstance(extra["pending"], dict),
+        "skipped_in_a_row": _is_count(extra.get("skipped_in_a_row", 0)),
+    }
+    wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        raise UserError(
+            f"checkpoint {checkpoint.path} cannot be resumed: state.json lacks a valid {' and '.join(wrong)}; it was "
+            "edited, or another program wrote it. Delete that folder to resume from an earlier one"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def missing_rows(run_dir: Path, checkpoint: Checkpoint) -> str | None:

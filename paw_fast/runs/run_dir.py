@@ -6,6 +6,7 @@ RUN/versions.json         versions of the packages that affect the results, and 
 RUN/example_prompt.json   the first message to the policy in a training task, and the texts that end an action
 RUN/hub.json              the last upload to the Hugging Face Hub (see `hub`)
 RUN/metrics.jsonl         one row of metrics per step (see `metrics`), also as events in tensorboard/
+RUN/tasks.jsonl           the tasks of each training step, see `task_record`
 RUN/episodes/             sampled episodes as text
 RUN/warm_start/           the model after the warm start
 RUN/checkpoints/          see `checkpoint`
@@ -33,6 +34,7 @@ from paw_fast.errors import UserError
 from paw_fast.runs import console
 from paw_fast.runs.atomic_files import is_at, user_errors, write_text
 from paw_fast.runs.secrets import mask_credentials
+from paw_fast.runs.task_record import write_tasks
 from paw_fast.runs.versions import with_start
 from paw_fast.types import Trajectory
 
@@ -210,6 +212,12 @@ def write_episodes(run_dir: Path, step: int, trajectories: Sequence[Trajectory])
     if trajectories:
         text = "\n\n".join(episode_text(t) for t in trajectories)
         write_text(run_dir / "episodes" / f"step_{step:06d}.txt", text + "\n")
+
+
+def write_step(run_dir: Path, step: int, trajectories: Sequence[Trajectory], num_episodes: int) -> None:
+    """Writes what a training step played: its tasks, and the first `num_episodes` episodes as text."""
+    write_tasks(run_dir, step, trajectories)
+    write_episodes(run_dir, step, trajectories[:num_episodes])
 
 
 def write_batch(run_dir: Path, trajectories: Sequence[Trajectory], logprobs: Sequence[Any]) -> Path:

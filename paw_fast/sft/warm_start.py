@@ -27,6 +27,7 @@ from paw_fast.models import tiny
 from paw_fast.models.policy import Policy, resolve_device
 from paw_fast.rollout.agent_loop import first_prompt
 from paw_fast.rollout.chat_format import ChatFormat
+from paw_fast.rollout.episode_retries import retried
 from paw_fast.rollout.prompts import PromptTemplate, policy_view, write_action
 from paw_fast.rollout.text_encoding import TemplateText
 from paw_fast.runs import console, progress, stop_signals
@@ -39,6 +40,9 @@ from paw_fast.types import EVALUATION, EpisodeId, Observation, Task, TokenSequen
 
 Demonstration = tuple[Observation, list[tuple[str, Observation, bool]]]
 """The first observation, then (command, next observation, whether to imitate the command) for every turn."""
+
+_Turns = tuple[Observation, list[tuple[str, Observation, bool]], bool]
+"""A demonstration, and whether it was won."""
 
 
 def demonstrate(
@@ -62,26 +66,31 @@ def demonstrate(
     last_expert = expert
     for number, task in enumerate(tasks):
         expert = careful_expert if careful_expert is not None and number < early_from else last_expert
-        first = observation = env.reset(task)
-        expert.reset(observation)
-        turns: list[tuple[str, Observation, bool]] = []
-        over = won = False
-        while not over:
-            planned = expert.act(observation)
-            queue = [(planned, True)]
-            if noop is not None and number >= noops_from and rng.random() < settings.noop_prob:
-                queue.insert(0, (noop, True))
-            mistake = rng.choice(used)
-            if rng.random() < settings.mistake_prob and last_expert.is_useless(mistake, observation):
-                queue.insert(0, (mistake, False))
-            for command, imitate_it in queue:
-                step = env.step(command)
-                turns.append((command, step.observation, imitate_it))
-                over, won = step.done, step.won
-                if over:
-                    break
-            observation = step.observation
-            used.append(planned)
+
+        def play(expert: Expert = expert, task: Task = task, noops: bool = number >= noops_from) -> _Turns:
+            first = observation = env.reset(task)
+            expert.reset(observation)
+            turns: list[tuple[str, Observation, bool]] = []
+            over = won = False
+            while not over:
+                planned = expert.act(observation)
+                queue = [(planned, True)]
+                if noop is not None and noops and rng.random() < settings.noop_prob:
+                    queue.insert(0, (noop, True))
+                mistake = rng.choice(used)
+                if rng.random() < settings.mistake_prob and last_expert.is_useless(mistake, observation):
+                    queue.insert(0, (mistake, False))
+                for command, imitate_it in queue:
+                    step = env.step(command)
+                    turns.append((command, step.observation, imitate_it))
+                    over, won = step.done, step.won
+                    if over:
+                        break
+                observation = step.observation
+                used.append(planned)
+            return first, turns, won
+
+        first, turns, won = retried(play)
         if won or expert.answered_early:
             kept.append((first, turns))
         del used[:-500]

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from difflib import SequenceMatcher
 
 import pytest
 import torch
@@ -109,6 +110,24 @@ def test_anchor_groups_join_equal_states_of_one_group_alone():
     assert step_groups(torch.zeros(0, dtype=torch.long), []).tolist() == []
     with pytest.raises(ValueError, match=r"groups \(6,\) and 2 anchors"):
         step_groups(groups, ["a", "b"])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.text("abcä \U0001f600\ud800", max_size=12)), max_size=25),
+    st.sampled_from([0.01, 0.5, 0.75, 0.9, 1.0]),
+)
+def test_similar_states_are_those_of_difflib(states, least):
+    leaders, expected = [], []
+    for group, text in states:
+        similar = lambda a: SequenceMatcher(None, a, text, autojunk=False).ratio() >= least  # noqa: B023, E731
+        same = next((n for n, (g, t) in enumerate(leaders) if g == group and (t == text or similar(t))), None)
+        known = next((n for (g, t), n in zip(states, expected, strict=False) if (g, t) == (group, text)), same)
+        if known is None:
+            known = len(leaders)
+            leaders.append((group, text))
+        expected.append(known)
+    groups = torch.tensor([group for group, _ in states], dtype=torch.int64)
+    assert step_groups(groups, [text for _, text in states], similarity=least).tolist() == expected
 
 
 def test_similar_states_join_the_first_that_is_similar_enough():

@@ -36,7 +36,7 @@ def pair():
 def stats_of(trajectories, values=None, old=None, ref=None):
     sizes = [len(x.action_ids) for t in trajectories for x in t.transitions]
     fill = lambda v: None if v is None else [np.full(n, v) for n in sizes]  # noqa: E731
-    return TokenStats(fill(0.0 if old is None else old), fill(ref), fill(values), np.zeros(len(sizes)))
+    return TokenStats(fill(0.0 if old is None else old), fill(ref), fill(values), [])
 
 
 def credit(trajectories, given=None, critic=CriticConfig(), *, name="grpo", **settings):  # noqa: B008

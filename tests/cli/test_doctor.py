@@ -83,7 +83,7 @@ def test_this_machine():
 def test_extras_are_those_of_pyproject():
     tomllib = pytest.importorskip("tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    envs = ("alfworld", "webshop", "search", "babyai")
+    envs = ("alfworld", "webshop", "search", "babyai", "scienceworld")
     names = {name: tuple(re.match(r"[\w.-]+", one)[0] for one in needs) for name, needs in extras.items()}
     assert {name: needs for name, needs in names.items() if name not in ("test", "dev", "docs")} == {
         extra.name: extra.distributions
@@ -272,7 +272,7 @@ def test_environments_of_other_packages_are_listed_and_a_broken_one_named(tmp_pa
     (package / "entry_points.txt").write_text("[paw_fast.environments]\nhouse = other_house:Env\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     info = doctor.collect()
-    assert info["environments"] == ["alfworld", "webshop", "search", "babyai", "house"]
+    assert info["environments"] == ["alfworld", "webshop", "search", "babyai", "scienceworld", "house"]
     assert "cannot load its entry point other_house:Env" in gap(info, "environment house")["why"]
     printed(info)
 

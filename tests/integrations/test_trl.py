@@ -19,7 +19,7 @@ from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from paw_fast.algorithms.base import Credit  # noqa: E402
-from paw_fast.algorithms.world_model import WorldModelWeights, select_transitions  # noqa: E402
+from paw_fast.algorithms.world_model import WorldModelWeights, select_transitions, token_weights  # noqa: E402
 from paw_fast.errors import UserError  # noqa: E402
 from paw_fast.integrations.trl import PawConfig, PawGRPOTrainer, transitions  # noqa: E402
 from paw_fast.kernels import LossSettings  # noqa: E402
@@ -235,8 +235,8 @@ def our_policy(trainer):
     return Policy(model, trainer.processing_class)
 
 
-def pack_all(sequences, tables):
-    return packing.pack(sequences, tables, range(len(sequences)), torch.device("cpu"))
+def pack_all(sequences, tables, weights=None):
+    return packing.pack(sequences, tables, range(len(sequences)), torch.device("cpu"), weights)
 
 
 def our_stats(policy, sequences):
@@ -244,8 +244,8 @@ def our_stats(policy, sequences):
     batch = pack_all(sequences, [packing.action_rows(q) for q in sequences])
     flat = compute_token_stats(policy, batch, 1.0, 64)[:2]
     lengths = [s.action[1] - s.action[0] for q in sequences for s in q.spans]
-    old, entropies = ([part.numpy() for part in one.split(lengths)] for one in flat)
-    return TokenStats(old, None, None, np.array([float(e.mean()) for e in entropies]))
+    old = [part.numpy() for part in flat[0].split(lengths)]
+    return TokenStats(old, None, None, [flat[1]])
 
 
 def test_with_paw_loss_selection_and_gradient_are_ours(paw_trainer, batch):
@@ -266,15 +266,16 @@ def test_with_paw_loss_selection_and_gradient_are_ours(paw_trainer, batch):
     credit = Credit(advantages, np.ones(8, dtype=bool))
     weights = WorldModelWeights(lambdas, selected, has_target)
     tables = build_tables(sequences, stats, credit, weights)
-    result = backward(policy, pack_all(sequences, tables), LossSettings(), 64)
+    on_device = token_weights(weights, sequences, policy.device)
+    result = backward(policy, pack_all(sequences, tables, on_device), LossSettings(), 64)
     loss, found = gradients(paw_trainer, batch)
     assert loss == pytest.approx(float(result.losses.double().sum()), abs=1e-5)
     assert_close(found, {n: p.grad for n, p in policy.model.named_parameters()}, 1e-5)
 
     # The world-model part alone.
     policy.model.zero_grad()
-    part = backward(policy, pack_all(*with_rows(sequences, build_tables(sequences, stats, None, weights))),
-                    LossSettings(), 64)  # fmt: skip
+    part = backward(policy, pack_all(*with_rows(sequences, build_tables(sequences, stats, None, weights)),
+                                     on_device), LossSettings(), 64)  # fmt: skip
     assert paw_trainer._metrics["train"]["wm/loss"] == [pytest.approx(float(part.losses.double().sum()), abs=1e-6)]
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from paw_fast.algorithms.base import Credit
-from paw_fast.algorithms.world_model import WorldModelWeights
+from paw_fast.algorithms.world_model import WorldModelWeights, token_weights
 from paw_fast.config import load_preset
-from paw_fast.kernels import LossSettings
+from paw_fast.kernels import POLICY, WORLD_MODEL, LossSettings
 from paw_fast.learner import Learner, packing
 from paw_fast.learner.forward_backward import backward, compute_token_stats
 from paw_fast.learner.loss_rows import build_tables
@@ -71,10 +71,12 @@ def gradient(policy, learner, trajectories, sequences, stats, budget, chunk, lam
     """Gradient of one optimizer batch, with the given split into micro-batches and chunks of the head."""
     policy.model.zero_grad()
     selected = np.arange(len(stats.entropies)) % 3 != 0
-    tables = build_tables(sequences, stats, spread_credit(trajectories), WorldModelWeights(lambdas, selected, selected))
+    world_model = WorldModelWeights(lambdas, selected, selected)
+    tables = build_tables(sequences, stats, spread_credit(trajectories), world_model)
+    weights = token_weights(world_model, sequences, policy.device)
     results = []
     for members in packing.plan_micro_batches([packing.input_length(t) for t in tables], budget):
-        batch = packing.pack(sequences, tables, members, policy.device)
+        batch = packing.pack(sequences, tables, members, policy.device, weights)
         results.append((batch, backward(policy, batch, learner.settings, chunk)))
     return {n: p.grad.clone() for n, p in policy.model.named_parameters()}, results
 
@@ -155,14 +157,14 @@ def test_denominators_are_those_of_the_whole_optimizer_batch(policy):
     trajectories = episodes()
     sequences = Learner(policy, None, config()).make_batch(trajectories).sequences
     sizes = [len(x.action_ids) for t in trajectories for x in t.transitions]
-    stats = TokenStats([np.zeros(n) for n in sizes], None, None, np.zeros(len(sizes)))
+    stats = TokenStats([np.zeros(n) for n in sizes], None, None, [])
     selected = np.arange(len(sizes)) % 2 == 0
-    tables = build_tables(
-        sequences, stats, spread_credit(trajectories), WorldModelWeights(np.ones(6), selected, selected)
-    )
-    policy_weight = sum(t.weights[t.kinds == 1].astype(float).sum() for t in tables)
-    observed_weight = sum(t.weights[t.kinds == 2].astype(float).sum() for t in tables)
-    assert (policy_weight, observed_weight) == (pytest.approx(1.0), pytest.approx(1.0))
+    world_model = WorldModelWeights(np.ones(6), selected, selected)
+    tables = build_tables(sequences, stats, spread_credit(trajectories), world_model)
+    weights = token_weights(world_model, sequences, policy.device)
+    rows = packing.pack(sequences, tables, range(len(tables)), policy.device, weights).rows
+    totals = [float(rows.weights[rows.kinds == kind].double().sum()) for kind in (POLICY, WORLD_MODEL)]
+    assert totals == [pytest.approx(1.0), pytest.approx(1.0)]
 
 
 def test_the_policy_loss_pulls_the_right_way(policy):

@@ -88,3 +88,30 @@ def test_a_step_frees_the_gradients_it_has_widened():
         optimizer.step()
         assert all((p.grad is None) == (dtype == torch.bfloat16) for p in own)
         assert all(group["foreach"] is False for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_states_take_the_same_steps(dtype):
+    """On the CPU `offload` still keeps copies and takes torch's fused step."""
+    draw = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(7, 5, generator=draw), torch.randn(4, 7, 5, generator=draw)
+
+    def make(offload):
+        weight = torch.nn.Parameter(start.to(dtype))
+        return weight, MasterAdamW([{"params": [weight]}], lr=1e-2, weight_decay=0.1, offload=offload)
+
+    (plain, ordinary), (weight, optimizer) = make(False), make(True)
+    assert optimizer.param_groups[0]["params"][0] is not weight
+    for number, gradient in enumerate(gradients):
+        for one, taker in ((plain, ordinary), (weight, optimizer)):
+            one.grad = gradient.to(dtype)
+            taker.clip_gradients(1.0)
+            taker.step()
+            taker.zero_grad()
+        torch.testing.assert_close(weight, plain, atol=1e-6, rtol=0.0 if dtype == torch.float32 else 8e-3)
+        if number == 1:  # a resumed run may change whether the state is offloaded
+            states = [copy.deepcopy(one.state_dict()) for one in (optimizer, ordinary)]
+            ordinary.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+            assert ordinary.param_groups[0]["foreach"] is False
+            assert optimizer.param_groups[0]["fused"] is True

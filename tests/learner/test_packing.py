@@ -17,6 +17,19 @@ def test_every_sequence_is_packed_once_and_within_the_budget(lengths, budget):
     assert batches == packing.plan_micro_batches(lengths, budget)
 
 
+@given(st.lists(st.integers(1, 60), max_size=60), st.integers(1, 100))
+def test_each_sequence_goes_into_the_first_micro_batch_with_room(lengths, budget):
+    batches, room = [], []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fit = next((b for b, r in enumerate(room) if r >= lengths[index]), len(room))
+        if fit == len(room):
+            batches.append([])
+            room.append(budget)
+        batches[fit].append(index)
+        room[fit] -= lengths[index]
+    assert packing.plan_micro_batches(lengths, budget) == batches
+
+
 def test_a_packed_batch_by_hand():
     one = TokenSequence(0, (10, 11, 12, 13, 14), (Span(0, (2, 3), (3, 4), (-0.5,)),))
     two = TokenSequence(1, (20, 21, 22), (Span(1, (1, 3), (), (-0.1, -0.2)),))

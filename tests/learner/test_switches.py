@@ -142,7 +142,8 @@ def test_selection_is_among_what_can_be_predicted(policy, layout, deduplicate):
     batch = learner.make_batch(trajectories)
     got = learner.compute_token_stats(batch)
     # The answers' entropies are the highest: counted among the rest they would fill the selection.
-    got = dataclasses.replace(got, entropies=np.array([0.1, 0.2, 9.0] * 8) + np.arange(24) * 1e-3)
+    entropies = torch.tensor([0.1, 0.2, 9.0] * 8) + torch.arange(24) * 1e-3
+    got = dataclasses.replace(got, token_entropies=[entropies.repeat_interleave(2)])  # actions have two tokens
     weights = select(batch, got, learner.config, 0)
     assert weights.has_target.tolist() == [True, True, False] * 8
     assert weights.selected.tolist() == [False, True, False] * 8
@@ -268,6 +269,9 @@ def test_equal_transitions_are_predicted_once(policy):
     doubled = [*trajectories, *again]
     turns = [x for t in doubled for x in t.transitions]
     assert first_of_equals(turns).tolist() == [True] * 12 + [False] * 12
+    other_history = dataclasses.replace(turns[0], prompt_ids=(*[4] * 40, *turns[0].prompt_ids))
+    same_end = dataclasses.replace(other_history, prompt_ids=(5, *other_history.prompt_ids[1:]))
+    assert first_of_equals([turns[0], other_history, same_end, other_history]).tolist() == [True, True, True, False]
     changed = dataclasses.replace(turns[0], observation_ids=(20, 21, 22, 23))
     assert first_of_equals([turns[0], changed, turns[0]]).tolist() == [True, True, False]
     for deduplicate, share in ((False, 1.0), (True, 0.5)):

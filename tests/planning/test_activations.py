@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from paw_fast.config import LoraConfig
+from paw_fast.models.lora import add_adapters
 from paw_fast.models.packed_attention import ATTENTION_NAME
 from paw_fast.models.policy import Policy
 from paw_fast.planning.activations import cache_bytes, layer_bytes, outer_bytes, update_bytes
@@ -35,15 +37,26 @@ def test_cache_by_hand():
     assert cache_bytes(SHAPE, 2) == 2 * 3 * 1 * 4 * 2
 
 
+def test_a_layer_with_adapters_by_hand():
+    # Seven linear layers keep 2 elements more; two norms with frozen weights no longer keep 8 normalized elements.
+    assert layer_bytes(SHAPE, 4, rank=2) == 624 + (7 * 2 - 2 * 8) * 4
+    assert update_bytes(SHAPE, 2, checkpointing=True, rank=2) == 3 * 16 + layer_bytes(SHAPE, 2, rank=2) + outer_bytes(
+        SHAPE, 2
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_what_autograd_saves(kind, dtype):
+def test_what_autograd_saves(kind, dtype, rank):
+    if rank:
+        pytest.importorskip("peft", reason="needs the extra lora")
     made = AutoConfig.for_model(
-        kind, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        kind, hidden_size=64, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
         vocab_size=50, head_dim=16, tie_word_embeddings=True, max_position_embeddings=512,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(made, dtype=dtype, attn_implementation=ATTENTION_NAME)
-    policy = Policy(model, None)
+    policy = Policy(model, None, add_adapters(model, LoraConfig(rank=rank), "m") if rank else None)
     lengths = (70, 58)
     ids = torch.randint(0, 50, (128,), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(n) for n in lengths])
@@ -60,5 +73,5 @@ def test_what_autograd_saves(kind, dtype):
         hidden = policy.hidden(ids, positions, lengths)
     assert hidden.requires_grad
     found = sum(size for size, _ in kept.values())
-    counted = 128 * update_bytes(read_shape(made.to_dict(), "m"), dtype.itemsize, checkpointing=False)
+    counted = 128 * update_bytes(read_shape(made.to_dict(), "m"), dtype.itemsize, checkpointing=False, rank=rank)
     assert counted == pytest.approx(found, rel=0.05)

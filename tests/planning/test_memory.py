@@ -8,14 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from paw_fast.config import load_preset, with_algo
+from paw_fast.config import LoraConfig, OffloadConfig, load_preset, with_algo
 from paw_fast.models.packed_attention import SlotCache
 from paw_fast.planning import memory
 from paw_fast.planning.activations import backward_bytes, cache_bytes, update_bytes
-from paw_fast.planning.machine import GIB, MIB, Card, Machine
-from paw_fast.planning.memory import FITS, TIGHT, TOO_LARGE, Part, Prediction, predict_rollout, predict_trainer
-from paw_fast.planning.shapes import ModelShape
-from paw_fast.planning.workload import COMPACT, Workload
+from paw_fast.planning.machine import GIB, MIB, Card, Machine, parse_gpus
+from paw_fast.planning.memory import (
+    FITS,
+    TIGHT,
+    TOO_LARGE,
+    Part,
+    Prediction,
+    host_bytes,
+    predict_rollout,
+    predict_trainer,
+)
+from paw_fast.planning.shapes import ModelShape, find_shape
+from paw_fast.planning.workload import COMPACT, Workload, estimate
 from paw_fast.rollout.engines import transformers as engine
 
 SHAPE = ModelShape("m", "llama", hidden=64, layers=2, heads=4, kv_heads=2, head_size=16, ffn=128, vocab=1000)
@@ -84,6 +93,68 @@ def test_shards_divide_weights_gradients_and_states():
         assert part[name] == whole[name] // 8
 
 
+def with_lora(base, **settings):
+    return dataclasses.replace(base, lora=LoraConfig(**settings))
+
+
+def test_adapters_by_hand():
+    """Per layer, q, k, v, o: 64 -> 64, 32, 32 and 64 -> 64; gate, up, down: 64 and 128."""
+    adapters = 4 * 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+    assert SHAPE.adapter_parameters(4) == adapters
+    assert SHAPE.adapter_parameters(4, head=True) == adapters + 4 * (64 + 1000)
+    found = sizes(predict_trainer(with_lora(config(kl_coef=0.01), rank=4), SHAPE, GPU, WORK))
+    assert found["weights"] == 2 * PARAMETERS
+    assert found["adapters"] == found["gradients"] == 2 * adapters
+    assert found["master weights"] == 4 * adapters
+    assert found["optimizer states"] == 8 * adapters
+    assert found["temporaries of AdamW"] == 4 * adapters + 2 * 4 * 128 * 4  # down_proj's A is the largest
+    assert "reference model" not in found
+    assert found["gradient of the LM head"] == 0
+    ppo = with_algo(with_lora(config(), rank=4), "ppo")
+    assert sizes(predict_trainer(ppo, SHAPE, GPU, WORK))["critic: weights"] == 2 * adapters
+
+
+def test_offloading_by_hand():
+    offload = OffloadConfig(optimizer=True, reference=True)
+    on_gpu, on_cpu = (
+        sizes(predict_trainer(config(kl_coef=0.01, offload=offload), SHAPE, machine, WORK)) for machine in (GPU, CPU)
+    )
+    assert not {"master weights", "optimizer states"} & on_gpu.keys()
+    assert on_gpu["temporaries of AdamW"] == 4 * 64_000
+    assert on_gpu["reference model"] == 2 * 64_000  # the embedding
+    assert on_cpu["reference model"] == 4 * PARAMETERS  # nothing is gained on the CPU
+    assert on_cpu["optimizer states"] == 8 * PARAMETERS
+    # Two moments, float32 weights and gradients; the reference in 16 bits.
+    assert host_bytes(config(kl_coef=0.01, offload=offload), SHAPE) == (16 + 2) * PARAMETERS
+    assert host_bytes(config(), SHAPE) == 0
+
+
+def long_config(card_layout="trajectory", **changes):
+    """A 1.5B recipe on trajectories of 16k tokens."""
+    base = load_preset("alfworld-qwen2.5-1.5b")
+    rollout = dataclasses.replace(base.rollout, max_sequence_tokens=16384, slots=16, placement="process", gpus="1")
+    env = dataclasses.replace(base.env, max_steps=500)
+    model = dataclasses.replace(base.model, gradient_checkpointing=changes.pop("checkpointing", True))
+    return dataclasses.replace(base, layout=card_layout, rollout=rollout, env=env, model=model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("card", "changes", "verdict"),
+    [
+        ("H100-80GB", {}, FITS),
+        ("A100-40GB", {"checkpointing": False}, TOO_LARGE),
+        ("RTX4090-24GB", {}, TOO_LARGE),
+        ("RTX4090-24GB", {"offload": OffloadConfig(optimizer=True, reference=True)}, FITS),
+        ("RTX4090-24GB", {"lora": LoraConfig(rank=32)}, FITS),
+    ],
+)
+def test_trajectories_of_16k_tokens_of_a_1_5b_model(card, changes, verdict):
+    run = long_config(**changes)
+    work = estimate(run, 32768)
+    assert work.longest == 16384
+    assert predict_trainer(run, find_shape(run), parse_gpus(card), work).verdict == verdict
+
+
 def test_vllm_takes_its_share():
     base = config()
     vllm = dataclasses.replace(base, rollout=dataclasses.replace(base.rollout, engine="vllm", memory_share=0.3))
@@ -124,10 +195,16 @@ def bench():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_tensors_of_a_real_step_are_predicted(bench, checkpointing):
+@pytest.mark.parametrize(
+    ("checkpointing", "more"),
+    [(False, {}), (True, {}), (False, {"lora": 8}), (True, {"lora": 8}), (True, {"episodes": 1, "prompt": 16384})],
+)
+def test_tensors_of_a_real_step_are_predicted(bench, checkpointing, more):
     """The most bytes that torch has allocated at once in a training step, by its profiler: no allocator's slack."""
+    if "lora" in more:
+        pytest.importorskip("peft", reason="needs the extra lora")
     case = bench.Case(128, 3, 4, 2, 512, 1024, "trajectory", checkpointing, 1024, episodes=4, turns=3)
+    case = dataclasses.replace(case, **more)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         bench.take_steps(case)

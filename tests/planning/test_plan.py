@@ -8,7 +8,7 @@ import pytest
 
 from paw_fast.cli import start
 from paw_fast.cli.main import run
-from paw_fast.config import load_preset, recipes
+from paw_fast.config import LoraConfig, load_preset, recipes
 from paw_fast.errors import UserError
 from paw_fast.planning import check
 from paw_fast.planning.machine import GIB, Card, Machine, parse_gpus
@@ -41,9 +41,26 @@ def test_which_recipes_fit_one_h100():
 
 
 def test_a_model_that_is_too_large_is_not_helped():
-    plan = make_plan(load_preset("alfworld-qwen2.5-7b"), H100)
+    config = load_preset("alfworld-qwen2.5-14b")
+    plan = make_plan(config, parse_gpus("1x24GB"))
     assert plan.changes == ()
-    assert "no setting of its memory makes it fit: take a smaller --model" in problem(plan)
+    hint = "no setting of its memory makes it fit: {}take a smaller --model"
+    assert hint.format("train adapters (--lora.rank 32), or ") in problem(plan)
+    plan = make_plan(dataclasses.replace(config, lora=LoraConfig(rank=32)), parse_gpus("1x24GB"))
+    assert hint.format("") in problem(plan)
+
+
+def test_what_is_too_large_for_one_gpu_fits_with_the_memory_of_the_cpu():
+    plan = make_plan(load_preset("alfworld-qwen2.5-7b"), H100)
+    assert [change.text for change in plan.changes] == ["--offload.optimizer"]
+    for change in plan.changes:
+        assert make_plan(change.config, H100).verdict == FITS
+
+
+def test_adapters_of_a_model_that_is_too_large_fit():
+    config = load_preset("alfworld-qwen2.5-7b")
+    assert make_plan(config, H100).verdict == TOO_LARGE
+    assert make_plan(dataclasses.replace(config, lora=LoraConfig(rank=32)), H100).verdict == FITS
 
 
 def test_activations_that_are_too_large_are_helped_by_each_of_two_settings():
@@ -111,10 +128,17 @@ def test_command_of_a_recipe_that_fits(capsys):
 
 @pytest.mark.parametrize("size", ["7b", "14b"])
 def test_command_of_a_recipe_that_does_not(capsys, size):
-    status, out = planned(capsys, "--preset", f"alfworld-qwen2.5-{size}", "--gpus", "1xH100-80GB")
+    status, out = planned(capsys, "--preset", f"alfworld-qwen2.5-{size}", "--gpus", "1xL4-24GB")
     assert status == 1
     assert "does not fit" in out
     assert "paw-fast train" not in out
+
+
+def test_command_of_a_recipe_with_offloading(capsys):
+    options = ["--offload.optimizer", "--offload.reference"]
+    status, out = planned(capsys, "--preset", "alfworld-qwen2.5-7b", "--gpus", "1xH100-80GB", *options)
+    assert status == 0
+    assert "the CPU's memory for --offload: 127." in out  # (16 + 2) x 7.62e9 bytes
 
 
 def test_json_and_the_command_that_fits(capsys):

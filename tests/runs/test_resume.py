@@ -27,7 +27,9 @@ from paw_fast.models import tiny
 from paw_fast.models.policy import load_policy
 from paw_fast.runs import checkpoint as checkpoints
 from paw_fast.runs import run_dir
+from paw_fast.runs.checkpoint import Checkpoint
 from paw_fast.runs.metrics import read_metrics
+from paw_fast.runs.resume import check_training_state
 from paw_fast.runs.stage_timer import StageTimer
 from paw_fast.sft.warm_start import imitate
 
@@ -445,6 +447,25 @@ def test_a_diverging_warm_start_is_a_user_error():
     sequences = build_sequences([Trajectory(Task("t"), EpisodeId(0, 0, 0), (turn,), 0.0, 0.0, True)], "trajectory")
     with pytest.raises(UserError, match=r"diverged .*step 1 is nan\): lower --warm-start\.learning-rate"):
         imitate(policy, sequences, [True], load_preset("tiny"), lambda done, loss: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sampler", None), ("sampler", {"drawn": 4, "seed": 0}), ("sampler", {"drawn": -1, "seed": 0, "num_tasks": 4}),
+        ("summary", []), ("elapsed_s", None), ("elapsed_s", float("nan")), ("pending", 3), ("skipped_in_a_row", "0"),
+    ],
+)  # fmt: skip
+def test_a_state_that_training_cannot_go_on_with_is_one_line(name, value):
+    sampler = {"drawn": 4, "seed": 0, "num_tasks": 4}
+    extra = {"sampler": sampler, "summary": {}, "elapsed_s": 1.5, "pending": None, "skipped_in_a_row": 0}
+    check_training_state(Checkpoint(Path("run/checkpoints/step_000001"), 1, extra))
+    for wrong in (extra | {name: value}, {k: v for k, v in extra.items() if k != name}):
+        if name in ("pending", "skipped_in_a_row") and name not in wrong:  # runs of earlier versions have none
+            check_training_state(Checkpoint(Path("run"), 1, wrong))
+            continue
+        with pytest.raises(UserError, match=f"step_000001 cannot be resumed: state.json lacks a valid {name}; "):
+            check_training_state(Checkpoint(Path("run/checkpoints/step_000001"), 1, wrong))
 
 
 def test_a_nan_reward_is_an_error_that_names_the_task(model, tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ class AlfworldConfig(EnvConfig):
     """ALFWorld: household tasks as a text game."""
 
     name: EnvName = "alfworld"
-    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
-    from a Python file in the current folder."""
+    """The environment: `alfworld`, `webshop`, `search`, `babyai`, `scienceworld`, one of another installed package, or
+    `module:Class` from a Python file in the current folder."""
     data: Path | None = None
     """Folder of the official games; without it the variable ALFWORLD_DATA, else games are generated."""
     game_seed: Annotated[int, SEED] = 0

@@ -14,8 +14,8 @@ class BabyaiConfig(EnvConfig):
     """BabyAI: missions in a grid of rooms, as text."""
 
     name: EnvName = "babyai"
-    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
-    from a Python file in the current folder."""
+    """The environment: `alfworld`, `webshop`, `search`, `babyai`, `scienceworld`, one of another installed package, or
+    `module:Class` from a Python file in the current folder."""
     max_steps: Annotated[int, Range(1, 1 << 16)] = 64
     """An episode ends after this many actions (default from minigrid: its limit in levels of one room)."""
     levels: tuple[str, ...] = ("GoToLocal",)

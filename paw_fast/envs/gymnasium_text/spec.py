@@ -54,5 +54,10 @@ def spec_of(environment_id: str) -> EnvSpec:
         make=GymnasiumEnv,
         check_installed=check_installed,
         has_state_text=False,
+        caveats=(
+            "no expert (no --model tiny)",
+            "no state text (GiGPO needs --algo.similarity)",
+            "a Text action space lists no commands: only answers without a command count as invalid",
+        ),
         keywords={"seed": "game_seed"},
     )

@@ -29,8 +29,8 @@ class SearchConfig(EnvConfig):
     """Question answering with a search engine as a tool."""
 
     name: EnvName = "search"
-    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
-    from a Python file in the current folder."""
+    """The environment: `alfworld`, `webshop`, `search`, `babyai`, `scienceworld`, one of another installed package, or
+    `module:Class` from a Python file in the current folder."""
     max_steps: Annotated[int, Range(1, 1 << 16)] = 5
     """An episode ends after this many actions, of which the last can only be an answer."""
     history: Annotated[int, Range(0, 1 << 16)] = 4

@@ -26,8 +26,8 @@ class WebshopConfig(EnvConfig):
     """WebShop: buying products in an online shop, as text."""
 
     name: EnvName = "webshop"
-    """The environment: `alfworld`, `webshop`, `search`, `babyai`, one of another installed package, or `module:Class`
-    from a Python file in the current folder."""
+    """The environment: `alfworld`, `webshop`, `search`, `babyai`, `scienceworld`, one of another installed package, or
+    `module:Class` from a Python file in the current folder."""
     data: Path | None = None
     """Folder of the official product files; without it the variable WEBSHOP_DATA, else a catalogue is generated."""
     max_steps: Annotated[int, Range(1, 1 << 16)] = 15

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_differences_are_found_and_reproducible(worker, games, monkeypatch):
     from differential import Difference, Tally, explore, play_both
 
     monkeypatch.setitem(engine._QUIET, "inventory", lambda state, action: "You carry the world.")
-    with pytest.raises(Difference, match=r"small-0\.tw-pddl, step \d+: text differ.*\n.*You carry the world") as found:
+    name = re.escape(games[0].name)
+    with pytest.raises(Difference, match=rf"{name}, step \d+: text differ.*\n.*You carry the world") as found:
         explore(worker, games[0], 0, 5, 25, Tally())
     choices = found.value.choices
     with pytest.raises(Difference, match=rf"step {len(choices)}: text differ"):
