@@ -212,6 +212,7 @@ def option_classes() -> dict[str, type]:
                 found.setdefault(name.removesuffix("Options").lower(), typing.cast(type, value))
     retriever = importlib.import_module("paw_fast.cli.retriever")
     found["play RUN"] = found.pop("playrun")
+    found["serve-env"] = found.pop("serveenv")
     panel = importlib.import_module("paw_fast.cli.panel")
     for command, options in (("retriever", retriever.OPTIONS), ("panel", panel.OPTIONS)):
         for name, cls in options.items():

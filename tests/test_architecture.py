@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "algorithms": "config errors kernels registry types",
     "rollout": "config envs errors extras models runs types",
     "learner": "algorithms config errors kernels models runs types",
-    "integrations": "algorithms config errors extras kernels models types",
+    "integrations": "algorithms config envs errors extras kernels models registry rollout types",
     "sft": "config envs errors kernels learner models rollout runs types",
     "evaluation": "algorithms config envs errors learner models rollout runs types",
     "distributed": "algorithms config errors evaluation learner models rollout runs types",
@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "orchestrator": "algorithms config errors learner rollout types",
     "trainer": "algorithms config distributed envs errors evaluation extras learner models orchestrator rollout runs "
     "sft types",
-    "cli": "algorithms compare config distributed envs errors extras evaluation learner models planning registry "
-    "rollout runs sft trainer types",
+    "cli": "algorithms compare config distributed envs errors extras evaluation integrations learner models planning "
+    "registry rollout runs sft trainer types",
     "api": "cli config errors evaluation models rollout runs trainer",
 }
 """For each folder or module of the package, what it may import, in the order in which they are built."""
@@ -44,9 +44,9 @@ NO_TORCH = {"errors", "extras", "types", "registry", "config", "envs"}
 
 NO_TORCH_AT_IMPORT = {
     "cli.main", "cli.options", "cli.settings", "cli.help", "cli.failures",
-    "cli.doctor", "cli.panel", "cli.plan", "cli.play", "cli.push", "cli.report", "cli.retriever", "planning.check",
-    "cli.compare", "compare.arms", "compare.plan", "compare.report", "compare.schedule", "distributed.launch",
-    "runs.atomic_files",
+    "cli.doctor", "cli.panel", "cli.plan", "cli.play", "cli.push", "cli.report", "cli.retriever", "cli.serve_env",
+    "planning.check", "cli.compare", "compare.arms", "compare.plan", "compare.report", "compare.schedule",
+    "distributed.launch", "runs.atomic_files",
     "runs.console", "runs.episodes_page", "runs.figures", "runs.live_curve", "runs.metrics", "runs.model_card",
     "runs.report",
     "runs.run_dir", "runs.stop_signals",
@@ -230,6 +230,9 @@ def test_optional_packages_are_imported_when_they_are_needed():
         "faiss",
         "trl",
         "datasets",
+        "openenv",
+        "verifiers",
+        "verl",
     }
     workers = {"envs.alfworld.textworld.worker", "envs.alfworld.textworld.caching"}  # run where the extra is installed
     workers |= {module for module in MODULES if room(module) == "integrations"}  # imported by users of TRL

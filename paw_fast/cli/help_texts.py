@@ -80,6 +80,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("paw-fast plan --gpus 1x24GB --token-budget 4096 --json", "options of train, as JSON"),
     ),
     "doctor": (("paw-fast doctor", "a table"), ("paw-fast doctor --json", "for programs")),
+    "serve-env": (
+        ("paw-fast serve-env --env alfworld", "generated games, on port 8000 of this machine"),
+        ("paw-fast serve-env --env webshop --split unseen --port 0", "held-out goals, on a free port"),
+    ),
     "retriever index": (
         ("paw-fast retriever index --corpus wiki.jsonl", "a BM25 index in the cache"),
         ("paw-fast retriever index --corpus wiki.jsonl --kind dense --encoder intfloat/e5-base-v2 --out index",

@@ -1,4 +1,4 @@
-"""Runs the command line: `paw-fast train | eval | panel | play | retriever | report | compare | push | doctor | ...`.
+"""Runs the command line: `paw-fast train`, `eval`, `play`, `serve-env` and the others of `COMMANDS`.
 
 Heavy packages are imported inside the commands, so that help and errors appear at once.
 """
@@ -280,6 +280,12 @@ def _recipes(args: list[str]) -> int:
     return 0
 
 
+def _serve_env(args: list[str]) -> int:
+    from paw_fast.cli.serve_env import serve_env
+
+    return serve_env(args)
+
+
 def _retriever(args: list[str]) -> int:
     from paw_fast.cli import retriever
 
@@ -317,6 +323,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, "success rate of a checkpoint on tasks of a split"),
     "panel": (_panel, "named lists of tasks with hashes, for evaluations that are of the same tasks"),
     "play": (_play, "watch a trained policy play (play RUN), or play an episode yourself"),
+    "serve-env": (_serve_env, "let other programs play an environment, with OpenEnv's protocol"),
     "retriever": (_retriever, "index passages for search, or serve them to other programs"),
     "report": (_report, "results and curves of one or several runs as one HTML file"),
     "compare": (_compare, "train several arms with several seeds each, and report how they differ"),

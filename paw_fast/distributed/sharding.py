@@ -60,7 +60,7 @@ class ShardedPolicy(Policy):
     def with_head(self, compute: Callable[[Any, Tensor], Result], hidden: Tensor) -> Result:
         head: Any = self.lm_head
         tied = not isinstance(self.lm_head, FSDPModule)  # then its weight is the root's
-        return compute(_plain(head), hidden) if tied else head.run_sharded(compute, hidden)
+        return compute(_plain(head), hidden) if tied else head.run_sharded(compute, hidden)  # pyright: ignore
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Gathers the weights one after another, in the dtype of the model, by their names in a checkpoint; tied ones

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "Observation",
     "StepResult",
     "Task",
+    "configure",
     "find",
     "make",
     "make_batch",
@@ -55,6 +57,16 @@ def make(name: str, **settings: Any) -> Env:
     Traceback (most recent call last):
     paw_fast.errors.UserError: alfworld has no setting 'sise': it has max_steps, ...
     """
+    config, others = configure(name, settings)
+    return make_env(config, **others)
+
+
+def configure(name: str, settings: Mapping[str, Any]) -> tuple[EnvConfig, dict[str, Any]]:
+    """Splits the settings of `make` into the environment's config and the other keywords. Raises `UserError`.
+
+    >>> configure("alfworld", {"max_steps": 5, "seed": 3, "cache_dir": "games"})[1]
+    {'cache_dir': 'games'}
+    """
     spec = find(name)
     own = [f.name for f in dataclasses.fields(spec.config) if f.name != "name"]
     more = list(inspect.signature(spec.make).parameters)[1:]
@@ -67,7 +79,7 @@ def make(name: str, **settings: Any) -> Env:
             others[key] = value
         else:
             raise UserError(f"{name} has no setting {key!r}: it has {', '.join((*own, *more))}")
-    return make_env(spec.make_config(**_as_written(spec.config, changes)), **others)
+    return spec.make_config(**_as_written(spec.config, changes)), others
 
 
 def _as_written(config: type[EnvConfig], values: dict[str, Any]) -> dict[str, Any]:

