@@ -23,6 +23,7 @@ from paw_fast.cli.option_table import HELP, PROGRAM
 from paw_fast.cli.options import parse, take, take_switch, unused_tables
 from paw_fast.cli.play import PlayRunOptions, names_a_run
 from paw_fast.cli.settings import base_config
+from paw_fast.cli.surroundings import check_surroundings
 from paw_fast.config import (
     EnvConfig,
     TrainConfig,
@@ -354,26 +355,6 @@ def _quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _check_surroundings(argv: Sequence[str]) -> None:
-    """Raises `UserError` for what no command can work with: a current folder that was removed, and text that is not
-    UTF-8, which settings and reports could not hold."""
-    try:
-        folder = os.getcwd()
-    except OSError as error:
-        raise UserError(
-            f"the current folder cannot be read ({error.strerror}): it was removed, or its disk has vanished; "
-            "change to another one with cd"
-        ) from None
-    for what, text in (*(("the argument", arg) for arg in argv), ("the current folder", folder)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            shown = text.encode("utf-8", "backslashreplace").decode()
-            raise UserError(
-                f"{what} {shown} is not UTF-8: set LC_ALL=C.UTF-8 if the terminal writes UTF-8, else rename the file"
-            ) from None
-
-
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; mistakes raise `UserError`."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -387,7 +368,7 @@ def run(argv: Sequence[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command '{argv[0]}'; {hint}")
     if argv[0] != "recipes":
-        _check_surroundings(argv)
+        check_surroundings(argv)
     return COMMANDS[argv[0]][0](list(argv[1:]))
 
 
