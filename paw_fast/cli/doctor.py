@@ -43,6 +43,10 @@ EXTRAS = (
     Extra("wandb", "logging to Weights & Biases (--log wandb)", ("wandb",)),
     Extra("trackio", "logging to Trackio (--log trackio)", ("trackio",)),
     Extra("trl", "PaW in TRL's GRPO trainer (paw_fast.integrations.trl)", ("trl", "datasets")),
+    Extra("textworld", "games of TextWorld (--env textworld:FILE)", ("textworld",)),
+    Extra("openenv", "environments behind OpenEnv (--env openenv:URL, paw-fast serve-env)", ("openenv",)),
+    Extra("gymnasium", "our environments in gymnasium (paw_fast.integrations.gymnasium)", ("gymnasium",)),
+    Extra("verifiers", "our environments in verifiers (paw_fast.integrations.verifiers)", ("verifiers",)),
     Extra("notebook", "a kernel for notebooks (examples/quickstart.ipynb)", ("ipykernel",)),
 )
 """The extras of pyproject.toml that belong to no environment."""

@@ -35,6 +35,8 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config, choices.notes)
     console.say(f"run directory {run_dir}")
+    if choices.line:
+        console.say(choices.line)
     if caveats := registry.find("environments", config.env.name).caveats:
         console.say(f"--env {config.env.name}: {'; '.join(caveats)}")
     if warning := retrieval_warning(config):
@@ -59,7 +61,8 @@ def resume_run(
     changes_on_resume(run_dir, begun, config)
     validate(config)
     _check_upload(config)
-    config = choose_here(config).config
+    choices = choose_here(config)
+    config = choices.config
     changes = changes_on_resume(run_dir, begun, config)
     check_memory(config)
     runs.lock(run_dir)
@@ -74,6 +77,8 @@ def resume_run(
                 written.append(f"the upload to {config.push_to_hub}")
             return 0, written
         console.say(f"going on with {run_dir}" + (f", changed: {', '.join(changes)}" if changes else ""))
+        if choices.line:
+            console.say(choices.line)
         with memory_errors(config):
             status = train(config, run_dir, resume=True, on_step=make_on_step(run_dir))
     finally:
@@ -93,8 +98,7 @@ def retrieval_warning(config: TrainConfig) -> str | None:
 
 
 def choose_here(config: TrainConfig) -> Choices:
-    """Chooses what the config leaves open for this machine, and says in one line what was chosen (see
-    `planning.automatic`)."""
+    """Chooses what the config leaves open for this machine (see `planning.automatic`)."""
     try:
         machine = this_machine(config.model.device)
     except (RuntimeError, AssertionError):  # no such device: the model is loaded next, and says so
@@ -104,10 +108,7 @@ def choose_here(config: TrainConfig) -> Choices:
         from paw_fast.rollout.engines.vllm_problem import vllm_problem
 
         problem = vllm_problem(try_import=True)
-    choices = choose(config, machine, problem)
-    if choices.line:
-        console.say(choices.line)
-    return choices
+    return choose(config, machine, problem)
 
 
 def _check_upload(config: TrainConfig) -> None:

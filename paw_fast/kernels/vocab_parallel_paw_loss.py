@@ -28,7 +28,7 @@ from torch import Tensor
 from paw_fast.kernels import native
 from paw_fast.kernels.linear_paw_loss import accumulate, default_chunk_bytes
 from paw_fast.kernels.paw_loss import IGNORED, POLICY, WORLD_MODEL, LossOutput, LossRows, LossSettings
-from paw_fast.kernels.reference import row_losses
+from paw_fast.kernels.row_losses import row_losses
 from paw_fast.kernels.token_logprobs import token_logprobs
 
 Group = Any

@@ -11,7 +11,7 @@ from paw_fast.config import load_preset, to_toml
 
 LIMIT_S = 5
 """No mistake may take longer; most take a few hundredths of a second."""
-NOTES = ("preset ", "run directory ")
+NOTES = ("preset ", "run directory ", "settings for ")
 """What may be said before the mistake is found."""
 FILES = {
     "not_toml.toml": "steps = \n",

@@ -522,7 +522,7 @@ def test_no_observations_are_refused_unless_paw_is_off(model_path, tmp_path):
     [
         ({"alpha": 0.0}, r"alpha is 0.0, expected a number in \(0, 1\]"),
         ({"tau": "0.2"}, "tau is '0.2', expected a number"),
-        ({"selection": "top"}, "selection is 'top', expected entropy, lowest, random or all"),
+        ({"selection": "top"}, "selection is 'top', expected entropy, surprise, lowest, random or all"),
         ({"enabled": "no"}, "enabled is 'no', expected True or False"),
         ({"success_reward": 0.0}, "success_reward is 0.0, expected more than 0"),
         ({"update": "alternate"}, "update='alternate' is not supported in other trainers"),

@@ -119,7 +119,7 @@ def test_what_needs_a_gpu_says_so_in_one_line(small_config, start, tmp_path, set
 def test_tensor_parallel_wants_vllm_in_a_process(small_config):
     from paw_fast.config.validation import validate
 
-    base = small_config(tensor_parallel=2)
+    base = small_config(tensor_parallel=2, engine="transformers")
     with pytest.raises(UserError, match=r"rollout\.tensor-parallel is 2, expected 1, or --rollout\.engine vllm"):
         validate(base)
     with pytest.raises(UserError, match=r"rollout\.tensor-parallel is given, expected --rollout\.placement process"):
