@@ -88,7 +88,9 @@ def test_a_state_that_is_saved_is_not_saved_again(model, tmp_path, monkeypatch):
     """A signal right after a checkpoint finds nothing to save: replacing it could lose it."""
     saved = []
     save = checkpoints.save_checkpoint
-    monkeypatch.setattr("paw_fast.trainer.save_checkpoint", lambda *args, **kw: saved.append(kw) or save(*args, **kw))
+    monkeypatch.setattr(
+        "paw_fast.distributed.leader.save_checkpoint", lambda *args, **kw: saved.append(kw) or save(*args, **kw)
+    )
     run, step = Trainer.run, tmp_path / "run"
 
     def twice(self):
