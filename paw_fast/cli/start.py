@@ -31,7 +31,7 @@ def start_run(config: TrainConfig, make_on_step: MakeOnStep = lambda run_dir: No
     _check_upload(config)
     choices = choose_here(config)
     config = choices.config
-    check_memory(config)
+    _check_memory(choices)
     before = rollback.look(config.run_dir or Path("runs") / "new")
     run_dir = runs.create_run(config, choices.notes)
     console.say(f"run directory {run_dir}")
@@ -64,7 +64,7 @@ def resume_run(
     choices = choose_here(config)
     config = choices.config
     changes = changes_on_resume(run_dir, begun, config)
-    check_memory(config)
+    _check_memory(choices)
     runs.lock(run_dir)
     try:
         checkpoint = resume_point(run_dir)
@@ -95,6 +95,16 @@ def retrieval_warning(config: TrainConfig) -> str | None:
         "by heart (compare wm/repeated_passage_error and wm/new_passage_error); policies that collapse after a pass "
         "over such text have been reported: --paw.no-enabled leaves the loss out, --paw.lambda-0 lowers it"
     )
+
+
+def _check_memory(choices: Choices) -> None:
+    """Raises `UserError` for a run that does not fit; the settings that were chosen are then said first."""
+    try:
+        check_memory(choices.config)
+    except UserError:
+        if choices.line:
+            console.say(choices.line)
+        raise
 
 
 def choose_here(config: TrainConfig) -> Choices:

