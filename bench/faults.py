@@ -211,7 +211,9 @@ class Faults:
         return self.injected("a reward that is not finite", mode, fault_injections.nan_in_reward)
 
     def environment_fails(self, mode: str) -> Trial:
-        return self.injected("the environment raises an exception", mode, fault_injections.environment_fails)
+        trial = self.injected("the environment raises an exception", mode, fault_injections.environment_fails)
+        trial.traceback = False  # of the environment's code: its author needs it
+        return trial
 
     def out_of_memory(self, mode: str) -> Trial:
         return self.injected("out of memory", mode, fault_injections.out_of_memory, alters=True)
